@@ -1,0 +1,194 @@
+"""The operations that other ZO projects build on; each reads and writes every weight at most once.
+
+`params` is a mapping name -> tensor or an `nn.Module` (its trainable parameters under their canonical names). Tensors are
+float32, bfloat16 or float16, of any size and stride. CPU tensors go to the compiled kernels where they are installed, all
+else to the torch reference; the bits are the same.
+
+Every function raises ValueError, before the first write, for: a dtype or layout it does not support, two parameters that
+share memory or a stream, a coefficient that is not a finite float32, a direction outside [0, 2**32 - 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from blockzo.noise import Noise, check_stream
+from blockzo.ops import backends
+from blockzo.ops.digest import digest
+from blockzo.ops.params import Params, Target, check_finite, check_tensor, targets
+from blockzo.ops.steps import Step, make_step
+from blockzo.record import Record, decay_factor
+
+__all__ = [
+    "digest",
+    "perturb_",
+    "perturbed_copy",
+    "perturbed_rows",
+    "project",
+    "replay_",
+    "shift_",
+    "update_",
+]
+
+
+def perturb_(params: Params, noise: Noise, scale: float, direction: int = 0) -> None:
+    """w <- w + scale * z, in place, one rounding to the storage dtype."""
+    step = make_step(noise, [direction], [scale])
+    for backend, found in backends.split(targets(params)):
+        backend.perturb_(found, step)
+
+
+def shift_(params: Params, noise: Noise, terms: Sequence[tuple[int, float]]) -> None:
+    """w <- w + sum of scale * z over (direction, scale) terms, in one pass: undo one perturbation, apply the next.
+
+    The sum is accumulated in float32 in the order given, and the weight is rounded once.
+    """
+    step = make_step(noise, [d for d, _ in terms], [s for _, s in terms])
+    for backend, found in backends.split(targets(params)):
+        backend.shift_(found, step)
+
+
+def update_(
+    params: Params,
+    noise: Noise,
+    coefficients: Sequence[float],
+    directions: Sequence[int] | None = None,
+    decay: float = 0.0,
+    stochastic_rounding: bool = False,
+) -> None:
+    """w <- w * (1 - decay) - sum_k c_k z_k, accumulated in float32 and rounded once.
+
+    Args:
+        coefficients: K numbers that already hold the learning rate.
+        directions: K directions; 0 .. K-1 where None.
+        decay: learning rate times weight decay (decoupled).
+        stochastic_rounding: round bfloat16 and float16 weights stochastically; float32 weights are not affected.
+    """
+    directions = range(len(coefficients)) if directions is None else directions
+    check_finite("decay", decay)
+    step = make_step(noise, directions, coefficients, decay_factor(decay), stochastic_rounding)
+    for backend, found in backends.split(targets(params)):
+        backend.replay_(found, [step])
+
+
+def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int] | None = None) -> None:
+    """Many updates in one pass over the weights, rounded at every record: the very bits that training gave.
+
+    Args:
+        records: `blockzo.Record`s, in order.
+        layout: canonical parameter name -> number of its block. Needed where records have more than one block.
+    """
+    records = list(records)
+    found = targets(params)
+    blocks = {len(record.blocks) for record in records}
+    if len(blocks) > 1:
+        raise ValueError(f"records have {sorted(blocks)} blocks; expected the same number in each")
+    count = blocks.pop() if blocks else 0
+    if count > 1 and layout is None:
+        raise ValueError(f"records have {count} blocks; pass layout={{parameter name: block}} (blocks.layout, journal.layout)")
+    groups: dict[int, list[Target]] = {}
+    for target in found:
+        block = 0 if count <= 1 else _block_of(target.name, layout or {}, count)
+        groups.setdefault(block, []).append(target)
+    for block, members in groups.items():
+        steps = [record_step(record, block) for record in records]
+        if steps:
+            for backend, part in backends.split(members):
+                backend.replay_(part, steps)
+
+
+def _block_of(name: str, layout: Mapping[str, int], count: int) -> int:
+    block = layout.get(name)
+    if block is None:
+        raise ValueError(f"parameter {name!r} is not in the layout; expected the names that were trained")
+    if not 0 <= block < count:
+        raise ValueError(f"the layout puts {name!r} into block {block}; the records have {count} blocks")
+    return block
+
+
+def record_step(record: Record, block: int) -> Step:
+    part = record.blocks[block]
+    return make_step(
+        Noise(record.seed, record.distribution),
+        part.directions,
+        part.coefficients,
+        decay_factor(part.decay),
+        record.stochastic_rounding,
+    )
+
+
+def project(params_or_delta: Params, noise: Noise, directions: Sequence[int]) -> Tensor:
+    """<delta, z_k> for many directions in one pass, summed over all tensors.
+
+    Returns:
+        float64 tensor of shape [len(directions)] on the CPU. Products and sums are float64 in an order that does not depend
+        on threads or instruction set.
+    """
+    step = make_step(noise, directions, [1.0] * len(directions))
+    totals = [0.0] * len(directions)
+    for target in targets(params_or_delta):
+        # one tensor after the other, so that the order of the sum is the order of the parameters
+        for backend, found in backends.split([target]):
+            totals = [a + b for a, b in zip(totals, backend.project(found, step), strict=True)]
+    return torch.tensor(totals, dtype=torch.float64)
+
+
+def perturbed_copy(
+    source: Tensor,
+    noise: Noise,
+    stream: str | int,
+    scale: float,
+    direction: int = 0,
+    start: int = 0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """source + scale * z into another tensor; `source` is contiguous and begins at index `start` of its logical tensor.
+
+    Args:
+        out: contiguous, as many elements as `source`, float32 or the dtype of `source`; made where None.
+
+    Returns:
+        `out`.
+    """
+    check_tensor(str(stream), source)
+    out = torch.empty_like(source) if out is None else out
+    check_tensor("out", out)
+    if not (source.is_contiguous() and out.is_contiguous()) or out.numel() != source.numel():
+        raise ValueError(
+            f"source {tuple(source.shape)} and out {tuple(out.shape)} must be contiguous and have equally many elements"
+        )
+    if out.device != source.device or out.dtype not in (torch.float32, source.dtype):
+        raise ValueError(
+            f"out is {out.dtype} on {out.device}, source {source.dtype} on {source.device}; "
+            "expected one device, and float32 or the dtype of source"
+        )
+    step = make_step(noise, [direction], [scale])
+    backends.for_tensor(source).perturbed_copy(out, source, start, step, check_stream(stream))
+    return out
+
+
+def perturbed_rows(
+    weight: Tensor, rows: Tensor, noise: Noise, stream: str | int, scale: float, direction: int = 0
+) -> Tensor:
+    """weight[rows] + scale * z of just these rows: noise for an embedding is made only where it is read.
+
+    Args:
+        weight: [n, width], contiguous.
+        rows: integer tensor of any shape, values in [0, n).
+
+    Returns:
+        Tensor of shape rows.shape + [width], dtype of `weight`.
+    """
+    check_tensor(str(stream), weight)
+    if weight.dim() != 2 or not weight.is_contiguous():
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; expected a contiguous [rows, width] tensor")
+    flat = rows.reshape(-1).to(device=weight.device, dtype=torch.int64).contiguous()
+    if flat.numel() and not (0 <= int(flat.min()) and int(flat.max()) < weight.shape[0]):
+        raise ValueError(f"rows span [{int(flat.min())}, {int(flat.max())}]; the weight has {weight.shape[0]} rows")
+    out = torch.empty(flat.numel(), weight.shape[1], dtype=weight.dtype, device=weight.device)
+    step = make_step(noise, [direction], [scale])
+    backends.for_tensor(weight).perturbed_rows(out, weight, flat, step, check_stream(stream))
+    return out.view(*rows.shape, weight.shape[1])

@@ -1,0 +1,140 @@
+"""The operations in plain torch, on any device: the definition that compiled kernels are compared with, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from blockzo.noise import noise_at, noise_range, rounding_bits
+from blockzo.ops.params import Target
+from blockzo.ops.steps import Step
+
+CHUNK = 1 << 20
+PROJECT_CHUNK, PROJECT_LANES = 4096, 16
+
+
+def _chunks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
+    flat = tensor.view(-1)
+    for start in range(0, flat.numel(), CHUNK):
+        yield start, flat[start : start + CHUNK]
+
+
+def _rewrite(tensor: Tensor, change: Callable[[int, Tensor], Tensor]) -> None:
+    """Puts every run of row-major elements through `change(start, values) -> values of the same dtype`."""
+    with torch.no_grad():
+        dense = tensor if tensor.is_contiguous() else tensor.contiguous()
+        for start, part in _chunks(dense):
+            part.copy_(change(start, part))
+        if dense is not tensor:
+            tensor.copy_(dense)
+
+
+def weighted_sum(
+    start: int, count: int, step: Step, stream: int, device: torch.device
+) -> Tensor:
+    """acc = 0; acc = acc + (c_k * z_k) in float32, each operation rounded on its own."""
+    total = torch.zeros(count, dtype=torch.float32, device=device)
+    for direction, coefficient in zip(step.directions, step.coefficients, strict=True):
+        total = total + coefficient * noise_range(start, count, step.seed, step.distribution, stream, direction, device)
+    return total
+
+
+def round_stochastically(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
+    """float32 -> bfloat16 or float16 with 16 random bits an element (docs/noise.md, "Stochastic rounding")."""
+    pattern = value.view(torch.int32)
+    if dtype == torch.bfloat16:
+        moved = ((pattern.long() + bits) & 0xFFFF0000).to(torch.int32).view(torch.float32)
+    else:
+        large = ((pattern.long() + (bits >> 3)) & 0xFFFFE000).to(torch.int32).view(torch.float32)
+        ticks = torch.floor(value.abs() * 2.0**24 + bits.to(torch.float32) * 2.0**-16)
+        small = torch.copysign(ticks * 2.0**-24, value)
+        moved = torch.where(value.abs() >= 2.0**-14, large, small)
+    return torch.where(torch.isfinite(value), moved, value).to(dtype)
+
+
+def perturb_(found: Sequence[Target], step: Step) -> None:
+    """w <- round(w + (c * z)) for one direction."""
+    for target in found:
+        _rewrite(target.tensor, lambda start, part, t=target: _moved(part, start, step, t.stream, part.dtype))
+
+
+def _moved(values: Tensor, start: int, step: Step, stream: int, dtype: torch.dtype) -> Tensor:
+    (direction,), (scale,) = step.directions, step.coefficients
+    z = noise_range(start, values.numel(), step.seed, step.distribution, stream, direction, values.device)
+    return (values.float() + scale * z).to(dtype)
+
+
+def shift_(found: Sequence[Target], step: Step) -> None:
+    """w <- round(w + sum_k c_k z_k), the sum accumulated in float32 from 0."""
+
+    for target in found:
+
+        def change(start: int, part: Tensor, stream: int = target.stream) -> Tensor:
+            return (part.float() + weighted_sum(start, part.numel(), step, stream, part.device)).to(part.dtype)
+
+        _rewrite(target.tensor, change)
+
+
+def replay_(found: Sequence[Target], steps: Sequence[Step]) -> None:
+    """w <- round(w * factor - sum_k c_k z_k) for each step in turn, rounded to storage at every step."""
+    for target in found:
+
+        def change(start: int, part: Tensor, stream: int = target.stream) -> Tensor:
+            for step in steps:
+                value = part.float()
+                if step.factor != 1.0:
+                    value = value * step.factor
+                value = value - weighted_sum(start, part.numel(), step, stream, part.device)
+                if step.stochastic and part.dtype != torch.float32:
+                    bits = rounding_bits(start, part.numel(), step.seed, stream, part.device)
+                    part = round_stochastically(value, part.dtype, bits)
+                else:
+                    part = value.to(part.dtype)
+            return part
+
+        _rewrite(target.tensor, change)
+
+
+def perturbed_copy(out: Tensor, source: Tensor, start: int, step: Step, stream: int) -> None:
+    """out <- round(source + (c * z)); `source` is contiguous and begins at row-major index `start` of its tensor."""
+    flat, result = source.view(-1), out.view(-1)
+    for first in range(0, flat.numel(), CHUNK):
+        part = flat[first : first + CHUNK]
+        result[first : first + CHUNK] = _moved(part, start + first, step, stream, out.dtype)
+
+
+def perturbed_rows(out: Tensor, weight: Tensor, rows: Tensor, step: Step, stream: int) -> None:
+    """out[j] <- round(weight[rows[j]] + (c * z of that row)); `weight` is [n, width], `rows` int64 [m]."""
+    width = weight.shape[1]
+    (direction,), (scale,) = step.directions, step.coefficients
+    index = rows.view(-1, 1) * width + torch.arange(width, device=weight.device)
+    z = noise_at(index.reshape(-1), step.seed, step.distribution, stream, direction).view(index.shape)
+    out.copy_((weight[rows].float() + scale * z).to(out.dtype))
+
+
+def project(found: Sequence[Target], step: Step) -> list[float]:
+    """<delta, z_k> in float64: 16 lanes over chunks of 4,096 elements, chunks added in order, tensors in order."""
+    totals = [0.0] * len(step.directions)
+    for target in found:
+        flat = target.tensor.detach().contiguous().view(-1)
+        for k, direction in enumerate(step.directions):
+            for start in range(0, flat.numel(), CHUNK):
+                part = flat[start : start + CHUNK].double()
+                z = noise_range(start, part.numel(), step.seed, step.distribution, target.stream, direction, part.device)
+                for value in _chunk_sums(part * z.double()):
+                    totals[k] += value
+    return totals
+
+
+def _chunk_sums(products: Tensor) -> list[float]:
+    pad = -products.numel() % PROJECT_CHUNK
+    rows = torch.nn.functional.pad(products, (0, pad)).view(-1, PROJECT_CHUNK // PROJECT_LANES, PROJECT_LANES)
+    lanes = torch.zeros(rows.shape[0], PROJECT_LANES, dtype=torch.float64, device=products.device)
+    for row in rows.unbind(1):
+        lanes = lanes + row
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return [float(value) for value in lanes[:, 0].tolist()]

@@ -1,0 +1,44 @@
+"""What a kernel is told about one step: where the noise is, and the float32 numbers it is multiplied by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blockzo.noise import Noise, check_direction
+from blockzo.ops.params import check_finite
+from blockzo.record import float32
+
+
+@dataclass(frozen=True)
+class Step:
+    """Coefficients are float32 values; `factor` is the float32 `1 - decay`; `stochastic` rounds 16-bit weights so."""
+
+    seed: int
+    distribution: str
+    directions: tuple[int, ...]
+    coefficients: tuple[float, ...]
+    factor: float = 1.0
+    stochastic: bool = False
+
+
+def make_step(
+    noise: Noise,
+    directions: Sequence[int],
+    coefficients: Sequence[float],
+    factor: float = 1.0,
+    stochastic: bool = False,
+) -> Step:
+    if not isinstance(noise, Noise):
+        raise ValueError(f"noise is a {type(noise).__name__}; expected blockzo.Noise(seed, distribution)")
+    if len(directions) != len(coefficients):
+        raise ValueError(f"{len(coefficients)} coefficients for {len(directions)} directions; expected one each")
+    numbers = tuple(check_finite("a coefficient", float32(float(c))) for c in coefficients)
+    return Step(
+        noise.seed,
+        noise.distribution,
+        tuple(check_direction(int(d)) for d in directions),
+        numbers,
+        check_finite("the decay factor", factor),
+        stochastic,
+    )
