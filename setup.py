@@ -1,0 +1,178 @@
+"""Builds `blockzo._native` with any C++17 compiler and pybind11; without a compiler the install is pure Python.
+
+Environment: CXX, CXXFLAGS, LDFLAGS as usual; BLOCKZO_REQUIRE_NATIVE=1 turns a failed build into a failed install.
+What happened is written to `blockzo/_build.json` (read by `blockzo env`), as pip hides the output of builds that succeed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+NAME = "blockzo._native"
+# One file an instruction set, chosen at run time: no -m flags here, or a wheel built on a new CPU would crash an old one.
+# Without -ffp-contract=off the compiler fuses multiply and add, and the noise changes its bits.
+FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-Wall"]
+
+
+def sources() -> list[str]:
+    found = [*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "csrc" / "bindings.cpp"]
+    return [path.relative_to(ROOT).as_posix() for path in found if path.is_file()]
+
+
+class NativeError(Exception):
+    """Why there is no native extension."""
+
+
+def compiler() -> list[str]:
+    """The C++ compiler as a command; CXX is final where it is set."""
+    given = os.environ.get("CXX")
+    candidates = [given] if given else [sysconfig.get_config_var("CXX") or "", "c++", "g++", "clang++"]
+    for candidate in candidates:
+        command = shlex.split(candidate)
+        if command and shutil.which(command[0]):
+            return command
+    raise NativeError(f"no C++ compiler found (tried {', '.join(c for c in candidates if c)})")
+
+
+def run(command: list[str]) -> str:
+    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if result.returncode:
+        raise NativeError(f"`{shlex.join(command)}` ended with status {result.returncode}\n{result.stdout[-4000:]}")
+    return result.stdout
+
+
+def shared_flags() -> list[str]:
+    return ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+
+
+def thread_flags(cxx: list[str]) -> list[str]:
+    """-fopenmp where the compiler can compile and link it, else plain threads."""
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder, "probe.cpp")
+        probe.write_text("#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n")
+        try:
+            run([*cxx, "-fPIC", "-fopenmp", *shared_flags(), str(probe), "-o", str(Path(folder, "probe.so"))])
+        except NativeError:
+            return ["-pthread"]
+    return ["-fopenmp"]
+
+
+def find_ninja() -> str | None:
+    beside = Path(sys.executable).parent / "ninja"
+    return shutil.which("ninja") or (str(beside) if beside.is_file() else None)
+
+
+def ninja_escape(text: str) -> str:
+    return text.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def compile_with_ninja(ninja: str, folder: Path, command: list[str], pairs: list[tuple[str, str]]) -> None:
+    """Recompiles only what changed, headers included."""
+    lines = [
+        "rule cxx",
+        f"  command = {shlex.join(command).replace('$', '$$')} -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+    lines += [f"build {ninja_escape(target)}: cxx {ninja_escape(source)}" for source, target in pairs]
+    file = folder / "build.ninja"
+    file.write_text("\n".join(lines) + "\n")
+    run([ninja, "-f", str(file), f"-j{max(2, os.cpu_count() or 1)}"])
+
+
+class BuildNative(build_ext):
+    """Every source on its own, side by side; the result is linked to a new file, never over one that may be in use."""
+
+    def run(self) -> None:
+        self.report: dict[str, object] = {"native": False, "reason": None}
+        stale = [Path(self.build_lib, "blockzo").glob("_native*")]
+        if self.inplace:
+            stale.append((ROOT / "blockzo").glob("_native*"))
+        for path in [p for found in stale for p in found]:
+            path.unlink()
+        try:
+            super().run()
+        except NativeError as error:
+            if os.environ.get("BLOCKZO_REQUIRE_NATIVE", "0") not in ("", "0"):
+                raise SystemExit(failure(error)) from None
+            self.report["reason"] = str(error)
+            print(warning(error), file=sys.stderr, flush=True)
+        for folder in [Path(self.build_lib, "blockzo"), *([ROOT / "blockzo"] if self.inplace else [])]:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "_build.json").write_text(json.dumps(self.report, indent=1) + "\n")
+
+    def build_extension(self, ext: Extension) -> None:
+        if os.name != "posix":
+            raise NativeError("the kernels are written for g++ and clang++ on Linux and macOS")
+        if not any(source.startswith("csrc/cpu/") for source in ext.sources):
+            raise NativeError("csrc/cpu holds no sources; the source tree is not complete")
+        try:
+            import pybind11
+        except ImportError as error:
+            raise NativeError(f"pybind11 is not installed ({error})") from None
+        cxx = compiler()
+        identity = run([*cxx, "--version"]).strip().splitlines()
+        includes = [ROOT / "csrc" / "include", ROOT / "csrc" / "cpu", pybind11.get_include(), sysconfig.get_paths()["include"]]
+        threads = thread_flags(cxx)
+        flags = [*FLAGS, *threads, *(f"-I{path}" for path in includes), *shlex.split(os.environ.get("CXXFLAGS", ""))]
+        folder = Path(self.build_temp).resolve() / "native"
+        folder.mkdir(parents=True, exist_ok=True)
+        pairs = [(str(ROOT / source), str(folder / (source.replace("/", "-") + ".o"))) for source in ext.sources]
+        ninja = find_ninja()
+        if ninja:
+            compile_with_ninja(ninja, folder, [*cxx, *flags], pairs)
+        else:
+            with ThreadPoolExecutor(max_workers=2) as pool:
+                list(pool.map(lambda pair: run([*cxx, *flags, "-c", pair[0], "-o", pair[1]]), pairs))
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link = shlex.split(os.environ.get("LDFLAGS", ""))
+        run([*cxx, *shared_flags(), *(o for _, o in pairs), *threads, *link, "-o", str(target.resolve())])
+        self.report.update(
+            native=True, compiler=identity[0] if identity else " ".join(cxx), flags=[*FLAGS, *threads], ninja=bool(ninja)
+        )
+
+
+class BuildPython(build_py):
+    """Starts from an empty folder: modules deleted since the last build must not be shipped."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "blockzo"), ignore_errors=True)
+        super().run()
+
+
+ADVICE = """Install a C++17 compiler (Debian: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install;
+or point CXX at one) and run: pip install --force-reinstall --no-deps --no-cache-dir blockzo (or . in a checkout)."""
+
+
+def failure(error: NativeError) -> str:
+    return f"\nblockzo: the native kernels could not be built and BLOCKZO_REQUIRE_NATIVE is set.\n{error}\n{ADVICE}\n"
+
+
+def warning(error: NativeError) -> str:
+    bar = "*" * 100
+    return (
+        f"\n{bar}\nWARNING: blockzo is being installed WITHOUT its native kernels. It works, many times slower.\n"
+        f"{error}\n{ADVICE}\n`blockzo env` shows this again.\n{bar}\n"
+    )
+
+
+setup(
+    ext_modules=[Extension(NAME, sources(), language="c++", optional=True)],
+    cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
+)
