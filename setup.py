@@ -1,7 +1,7 @@
 """Builds `blockzo._native` with any C++17 compiler and pybind11; without a compiler the install is pure Python.
 
 Environment: CXX, CXXFLAGS, LDFLAGS as usual; BLOCKZO_REQUIRE_NATIVE=1 turns a failed build into a failed install.
-What happened is written to `blockzo/_build.json` (read by `blockzo env`), as pip hides the output of builds that succeed.
+What happened is written to `blockzo/_build.json` (`blockzo env` shows it), as pip hides the output of good builds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 NAME = "blockzo._native"
-# One file an instruction set, chosen at run time: no -m flags here, or a wheel built on a new CPU would crash an old one.
+# Instruction sets are chosen at run time: no -m flags, or a wheel built on a new CPU would crash an old one.
 # Without -ffp-contract=off the compiler fuses multiply and add, and the noise changes its bits.
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-Wall"]
 
@@ -49,7 +49,9 @@ def compiler() -> list[str]:
 
 
 def run(command: list[str]) -> str:
-    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    result = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
     if result.returncode:
         raise NativeError(f"`{shlex.join(command)}` ended with status {result.returncode}\n{result.stdout[-4000:]}")
     return result.stdout
@@ -126,7 +128,12 @@ class BuildNative(build_ext):
             raise NativeError(f"pybind11 is not installed ({error})") from None
         cxx = compiler()
         identity = run([*cxx, "--version"]).strip().splitlines()
-        includes = [ROOT / "csrc" / "include", ROOT / "csrc" / "cpu", pybind11.get_include(), sysconfig.get_paths()["include"]]
+        includes = [
+            ROOT / "csrc" / "include",
+            ROOT / "csrc" / "cpu",
+            pybind11.get_include(),
+            sysconfig.get_paths()["include"],
+        ]
         threads = thread_flags(cxx)
         flags = [*FLAGS, *threads, *(f"-I{path}" for path in includes), *shlex.split(os.environ.get("CXXFLAGS", ""))]
         folder = Path(self.build_temp).resolve() / "native"
@@ -143,7 +150,10 @@ class BuildNative(build_ext):
         link = shlex.split(os.environ.get("LDFLAGS", ""))
         run([*cxx, *shared_flags(), *(o for _, o in pairs), *threads, *link, "-o", str(target.resolve())])
         self.report.update(
-            native=True, compiler=identity[0] if identity else " ".join(cxx), flags=[*FLAGS, *threads], ninja=bool(ninja)
+            native=True,
+            compiler=identity[0] if identity else " ".join(cxx),
+            flags=[*FLAGS, *threads],
+            ninja=bool(ninja),
         )
 
 
@@ -156,12 +166,15 @@ class BuildPython(build_py):
         super().run()
 
 
-ADVICE = """Install a C++17 compiler (Debian: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install;
-or point CXX at one) and run: pip install --force-reinstall --no-deps --no-cache-dir blockzo (or . in a checkout)."""
+ADVICE = """Install a C++17 compiler (Debian: apt-get install g++, Fedora: dnf install gcc-c++, macOS: xcode-select
+--install) or set CXX to one, then: pip install --force-reinstall --no-deps --no-cache-dir blockzo (a checkout: .)."""
 
 
 def failure(error: NativeError) -> str:
-    return f"\nblockzo: the native kernels could not be built and BLOCKZO_REQUIRE_NATIVE is set.\n{error}\n{ADVICE}\n"
+    return (
+        f"\nblockzo: the native kernels could not be built and BLOCKZO_REQUIRE_NATIVE is set.\n{error}\n{ADVICE}\n"
+        "Without BLOCKZO_REQUIRE_NATIVE the install goes on in pure Python, many times slower.\n"
+    )
 
 
 def warning(error: NativeError) -> str:

@@ -1,4 +1,4 @@
-"""pytest plugin: with --no-skips a skipped test fails the run. CI has everything the tests need; a skip there hides a hole."""
+"""pytest plugin: with --no-skips a skipped test fails the run, as CI has everything that the tests need."""
 
 from __future__ import annotations
 
