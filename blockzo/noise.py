@@ -122,7 +122,13 @@ def gaussian_word(index: Tensor, seed: int, stream: int, direction: int) -> Tens
 
 
 def noise_range(
-    start: int, count: int, seed: int, distribution: str, stream: int, direction: int, device: torch.device | str = "cpu"
+    start: int,
+    count: int,
+    seed: int,
+    distribution: str,
+    stream: int,
+    direction: int,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """float32 noise of `count` consecutive indices from `start`: whole Philox blocks are made once and expanded."""
     width = 128 if distribution == "rademacher" else 8

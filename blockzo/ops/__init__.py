@@ -88,7 +88,9 @@ def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int]
         raise ValueError(f"records have {sorted(blocks)} blocks; expected the same number in each")
     count = blocks.pop() if blocks else 0
     if count > 1 and layout is None:
-        raise ValueError(f"records have {count} blocks; pass layout={{parameter name: block}} (blocks.layout, journal.layout)")
+        raise ValueError(
+            f"records have {count} blocks; pass layout={{parameter name: block}} (blocks.layout, journal.layout)"
+        )
     groups: dict[int, list[Target]] = {}
     for target in found:
         block = 0 if count <= 1 else _block_of(target.name, layout or {}, count)

@@ -34,5 +34,5 @@ def tensor_hash(tensor: Tensor) -> str:
     hasher = hashlib.sha256()
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
     for start in range(0, flat.numel(), _PIECE):
-        hasher.update(memoryview(flat[start : start + _PIECE].cpu().numpy()))
+        hasher.update(flat[start : start + _PIECE].cpu().numpy().data)
     return hasher.hexdigest()

@@ -27,7 +27,9 @@ class Target:
 def named_tensors(params: Params, trainable_only: bool = True) -> dict[str, Tensor]:
     """Canonical name -> tensor; a tied tensor appears once, under the first of its names."""
     if isinstance(params, nn.Module):
-        pairs = [(n, p) for n, p in params.named_parameters() if p.requires_grad or not trainable_only]
+        pairs: list[tuple[str, Tensor]] = [
+            (n, p) for n, p in params.named_parameters() if p.requires_grad or not trainable_only
+        ]
     elif isinstance(params, Mapping):
         pairs = list(params.items())
     else:
@@ -77,9 +79,13 @@ def check_tensor(name: str, tensor: Tensor) -> None:
             "(convert it, or freeze it with requires_grad_(False))"
         )
     if tensor.layout != torch.strided or tensor.is_meta:
-        raise ValueError(f"parameter {name!r} is {tensor.layout} on {tensor.device}; expected a strided tensor in memory")
+        raise ValueError(
+            f"parameter {name!r} is {tensor.layout} on {tensor.device}; expected a strided tensor in memory"
+        )
     if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        raise ValueError(f"parameter {name!r} is an expanded view whose elements share memory; pass the tensor it expands")
+        raise ValueError(
+            f"parameter {name!r} is an expanded view whose elements share memory; pass the tensor it expands"
+        )
 
 
 def check_disjoint(found: list[Target]) -> None:
@@ -91,7 +97,9 @@ def check_disjoint(found: list[Target]) -> None:
     )
     for (_, end, name), (begin, _, other) in zip(ranges, ranges[1:], strict=False):
         if begin < end:
-            raise ValueError(f"parameters {name!r} and {other!r} overlap in memory; pass the tensor that holds both, once")
+            raise ValueError(
+                f"parameters {name!r} and {other!r} overlap in memory; pass the tensor that holds both, once"
+            )
 
 
 def check_finite(what: str, value: float) -> float:

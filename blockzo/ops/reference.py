@@ -31,9 +31,7 @@ def _rewrite(tensor: Tensor, change: Callable[[int, Tensor], Tensor]) -> None:
             tensor.copy_(dense)
 
 
-def weighted_sum(
-    start: int, count: int, step: Step, stream: int, device: torch.device
-) -> Tensor:
+def weighted_sum(start: int, count: int, step: Step, stream: int, device: torch.device) -> Tensor:
     """acc = 0; acc = acc + (c_k * z_k) in float32, each operation rounded on its own."""
     total = torch.zeros(count, dtype=torch.float32, device=device)
     for direction, coefficient in zip(step.directions, step.coefficients, strict=True):
@@ -57,7 +55,11 @@ def round_stochastically(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Ten
 def perturb_(found: Sequence[Target], step: Step) -> None:
     """w <- round(w + (c * z)) for one direction."""
     for target in found:
-        _rewrite(target.tensor, lambda start, part, t=target: _moved(part, start, step, t.stream, part.dtype))
+
+        def change(start: int, part: Tensor, stream: int = target.stream) -> Tensor:
+            return _moved(part, start, step, stream, part.dtype)
+
+        _rewrite(target.tensor, change)
 
 
 def _moved(values: Tensor, start: int, step: Step, stream: int, dtype: torch.dtype) -> Tensor:
@@ -122,7 +124,9 @@ def project(found: Sequence[Target], step: Step) -> list[float]:
         for k, direction in enumerate(step.directions):
             for start in range(0, flat.numel(), CHUNK):
                 part = flat[start : start + CHUNK].double()
-                z = noise_range(start, part.numel(), step.seed, step.distribution, target.stream, direction, part.device)
+                z = noise_range(
+                    start, part.numel(), step.seed, step.distribution, target.stream, direction, part.device
+                )
                 for value in _chunk_sums(part * z.double()):
                     totals[k] += value
     return totals
