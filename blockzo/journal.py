@@ -1,0 +1,265 @@
+"""The journal: an append-only file of step records from which anyone can rebuild the trained weights (docs/journal.md)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from blockzo import journal_format as fmt
+from blockzo.journal_format import JournalError
+from blockzo.noise import CONTRACT
+from blockzo.record import Record
+
+__all__ = ["Journal", "JournalError"]
+
+
+class Journal:
+    """Records of one run. Made by `create`, `resume` (both may append) or `open` (reads only).
+
+    Attributes: `path`, `base_digest` (of the weights it begins at, or None), `layout` (parameter name -> block), `metadata`
+    (settings), `exact` (False where losses were evaluated in place, so that replay is approximate), `finished`,
+    `final_digest` (of the weights after the last record, once finished), `dropped` (bytes of a torn last record, removed).
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], parsed: fmt.Parsed, file: int | None) -> None:
+        self.path = path
+        self.base_digest: str | None = header["base_digest"]
+        self.layout: dict[str, int] = header["layout"]
+        self.metadata: dict[str, Any] = header["metadata"]
+        self.exact: bool = header["exact"]
+        self.final_digest: str | None = None
+        self.finished = False
+        self.dropped = parsed.torn
+        self._records: list[Record] = []
+        self._file = file
+        self._end = parsed.end
+        self._chain = parsed.chain
+        for kind, body in parsed.frames:
+            self._take(kind, body)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        base_digest: str | None = None,
+        layout: Mapping[str, int] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        exact: bool = True,
+    ) -> Journal:
+        """A new journal; its header is complete on disk, under its name, or the file does not exist.
+
+        Args:
+            base_digest: `blockzo.digest(model)` of the weights that training starts from.
+            layout: `blocks.layout`.
+            metadata: anything JSON can hold: settings, data digest, model name.
+            exact: False for in-place evaluation.
+
+        Raises:
+            JournalError: the file exists, or cannot be written.
+        """
+        path = Path(path)
+        header = {
+            "contract": CONTRACT,
+            "base_digest": base_digest,
+            "layout": dict(layout or {}),
+            "metadata": dict(metadata or {}),
+            "exact": exact,
+        }
+        data = fmt.encode_header(header)
+        temporary = path.with_name(path.name + f".{os.getpid()}.new")
+        try:
+            with open(temporary, "xb") as new:
+                new.write(data)
+                new.flush()
+                os.fsync(new.fileno())
+            os.link(temporary, path)  # unlike a rename, refuses to replace a journal
+        except FileExistsError:
+            raise JournalError(f"{path} exists; resume it, or choose another path") from None
+        except OSError as error:
+            raise JournalError(f"cannot create {path}: {error.strerror}; choose a place that can be written") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+        return cls.resume(path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Journal:
+        """Reads a journal; a torn last record (a write that was cut) is left out, and `dropped` says so.
+
+        Raises:
+            JournalError: not a journal, or damaged anywhere else.
+        """
+        path = Path(path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise JournalError(f"cannot read {path}: {error.strerror}") from error
+        return cls._parse(path, data, None)
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str]) -> Journal:
+        """Opens a journal for more records; a torn last record is cut off. One process at a time.
+
+        Raises:
+            JournalError: as `open`, or another process is writing the journal.
+        """
+        path = Path(path)
+        try:
+            file = os.open(path, os.O_RDWR)
+        except OSError as error:
+            raise JournalError(f"cannot open {path} for writing: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise JournalError(f"another process is writing {path}; wait for it or stop it") from None
+            journal = cls._parse(path, _read_all(file), file)
+            if journal.dropped:
+                os.ftruncate(file, journal._end)
+                os.fsync(file)
+            return journal
+        except BaseException:
+            os.close(file)
+            raise
+
+    @classmethod
+    def _parse(cls, path: Path, data: bytes, file: int | None) -> Journal:
+        try:
+            header, parsed = fmt.parse(data)
+            return cls(path, header, parsed, file)
+        except JournalError as error:
+            raise JournalError(f"{path}: {error}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise JournalError(f"{path}: a record does not make sense ({error}); the file is damaged") from error
+
+    def _take(self, kind: int, body: bytes) -> None:
+        if self.finished:
+            raise JournalError("there is a record after the end of the run; the file is damaged")
+        if kind == fmt.STEP:
+            record = fmt.decode_record(body)
+            if record.step != len(self._records):
+                raise JournalError(f"record {len(self._records)} holds step {record.step}; the file is damaged")
+            if self._records and len(record.blocks) != len(self._records[0].blocks):
+                raise JournalError(f"step {record.step} has another number of blocks; the file is damaged")
+            self._records.append(record)
+        elif kind == fmt.DIGEST:
+            step, digest = fmt.decode_digest(body)
+            if not self._records or step != len(self._records) - 1:
+                raise JournalError(
+                    f"a digest of step {step} follows step {len(self._records) - 1}; the file is damaged"
+                )
+            self._records[-1] = replace(self._records[-1], digest=digest)
+        elif kind == fmt.FINISH:
+            step, digest = fmt.decode_digest(body)
+            if step != len(self._records):
+                raise JournalError(
+                    f"the end names {step} steps, the file holds {len(self._records)}; the file is damaged"
+                )
+            self.finished, self.final_digest = True, digest
+        else:
+            raise JournalError(f"a record has the unknown kind {kind}; it was written by a newer blockzo")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def records(self) -> list[Record]:
+        """All records, in order of their steps."""
+        return list(self._records)
+
+    def append(self, record: Record) -> None:
+        """Writes one record and returns when it is on disk; where that fails the file is as before.
+
+        Raises:
+            JournalError: not the next step, the journal is finished or read-only, or the disk is full.
+        """
+        if record.step != len(self._records):
+            raise JournalError(f"the record holds step {record.step}; {self.path} expects step {len(self._records)}")
+        if self._records and len(record.blocks) != len(self._records[0].blocks):
+            raise JournalError(
+                f"the record has {len(record.blocks)} blocks; earlier ones have {len(self._records[0].blocks)}"
+            )
+        self._write(fmt.STEP, fmt.encode_record(record))
+        if record.digest is not None:
+            self._write(fmt.DIGEST, fmt.encode_digest(record.step, record.digest))
+
+    def add_digest(self, digest: str) -> None:
+        """Notes the digest of the weights after the last record, so that a replay can be checked half-way."""
+        self._write(fmt.DIGEST, fmt.encode_digest(len(self._records) - 1, digest))
+
+    def finish(self, digest: str) -> None:
+        """Ends the run: `digest` is of the weights after the last record. Nothing can be appended afterwards."""
+        self._write(fmt.FINISH, fmt.encode_digest(len(self._records), digest))
+
+    def verify(self) -> None:
+        """Reads the file again and checks every byte of it.
+
+        Raises:
+            JournalError: damaged, torn, changed since it was opened, or not finished.
+        """
+        again = Journal.open(self.path)
+        if again.dropped:
+            raise JournalError(
+                f"{self.path} ends in the middle of a record ({again.dropped} bytes); resume it to cut them off"
+            )
+        if again._records != self._records or again.finished != self.finished:
+            raise JournalError(f"{self.path} was changed since it was opened; open it again")
+        if not self.finished:
+            raise JournalError(f"{self.path} is not finished: it holds {len(self)} steps and no end; resume the run")
+
+    def _write(self, kind: int, body: bytes) -> None:
+        if self._file is None:
+            raise JournalError(f"{self.path} is open for reading; use Journal.resume to append")
+        if self.finished:
+            raise JournalError(f"{self.path} is finished; nothing can be appended")
+        frame, chain = fmt.encode_frame(kind, body, self._chain)
+        try:
+            written = 0
+            while written < len(frame):
+                written += os.pwrite(self._file, frame[written:], self._end + written)
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            raise JournalError(
+                f"cannot write {self.path}: {error.strerror}; the journal holds {len(self)} steps and is valid: "
+                "free some space and resume"
+            ) from error
+        self._end += len(frame)
+        self._chain = chain
+        self._take(kind, body)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _read_all(file: int) -> bytes:
+    size = os.fstat(file).st_size
+    data = b""
+    while len(data) < size:
+        part = os.pread(file, size - len(data), len(data))
+        if not part:
+            break
+        data += part
+    return data
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

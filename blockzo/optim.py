@@ -1,0 +1,249 @@
+"""What a user holds: an optimiser that takes a batch and does one zeroth-order step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from blockzo import ops
+from blockzo.blocks import Blocks
+from blockzo.estimators import Method, MeZO, Scalars, default_blocks
+from blockzo.evaluate import Evaluation, InPlaceExecutor, LossFunction, PerturbedExecutor, hugging_face_loss
+from blockzo.journal import Journal, JournalError
+from blockzo.noise import Noise, check_seed
+from blockzo.ops.params import named_tensors, targets
+from blockzo.record import BlockUpdate, Record, float32
+
+Rate = float | Sequence[float] | Callable[[int], float | Sequence[float]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step.
+
+    `loss` is the mean of the tree's losses (they lie around the unmoved loss); `losses` are the leaves in order; `scalars` the
+    estimated slope along each direction, for each block; `forwards` the number of losses; `flops` forward FLOPs as counted
+    while running; `record` what was applied.
+    """
+
+    loss: float
+    scalars: Scalars
+    losses: tuple[float, ...]
+    seed: int
+    forwards: int
+    flops: int
+    record: Record
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of one step: SplitMix64 (Steele et al., OOPSLA 2014) of the run's seed; distinct steps get distinct seeds."""
+    mask = (1 << 64) - 1
+
+    def mix(z: int) -> int:
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        return z ^ (z >> 31)
+
+    return mix((mix(seed) + step * 0x9E3779B97F4A7C15) & mask)
+
+
+class ZO:
+    """Zeroth-order optimiser.
+
+    Args:
+        model: its trainable parameters are float32, bfloat16 or float16.
+        loss_fn: (model, batch) -> tensor with one element. May be stopped by an exception that passes through it.
+            Where None: `model(**batch).loss`.
+        method: MeZO(), SPSA(n), SPZO(outer, inner, variant), OneSided(n), FZOO(n) or Tree(levels).
+        blocks: Blocks(model, boundaries). Where None: in half for methods that need two blocks, else one block.
+        lr: learning rate; one a block; or a function step -> either.
+        eps: size of the perturbation; one number or one a block.
+        distribution: "rademacher" or "gaussian".
+        seed: of the run, in [0, 2**64); step t uses `step_seed(seed, t)`.
+        weight_decay: decoupled; a step multiplies weights by 1 - lr * weight_decay.
+        stochastic_rounding: for bfloat16 and float16 weights.
+        journal: `Journal.create(...)` or `Journal.resume(...)`; every step is on disk before it is applied. Steps it already
+            holds are replayed at once.
+        evaluate: "perturbed" (weights are not written to evaluate a loss) or "in_place" (written and restored: not exact, so the
+            journal must be one made with exact=False).
+
+    Raises:
+        ValueError: the settings do not fit each other or the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction | None = None,
+        method: Method | None = None,
+        blocks: Blocks | None = None,
+        lr: Rate = 1e-6,
+        eps: float | Sequence[float] = 1e-3,
+        distribution: str = "rademacher",
+        seed: int = 0,
+        weight_decay: float = 0.0,
+        stochastic_rounding: bool = False,
+        journal: Journal | None = None,
+        evaluate: str = "perturbed",
+    ) -> None:
+        self.model = model
+        self.loss_fn = loss_fn or hugging_face_loss
+        self.method: Method = method or MeZO()
+        self.blocks = blocks or default_blocks(model, self.method)
+        if self.blocks.model is not model:
+            raise ValueError("blocks were cut from another model; expected Blocks of the model that is trained")
+        if evaluate not in ("perturbed", "in_place"):
+            raise ValueError(f'evaluate is {evaluate!r}; expected "perturbed" or "in_place"')
+        if not targets(model):
+            raise ValueError("the model has no trainable parameter; expected one with requires_grad")
+        self.tree = self.method.tree(len(self.blocks))
+        self.lr = lr
+        self.eps = _per_block("eps", eps, len(self.blocks))
+        if any(e <= 0 or float32(e) == 0 for e in self.eps):
+            raise ValueError(f"eps is {eps}; expected a positive number")
+        self.distribution = Noise(0, distribution).distribution
+        self.seed = check_seed(seed)
+        self.weight_decay = float(weight_decay)
+        self.stochastic_rounding = stochastic_rounding
+        self.evaluate = evaluate
+        self.step_number = 0
+        self.journal = journal
+        self._unused_checked = False
+        self.rates(0)
+        if journal is not None:
+            self._attach(journal)
+
+    def rates(self, step: int) -> list[float]:
+        """Learning rate of each block at a step."""
+        value = self.lr(step) if callable(self.lr) else self.lr
+        return _per_block("lr", value, len(self.blocks))
+
+    def step(self, batch: Any) -> StepResult:
+        """Estimates on the batch, writes the record to the journal, updates the weights."""
+        if self.evaluate == "in_place":
+            return self._step_in_place(batch)
+        result = self._estimate(batch)
+        self._commit(result.record)
+        self.apply(result.record)
+        return result
+
+    def estimate(self, batch: Any) -> Record:
+        """The record of a step at the current weights, without applying it."""
+        return self._estimate(batch).record
+
+    def apply(self, record: Record) -> None:
+        """Applies a record (its step must be the next one); the same bits as training's own update."""
+        self.replay([record])
+
+    def replay(self, records: Sequence[Record]) -> None:
+        """Applies consecutive records in one pass over the weights."""
+        for number, record in enumerate(records, self.step_number):
+            if record.step != number:
+                raise ValueError(f"the record holds step {record.step}; expected step {number}, the next one")
+            if len(record.blocks) != len(self.blocks):
+                raise ValueError(f"the record has {len(record.blocks)} blocks, the model {len(self.blocks)}")
+        ops.replay_(self.model, records, self.blocks.layout)
+        self.step_number += len(records)
+
+    def _estimate(self, batch: Any) -> StepResult:
+        noise = Noise(step_seed(self.seed, self.step_number), self.distribution)
+        if self.evaluate == "perturbed":
+            found = PerturbedExecutor(self.blocks, noise, self.eps).run(
+                self.tree, lambda: self.loss_fn(self.model, batch)
+            )
+        else:
+            executor = InPlaceExecutor(self.blocks, noise, self.eps)
+            found = executor.run(self.tree, lambda: self.loss_fn(self.model, batch))
+            executor.restore()
+        return self._result(noise, found)
+
+    def _step_in_place(self, batch: Any) -> StepResult:
+        noise = Noise(step_seed(self.seed, self.step_number), self.distribution)
+        executor = InPlaceExecutor(self.blocks, noise, self.eps)
+        found = executor.run(self.tree, lambda: self.loss_fn(self.model, batch))
+        try:
+            result = self._result(noise, found)
+            self._commit(result.record)
+        except BaseException:
+            executor.restore()
+            raise
+        executor.finish(result.record.blocks, self.stochastic_rounding)
+        self.step_number += 1
+        return result
+
+    def _result(self, noise: Noise, found: Evaluation) -> StepResult:
+        self._check_used(found)
+        scalars = self.method.scalars(found.losses, self.eps)
+        rates = self.rates(self.step_number)
+        updates = tuple(
+            BlockUpdate(
+                tuple(block),
+                tuple(lr * s for s in block.values()),
+                lr=lr,
+                eps=eps,
+                decay=lr * self.weight_decay,
+            )
+            for block, lr, eps in zip(scalars, rates, self.eps, strict=True)
+        )
+        losses = tuple(float32(loss) for loss in found.losses)
+        record = Record(
+            self.step_number,
+            noise.seed,
+            self.distribution,
+            updates,
+            losses,
+            stochastic_rounding=self.stochastic_rounding,
+        )
+        return StepResult(
+            math.fsum(losses) / len(losses), scalars, losses, noise.seed, len(losses), found.flops, record
+        )
+
+    def _check_used(self, found: Evaluation) -> None:
+        if self._unused_checked:
+            return
+        self._unused_checked = True
+        unused = [name for name, tensor in named_tensors(self.model).items() if id(tensor) not in found.used]
+        if unused:
+            warnings.warn(
+                f"{len(unused)} trainable parameters are not used by the loss ({', '.join(unused[:3])}"
+                f"{', ...' if len(unused) > 3 else ''}); updates would only add noise to them: freeze them with "
+                "requires_grad_(False)",
+                stacklevel=4,
+            )
+
+    def _commit(self, record: Record) -> None:
+        if self.journal is not None:
+            self.journal.append(record)
+
+    def _attach(self, journal: Journal) -> None:
+        if journal.layout != self.blocks.layout:
+            raise JournalError(
+                "the journal's layout (parameter -> block) is not that of this model and its blocks; "
+                "create it with layout=blocks.layout, or cut the model as the journal says"
+            )
+        if journal.exact and self.evaluate == "in_place":
+            raise JournalError(
+                "in-place evaluation does not restore weights exactly, so replay cannot give training's bits; "
+                'create the journal with exact=False, or use evaluate="perturbed"'
+            )
+        if journal.base_digest is not None:
+            found = ops.digest(self.model)
+            if found != journal.base_digest:
+                raise JournalError(
+                    f"the journal begins at weights {journal.base_digest}, this model has {found}; load the base model it names"
+                )
+        self.replay(journal.records())
+
+
+def _per_block(what: str, value: float | Sequence[float], blocks: int) -> list[float]:
+    values = [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * blocks  # type: ignore[arg-type]
+    if len(values) != blocks:
+        raise ValueError(f"{what} has {len(values)} entries for {blocks} blocks; expected one number or one a block")
+    if not all(math.isfinite(v) and v >= 0 for v in values):
+        raise ValueError(f"{what} is {value}; expected finite numbers that are not negative")
+    return values
