@@ -73,11 +73,6 @@ def thread_flags(cxx: list[str]) -> list[str]:
     return ["-fopenmp"]
 
 
-def find_ninja() -> str | None:
-    beside = Path(sys.executable).parent / "ninja"
-    return shutil.which("ninja") or (str(beside) if beside.is_file() else None)
-
-
 def ninja_escape(text: str) -> str:
     return text.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
@@ -101,11 +96,10 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         self.report: dict[str, object] = {"native": False, "reason": None}
-        stale = [Path(self.build_lib, "blockzo").glob("_native*")]
-        if self.inplace:
-            stale.append((ROOT / "blockzo").glob("_native*"))
-        for path in [p for found in stale for p in found]:
-            path.unlink()
+        # setuptools clears `inplace` while it builds, and a failure leaves it so
+        folders = [Path(self.build_lib, "blockzo"), *([ROOT / "blockzo"] if self.inplace else [])]
+        for stale in [path for folder in folders for path in folder.glob("_native*")]:
+            stale.unlink()
         try:
             super().run()
         except NativeError as error:
@@ -113,7 +107,7 @@ class BuildNative(build_ext):
                 raise SystemExit(failure(error)) from None
             self.report["reason"] = str(error)
             print(warning(error), file=sys.stderr, flush=True)
-        for folder in [Path(self.build_lib, "blockzo"), *([ROOT / "blockzo"] if self.inplace else [])]:
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "_build.json").write_text(json.dumps(self.report, indent=1) + "\n")
 
@@ -139,7 +133,7 @@ class BuildNative(build_ext):
         folder = Path(self.build_temp).resolve() / "native"
         folder.mkdir(parents=True, exist_ok=True)
         pairs = [(str(ROOT / source), str(folder / (source.replace("/", "-") + ".o"))) for source in ext.sources]
-        ninja = find_ninja()
+        ninja = shutil.which("ninja")
         if ninja:
             compile_with_ninja(ninja, folder, [*cxx, *flags], pairs)
         else:

@@ -14,6 +14,8 @@ if [ ! -x "$venv/bin/python" ]; then
     "$python" -m venv "$venv" || { echo "python3 -m venv failed (Debian: apt-get install python3-venv)" >&2; exit 1; }
 fi
 py="$venv/bin/python"
+venv_bin="$(cd "$venv/bin" && pwd)"
+export PATH="$venv_bin:$PATH" # ninja, once it is installed
 
 digest() { "$py" -c '
 import hashlib, pathlib, sys
