@@ -1,0 +1,5 @@
+"""`python -m blockzo` is `blockzo`."""
+
+from blockzo.cli import main
+
+main()

@@ -1,0 +1,294 @@
+"""The commands and their options; each hands over to `blockzo.finetune` or `blockzo.environment`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from typer import Argument, Option
+
+from blockzo.cli import STOPPED
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Fine-tunes language models with forward passes only (docs/finetune.md).",
+)
+
+DATA, MODEL, METHOD, RUN = "Task and data", "Model", "Method", "Run"
+Json = Annotated[bool, Option("--json", help="The result as JSON on stdout; progress stays on stderr.")]
+Fallback = Annotated[
+    str | None,
+    Option(help="Another model where a built-in one cannot be had (for demonstrations).", rich_help_panel=MODEL),
+]
+ModelName = Annotated[
+    str,
+    Option(
+        "--model",
+        "-m",
+        help="Folder, GGUF file, hub name, or built in: smollm2-135m, minilm-l6, stories15m.",
+        rich_help_panel=MODEL,
+    ),
+]
+TaskName = Annotated[
+    str,
+    Option(help="sst2, sst5, rte, trec, boolq, cb, agnews, custom (own data) or lm (text).", rich_help_panel=DATA),
+]
+Validation = Annotated[str | None, Option(help="Held-out data: .tsv or .jsonl (.gz).", rich_help_panel=DATA)]
+DataDir = Annotated[str | None, Option(help="Folder with the data of ready-made tasks.", rich_help_panel=DATA)]
+Template = Annotated[str | None, Option(help='Prompt, for example "{text} It was {label}."', rich_help_panel=DATA)]
+Labels = Annotated[str | None, Option(help='Label words: "0=terrible,1=great".', rich_help_panel=DATA)]
+MaxLength = Annotated[
+    int | None, Option(help="Most tokens of a row; the model's limit by default.", rich_help_panel=DATA)
+]
+Overflow = Annotated[str, Option(help="Longer rows: truncate (with a warning) or error.", rich_help_panel=DATA)]
+Dtype = Annotated[str, Option(help="float32, bfloat16 or float16.", rich_help_panel=MODEL)]
+Head = Annotated[
+    str, Option(help="auto, words (language-model head) or mean (pooling and a linear layer).", rich_help_panel=MODEL)
+]
+Threads = Annotated[int | None, Option(help="CPU threads.", rich_help_panel=RUN)]
+FinalRows = Annotated[int | None, Option(help="Held-out rows that are used; all by default.", rich_help_panel=DATA)]
+Seed = Annotated[int, Option(help="Of noise, batches and chosen rows.", rich_help_panel=RUN)]
+
+
+@app.command()
+def finetune(
+    context: typer.Context,
+    model: ModelName = "smollm2-135m",
+    task: TaskName = "sst2",
+    train: Annotated[
+        str | None, Option(help="Training data: .tsv or .jsonl (.gz); text for lm.", rich_help_panel=DATA)
+    ] = None,
+    validation: Validation = None,
+    data_dir: DataDir = None,
+    template: Template = None,
+    labels: Labels = None,
+    train_where: Annotated[
+        str | None, Option(help="Only training rows with these values: k=16,seed=13,split=train.", rich_help_panel=DATA)
+    ] = None,
+    train_rows: Annotated[
+        int | None, Option(help="So many training rows, chosen by seed.", rich_help_panel=DATA)
+    ] = None,
+    shots: Annotated[int | None, Option(help="So many training rows of every label.", rich_help_panel=DATA)] = None,
+    holdout: Annotated[
+        int | None, Option(help="Rows held out where there is no validation file.", rich_help_panel=DATA)
+    ] = None,
+    final_rows: FinalRows = None,
+    max_length: MaxLength = None,
+    overflow: Overflow = "truncate",
+    dtype: Dtype = "float32",
+    head: Head = "auto",
+    fallback_model: Fallback = None,
+    method: Annotated[str, Option(help="mezo, spsa, spzo, one-sided, fzoo or tree.", rich_help_panel=METHOD)] = "spzo",
+    blocks: Annotated[
+        int | None, Option(help="Cut the layers into so many equal blocks.", rich_help_panel=METHOD)
+    ] = None,
+    split: Annotated[
+        str | None, Option(help="Where blocks begin: layers (12,24) or fractions (0.5).", rich_help_panel=METHOD)
+    ] = None,
+    outer: Annotated[int, Option(help="spzo: directions of the first block.", rich_help_panel=METHOD)] = 1,
+    inner: Annotated[int, Option(help="spzo: directions of the second block for each.", rich_help_panel=METHOD)] = 4,
+    variant: Annotated[str, Option(help="spzo: coupled, crossed or decoupled.", rich_help_panel=METHOD)] = "coupled",
+    directions: Annotated[
+        int | None, Option(help="spsa, one-sided, fzoo: directions a step.", rich_help_panel=METHOD)
+    ] = None,
+    levels: Annotated[
+        str | None, Option(help="tree: directions of every block: 1,2,4.", rich_help_panel=METHOD)
+    ] = None,
+    lr: Annotated[str, Option(help="Learning rate, or one a block: 1e-6,1e-4.", rich_help_panel=METHOD)] = "1e-6",
+    schedule: Annotated[str, Option(help="constant, linear or cosine.", rich_help_panel=METHOD)] = "constant",
+    warmup: Annotated[int, Option(help="Steps over which the rate rises.", rich_help_panel=METHOD)] = 0,
+    eps: Annotated[str, Option(help="Size of the perturbation, or one a block.", rich_help_panel=METHOD)] = "1e-3",
+    distribution: Annotated[str, Option(help="rademacher or gaussian.", rich_help_panel=METHOD)] = "rademacher",
+    weight_decay: Annotated[float, Option(help="Decoupled, times the rate.", rich_help_panel=METHOD)] = 0.0,
+    stochastic_rounding: Annotated[bool, Option(help="For 16-bit weights.", rich_help_panel=METHOD)] = False,
+    in_place: Annotated[
+        bool,
+        Option(help="Write and restore weights to evaluate: not exact, no bitwise replay.", rich_help_panel=METHOD),
+    ] = False,
+    batch: Annotated[int, Option("--batch", "-b", help="Rows a step.", rich_help_panel=RUN)] = 16,
+    steps: Annotated[int, Option("--steps", "-n", help="Steps.", rich_help_panel=RUN)] = 100,
+    eval_every: Annotated[
+        int | None, Option(help="Steps between evaluations; a tenth of the run by default.", rich_help_panel=RUN)
+    ] = None,
+    eval_rows: Annotated[int | None, Option(help="Held-out rows of these evaluations.", rich_help_panel=RUN)] = 256,
+    pool: Annotated[
+        int, Option(help="Batches sorted by length together; 1 for plain random batches.", rich_help_panel=RUN)
+    ] = 16,
+    seed: Seed = 0,
+    threads: Threads = None,
+    output: Annotated[
+        Path | None,
+        Option("--output", "-o", help="New folder for everything; runs/TASK-METHOD-SEED.", rich_help_panel=RUN),
+    ] = None,
+    resume: Annotated[bool, Option("--resume", help="Continue the run in --output.", rich_help_panel=RUN)] = False,
+    dry_run: Annotated[
+        bool,
+        Option("--dry-run", help="Print blocks, FLOPs, memory and time of a step; write nothing.", rich_help_panel=RUN),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model on a task by forward passes; writes the model, a journal of a few KB and a report."""
+    from blockzo import finetune as tuning
+    from blockzo.finetune.plan import describe
+
+    given = _given(context)
+    reporter = _reporter()
+    folder = output or Path("runs") / f"{task}-{method}-{seed}"
+    if resume:
+        changed = {name: value for name, value in given.items() if name in _names()}
+        result = _stoppable(folder, as_json, lambda: tuning.resume(folder, changed, reporter, fallback_model))
+    else:
+        settings = tuning.Settings(**{name: value for name, value in context.params.items() if name in _names()})
+        if dry_run:
+            plan = tuning.dry_run(settings, reporter, fallback_model)
+            _print(plan, as_json, describe(plan))
+            return
+        result = _stoppable(folder, as_json, lambda: tuning.finetune(settings, folder, reporter, fallback_model))
+    _print(result, as_json, _told(result))
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    model: Annotated[str, Argument(help="Folder, GGUF file, hub name or built-in model.")],
+    task: TaskName = "sst2",
+    train: Annotated[str | None, Option(help="Data to hold rows out of, where there is no validation file.")] = None,
+    validation: Validation = None,
+    data_dir: DataDir = None,
+    template: Template = None,
+    labels: Labels = None,
+    final_rows: FinalRows = None,
+    max_length: MaxLength = None,
+    overflow: Overflow = "truncate",
+    dtype: Dtype = "float32",
+    head: Head = "auto",
+    fallback_model: Fallback = None,
+    batch: Annotated[int, Option("--batch", "-b", help="Rows at a time.")] = 32,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model on the held-out rows of a task."""
+    from blockzo import finetune as tuning
+
+    settings = tuning.Settings(**{name: value for name, value in context.params.items() if name in _names()})
+    result = tuning.evaluate(settings, _reporter(), fallback_model)
+    _print(result, as_json, _scores(result["scores"]))
+
+
+@app.command()
+def replay(
+    base: Annotated[str, Argument(help="The model that the run began with.")],
+    journal: Annotated[Path, Argument(help="Its journal.bz.")],
+    out: Annotated[Path, Argument(help="New folder for the fine-tuned model.")],
+    partial: Annotated[bool, Option("--partial", help="Allow a journal of a run that was not finished.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Rebuild a fine-tuned model from its base and its journal, bit for bit."""
+    from blockzo import finetune as tuning
+
+    result = tuning.replay(base, journal, out, partial, _reporter())
+    checked = (
+        "verified against the journal's digest" if result["verified"] else "not verified: the journal has no exact end"
+    )
+    _print(
+        result, as_json, f"{result['output']}: {result['steps']} steps replayed, weights {result['digest']} ({checked})"
+    )
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Versions, CPU features, backends of every operation, and a self-test."""
+    from blockzo import environment
+
+    raise SystemExit(environment.main(json=as_json))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, Argument(help="A file of benchmarks/ without .py; none lists them.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a benchmark of the repository's benchmarks/ folder; further arguments go to it."""
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    found = {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
+    if not found:
+        raise ValueError(f"{folder} holds no benchmarks; they are part of the repository, not of the installed package")
+    if name is None:
+        _print({"benchmarks": list(found)}, as_json, "\n".join(found))
+        return
+    if name not in found:
+        raise ValueError(f"benchmark is {name!r}; expected one of {', '.join(found)}")
+    raise SystemExit(subprocess.run([sys.executable, str(found[name]), *context.args]).returncode)
+
+
+def _names() -> set[str]:
+    from blockzo.finetune.settings import Settings
+
+    return {field.name for field in fields(Settings)}
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """Options that stood on the command line."""
+    told = click.core.ParameterSource.COMMANDLINE
+    return {name: value for name, value in context.params.items() if context.get_parameter_source(name) == told}
+
+
+def _reporter() -> Any:
+    from blockzo.finetune.progress import reporter
+
+    return reporter()
+
+
+def _stoppable(folder: Path, as_json: bool, action: Any) -> dict[str, Any]:
+    from blockzo.finetune.errors import Interrupted
+    from blockzo.finetune.output import JOURNAL
+
+    try:
+        result: dict[str, Any] = action()
+    except (Interrupted, KeyboardInterrupt):
+        begun = (folder / JOURNAL).is_file()
+        again = f"blockzo finetune --resume --output {folder}" if begun else None
+        if as_json:
+            print(json.dumps({"schema": 1, "command": "finetune", "interrupted": True, "resume": again}))
+        told = f"every step that was reported is kept. Continue with: {again}" if begun else "the run had not begun"
+        print(f"stopped; {told}", file=sys.stderr)
+        raise SystemExit(STOPPED) from None
+    return result
+
+
+def _print(result: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(result, indent=2) if as_json else text)
+
+
+def _told(result: dict[str, Any]) -> str:
+    lines = [
+        f"before  {_scores(result['before'])}",
+        f"after   {_scores(result['after'])}",
+        f"{result['steps']} steps, {result['flops']:.3g} forward FLOPs, {result['seconds']:.0f} s; "
+        f"journal {result['journal_bytes'] / 1000:.1f} KB for {result['parameters'] / 1e6:.1f} M weights",
+        *(f"{name:<7} {path}" for name, path in result["files"].items()),
+    ]
+    return "\n".join(lines)
+
+
+def _scores(values: dict[str, float]) -> str:
+    names = {
+        "accuracy": "accuracy",
+        "calibrated_accuracy": "calibrated",
+        "auc": "AUC",
+        "loss": "loss",
+        "perplexity": "perplexity",
+    }
+    told = [f"{name} {values[key]:.3f}" for key, name in names.items() if key in values]
+    return f"{'  '.join(told)}  ({values['rows']} rows)"

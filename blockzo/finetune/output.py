@@ -1,0 +1,141 @@
+"""The output folder: what may be written there, the metrics file that survives a kill, folders that appear whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from blockzo.finetune.errors import UserError, disk_error
+
+JOURNAL = "journal.bz"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+CURVE = "curve.png"
+MODEL = "model"
+
+
+def new_folder(path: Path) -> None:
+    """Makes an empty folder.
+
+    Raises:
+        UserError: there is something in it, or it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # a kill while the journal was made leaves its unfinished file; there was no step yet
+        found = sorted(entry.name for entry in path.iterdir() if not entry.match(f"{JOURNAL}.*.new"))
+        if JOURNAL in found:
+            raise UserError(
+                f"{path} holds a run already: continue it with --resume --output {path}, or choose another --output"
+            )
+        if found:
+            raise UserError(
+                f"{path} is not empty (it holds {', '.join(found[:3])}): choose another --output, or empty it"
+            )
+        probe = path / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path} (or a folder above it) is a file: choose another --output") from None
+    except OSError as error:
+        raise disk_error(error, path) from None
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raises UserError unless `needed` bytes are free where `path` is."""
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise UserError(
+            f"the disk that holds {path} has {free / 1e6:.0f} MB free, the run writes about {needed / 1e6:.0f} MB there: "
+            "no space left for the model; free some space, or choose another --output"
+        )
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """`write(temporary)` makes a file or folder, which then appears under `path` at once, in place of what was there.
+
+    Raises:
+        UserError: it cannot be written; what was at `path` is as before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            write(temporary)
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(error, path) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, lambda place: _write_text(place, json.dumps(value, indent=2) + "\n"))
+
+
+def _write_text(place: Path, text: str) -> None:
+    place.write_text(text, encoding="utf-8")
+
+
+class Metrics:
+    """`metrics.jsonl`: one line a step, from 0 (before training).
+
+    Args:
+        last: the last step that may be there (the journal's); later or torn lines are cut off when a run continues.
+    """
+
+    def __init__(self, path: Path, last: int) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        try:
+            data = path.read_bytes() if path.exists() else b""
+            end = 0
+            for raw in data.splitlines(keepends=True):
+                line = _line(raw)
+                if line is None or line.get("step") != len(self.lines) or len(self.lines) > last:
+                    break
+                self.lines.append(line)
+                end += len(raw)
+            # r+ keeps what is there: a kill between here and the next line loses nothing
+            self._file = open(path, "r+b" if path.exists() else "w+b")
+            self._file.truncate(end)
+            self._file.seek(end)
+        except OSError as error:
+            raise disk_error(error, path) from None
+
+    @property
+    def steps(self) -> int:
+        """Steps that have a line; -1 where not even step 0 has one."""
+        return len(self.lines) - 1
+
+    def append(self, line: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise disk_error(error, self.path) from None
+        self.lines.append(line)
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            raise disk_error(error, self.path) from None
+
+
+def _line(raw: bytes) -> dict[str, Any] | None:
+    if not raw.endswith(b"\n"):
+        return None
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,108 @@
+"""`--dry-run`: what a run would cost, before it costs it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockzo import cost
+from blockzo.finetune.block_facts import block_facts
+from blockzo.finetune.loop import Run
+from blockzo.finetune.models import weight_bytes
+from blockzo.finetune.prepare import prepare
+from blockzo.finetune.progress import Reporter
+from blockzo.finetune.settings import Settings
+
+TIMED_STEPS = 2
+
+
+def dry_run(settings: Settings, reporter: Reporter | None = None, fallback: str | None = None) -> dict[str, Any]:
+    """Blocks, FLOPs, memory and time of a run. Takes a few real steps on the model in memory; writes nothing.
+
+    Raises: as `finetune`.
+    """
+    reporter = reporter or Reporter()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    prepared = prepare(settings, reporter.say, fallback)
+    run = Run(settings, Path(), prepared, reporter)
+    # a batch of middling length, so that its cost speaks for the run
+    batches = sorted((run.order.rows(step) for step in range(run.order.per_epoch)), key=run.order.width)
+    typical = batches[len(batches) // 2]
+    batch = prepared.scorer.batch(prepared.train, typical)
+    price = cost(run.blocks, run.zo.method, batch=batch, loss_fn=run.loss_fn)
+    reporter.say("timing two steps")
+    seconds = []
+    for _ in range(TIMED_STEPS + 1):
+        began = time.perf_counter()
+        run.zo.step(batch)
+        seconds.append(time.perf_counter() - began)
+    step_seconds = min(seconds[1:])
+    weights = weight_bytes(prepared.model)
+    facts = block_facts(run.blocks)
+    for fact, flops, runs in zip(facts, price.block_flops, price.forwards_per_block, strict=True):
+        fact.update(flops=flops, runs_per_step=runs)
+    return {
+        "schema": 1,
+        "command": "finetune --dry-run",
+        "model": settings.model,
+        "kind": prepared.loaded.kind,
+        "task": settings.task,
+        "method": str(settings.estimator()),
+        "parameters": run.parameters(),
+        "blocks": facts,
+        "batch": {"rows": len(typical), "tokens": int(batch["ids"].shape[1])},
+        "flops_per_step": price.flops,
+        "forwards_per_step": run.zo.tree.leaves,
+        "weight_bytes": weights,
+        "activation_bytes": price.activation_bytes,
+        "resident_bytes": resident_bytes(),
+        "seconds_per_step": step_seconds,
+        "seconds_of_training": step_seconds * settings.steps,
+        "steps": settings.steps,
+        "threads": torch.get_num_threads(),
+        "rows": {"training": len(prepared.train.ids), "held_out": len(prepared.held_out.ids)},
+        "warnings": run.warnings,
+    }
+
+
+def resident_bytes() -> int | None:
+    """Largest memory this process has had so far, or None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe(plan: dict[str, Any]) -> str:
+    """The plan for a person."""
+    lines = [
+        f"{plan['model']} ({plan['kind']}), task {plan['task']}, {plan['method']}, {plan['parameters'] / 1e6:.1f} M weights",
+        "",
+        "block  layers    weights     forward FLOPs  runs a step",
+    ]
+    for number, block in enumerate(plan["blocks"]):
+        last = block["first_layer"] + block["layers"] - 1
+        layers = f"{block['first_layer']}-{last}" if block["layers"] else "head"
+        weights, flops = block["parameters"] / 1e6, block["flops"]
+        lines.append(f"{number:>5}  {layers:<8}  {weights:>7.2f} M  {flops:>13.3g}  {block['runs_per_step']:>11}")
+    minutes = plan["seconds_of_training"] / 60
+    peak = f", this process {plan['resident_bytes'] / 1e6:.0f} MB at most" if plan["resident_bytes"] else ""
+    lines += [
+        "",
+        f"batch         {plan['batch']['rows']} rows x {plan['batch']['tokens']} tokens (of middling length)",
+        f"a step        {plan['flops_per_step']:.3g} forward FLOPs, {plan['forwards_per_step']} losses, "
+        f"{plan['seconds_per_step']:.2f} s measured on {plan['threads']} threads",
+        f"training      {plan['steps']} steps, about {minutes:.1f} min without evaluations",
+        f"memory        weights {plan['weight_bytes'] / 1e6:.0f} MB, kept activations "
+        f"{plan['activation_bytes'] / 1e6:.2f} MB{peak}",
+        f"rows          {plan['rows']['training']} for training, {plan['rows']['held_out']} held out",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,213 @@
+"""From settings to everything a run needs: data, model, prompts, losses, blocks. Cheap checks come before the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blockzo import Blocks
+from blockzo.finetune import data as rows_of
+from blockzo.finetune.data import Example
+from blockzo.finetune.errors import UserError
+from blockzo.finetune.models import Loaded, load, resolve
+from blockzo.finetune.order import BatchOrder, shuffled
+from blockzo.finetune.prompts import Encoded, Encoder, begin_token, windows
+from blockzo.finetune.scoring import Scorer
+from blockzo.finetune.settings import Settings
+from blockzo.finetune.tasks import Task, find_task
+
+Say = Callable[[str], None]
+LM_HOLDOUT = 0.1
+"""Share of the windows of a plain text that is held out where no validation file is given."""
+
+
+@dataclass
+class Source:
+    """Rows as they were read: examples of a task, or lines of plain text."""
+
+    train_path: Path
+    validation_path: Path
+    train: list[Example] = field(default_factory=list)
+    validation: list[Example] = field(default_factory=list)
+    train_lines: list[str] = field(default_factory=list)
+    validation_lines: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Prepared:
+    loaded: Loaded
+    task: Task | None
+    scorer: Scorer
+    train: Encoded
+    held_out: Encoded
+    source: Source
+    notes: list[str]
+
+    @property
+    def model(self) -> Any:
+        return self.loaded.model
+
+    def blocks(self, settings: Settings) -> Blocks:
+        example = self.scorer.inputs(self.scorer.batch(self.train, [0]))
+        return Blocks(self.model, settings.boundaries(), example=example)
+
+    def order(self, settings: Settings) -> BatchOrder:
+        return BatchOrder(self.train.lengths, settings.batch, settings.seed, settings.pool)
+
+    def evaluation_rows(self, settings: Settings) -> list[int]:
+        """Held-out rows of the evaluations during the run."""
+        count = len(self.held_out.ids)
+        return sorted(shuffled(count, settings.seed, "evaluation")[: settings.eval_rows or count])
+
+    def data_facts(self) -> dict[str, Any]:
+        """What the journal's header and the summary say of the data."""
+        return {
+            "train": {
+                "path": str(self.source.train_path),
+                "rows": len(self.train.ids),
+                "truncated": self.train.truncated,
+                "digest": self.train.digest(),
+            },
+            "validation": {
+                "path": str(self.source.validation_path),
+                "rows": len(self.held_out.ids),
+                "truncated": self.held_out.truncated,
+                "digest": self.held_out.digest(),
+            },
+        }
+
+
+def prepare(settings: Settings, say: Say = lambda text: None, fallback: str | None = None) -> Prepared:
+    """Reads the data, loads the model, encodes the rows.
+
+    Args:
+        say: told of every longer action.
+        fallback: see `models.resolve`.
+
+    Raises:
+        UserError: data, model and settings do not fit; the message names file and line where there is one.
+    """
+    notes: list[str] = []
+    task = None if settings.task == "lm" else find_task(settings.task, settings.template, settings.labels)
+    source = _read_text(settings) if task is None else _read_task(settings, task, notes)
+    path = resolve(settings.model, fallback, say)
+    say(f"loading {path}")
+    classes = 0 if task is None else len(task.words)
+    loaded = load(path, settings.dtype, settings.head, classes, settings.seed, settings.task)
+    begin = begin_token(loaded.tokenizer, loaded.kind)
+    limit = _limit(settings, loaded, notes)
+    pad = loaded.tokenizer.pad_token_id
+    pad = pad if pad is not None else 0
+    if task is None:
+        scorer = Scorer("lm", pad=pad)
+        train, held_out = _encode_text(settings, source, loaded, min(limit, settings.max_length or 256), begin)
+    else:
+        encoder = Encoder(loaded.tokenizer, task, loaded.kind, limit, settings.overflow, begin)
+        words, told = ([], []) if loaded.kind == "head" else encoder.label_ids()
+        notes += told
+        scorer = Scorer(loaded.kind, words, pad)
+        say(f"encoding {len(source.train)} training and {len(source.validation)} held-out rows")
+        train, held_out = encoder.encode(source.train), encoder.encode(source.validation)
+    for name, part in (("training", train), ("held-out", held_out)):
+        if part.truncated:
+            notes.append(
+                f"{part.truncated} of {len(part.ids)} {name} rows had more than {limit} tokens and were shortened "
+                "(--max-length, or --overflow error to refuse them)"
+            )
+    if settings.batch > len(train.ids):
+        notes.append(
+            f"there are only {len(train.ids)} training rows for --batch {settings.batch}; every batch holds them all"
+        )
+    return Prepared(loaded, task, scorer, train, held_out, source, notes)
+
+
+def _limit(settings: Settings, loaded: Loaded, notes: list[str]) -> int:
+    if settings.max_length is None:
+        return loaded.limit
+    if settings.max_length > loaded.limit:
+        raise UserError(
+            f"--max-length is {settings.max_length}, the model takes at most {loaded.limit} tokens; give that or less"
+        )
+    return settings.max_length
+
+
+def _read_task(settings: Settings, task: Task, notes: list[str]) -> Source:
+    folder = None if settings.data_dir is None else Path(settings.data_dir)
+    train_path, validation_path = (
+        Path(given)
+        if given is not None
+        else (rows_of.find_file(ready, task.name, folder) if ready is not None else None)
+        for given, ready in ((settings.train, task.train), (settings.validation, task.validation))
+    )
+    if train_path is None:
+        raise UserError(
+            f"the task {task.name} has no data of its own; give it with --train FILE (and --validation FILE)"
+        )
+    train = rows_of.read_examples(train_path, task, rows_of.parse_where(settings.train_where))
+    if validation_path is not None:
+        validation = rows_of.read_examples(validation_path, task)
+    else:
+        count = settings.holdout or task.holdout or max(1, len(train) // 5)
+        train, validation = rows_of.hold_out(train, count, settings.seed, train_path)
+        notes.append(
+            f"no validation file: {count} rows of {train_path} are held out (chosen by --seed) and not trained on"
+        )
+        validation_path = train_path
+    if settings.shots is not None:
+        train = rows_of.shots(train, settings.shots, task, settings.seed, train_path)
+    else:
+        train = rows_of.limit(train, settings.train_rows, settings.seed, "training rows")
+    validation = rows_of.limit(validation, settings.final_rows, settings.seed, "held-out rows")
+    return Source(train_path, validation_path, train, validation)
+
+
+def _read_text(settings: Settings) -> Source:
+    for name in ("template", "labels", "shots", "train_where"):
+        if getattr(settings, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} belongs to classification tasks; --task lm reads plain text")
+    if settings.train is None:
+        raise UserError("--task lm needs a text file: --train FILE (and --validation FILE)")
+    train_path = Path(settings.train)
+    validation_path = Path(settings.validation) if settings.validation is not None else train_path
+    source = Source(train_path, validation_path)
+    source.train_lines = _lines(train_path)
+    source.validation_lines = _lines(validation_path) if settings.validation is not None else []
+    return source
+
+
+def _lines(path: Path) -> list[str]:
+    lines = [line for _, line in rows_of.read_lines(path)]
+    if not any(line.strip() for line in lines):
+        raise UserError(f"{path}: no data, the file has no text; expected at least a line")
+    return lines
+
+
+def _encode_text(
+    settings: Settings, source: Source, loaded: Loaded, length: int, begin: int | None
+) -> tuple[Encoded, Encoded]:
+    train = windows(source.train_lines, loaded.tokenizer, length, begin)
+    if source.validation_lines:
+        held_out = windows(source.validation_lines, loaded.tokenizer, length, begin)
+    else:
+        count = settings.holdout or max(1, round(LM_HOLDOUT * len(train.ids)))
+        if count >= len(train.ids):
+            raise UserError(
+                f"{source.train_path}: {len(train.ids)} windows of {length} tokens, {count} of them held out, leave none to "
+                "train on; give more text, --validation FILE or a smaller --max-length"
+            )
+        # the last part of the text, so that no window overlaps or adjoins what is trained on more than once
+        held_out, train = _part(train, len(train.ids) - count, None), _part(train, 0, len(train.ids) - count)
+    if not train.ids or not held_out.ids:
+        raise UserError(f"{source.train_path}: the text is too short for one window; give more text")
+    chosen = shuffled(len(train.ids), settings.seed, "training rows")[: settings.train_rows or len(train.ids)]
+    return _chosen(train, sorted(chosen)), _part(held_out, 0, settings.final_rows)
+
+
+def _part(data: Encoded, start: int, stop: int | None) -> Encoded:
+    return _chosen(data, range(len(data.ids))[start:stop])
+
+
+def _chosen(data: Encoded, rows: Sequence[int]) -> Encoded:
+    return Encoded([data.ids[i] for i in rows], [data.positions[i] for i in rows], [data.labels[i] for i in rows])

@@ -1,0 +1,79 @@
+"""`blockzo replay`: the fine-tuned model from its base and a journal of a few KB, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from blockzo import Journal, JournalError, digest, replay_
+from blockzo.finetune.errors import UserError
+from blockzo.finetune.models import load, resolve, save
+from blockzo.finetune.output import write_whole
+from blockzo.finetune.progress import Reporter
+from blockzo.finetune.settings import Settings
+
+
+def replay(base: str, path: Path, out: Path, partial: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Rebuilds the model of `path`'s run from `base` and writes it to the new folder `out`.
+
+    Args:
+        partial: allow a journal that has no end yet; the model is that of its last complete step.
+
+    Returns:
+        What `--json` prints.
+
+    Raises:
+        JournalError: the journal is damaged or not finished, `base` is another model, or the result has other bits.
+        UserError: `base` cannot be loaded, `out` exists or cannot be written.
+    """
+    reporter = reporter or Reporter()
+    if out.exists():
+        raise UserError(f"{out} exists: choose another folder, or remove it")
+    journal = Journal.open(path)
+    if not journal.finished and not partial:
+        raise JournalError(
+            f"{path} has no end: it holds {len(journal)} steps of a run that was not finished. Resume the run, or rebuild what "
+            "there is with --partial"
+        )
+    if not partial:
+        journal.verify()
+    settings = Settings.from_dict(journal.metadata.get("settings", {}))
+    source = resolve(base, None, reporter.say)
+    reporter.say(f"loading {source}")
+    classes = int(journal.metadata.get("classes", 0))
+    loaded = load(source, settings.dtype, settings.head, classes, settings.seed, settings.task)
+    found = digest(loaded.model)
+    if found != journal.base_digest:
+        raise JournalError(
+            f"{base} is not the model this journal begins at: its weights have the digest {found}, the journal says "
+            f"{journal.base_digest} ({settings.model}, {settings.dtype}). Nothing was written"
+        )
+    reporter.say(f"replaying {len(journal)} steps")
+    replay_(loaded.model, journal.records(), journal.layout)
+    final = digest(loaded.model)
+    if journal.finished and final != journal.final_digest:
+        if journal.exact:
+            raise JournalError(
+                f"the replay gave weights with the digest {final}, the journal says {journal.final_digest}; the journal does "
+                "not belong to what was trained, or this is a defect: please report it. Nothing was written"
+            )
+        reporter.warn(
+            "the run evaluated in place, which is not exact: the weights agree with the trained ones but for rounding"
+        )
+    if journal.dropped:
+        reporter.warn(f"{path} ends in a step that is not complete ({journal.dropped} bytes); it is left out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, lambda place: save(loaded, place))
+    return {
+        "schema": 1,
+        "command": "replay",
+        "base": base,
+        "journal": str(path),
+        "output": str(out),
+        "steps": len(journal),
+        "finished": journal.finished,
+        "exact": journal.exact,
+        "base_digest": found,
+        "digest": final,
+        "verified": journal.finished and final == journal.final_digest,
+    }

@@ -1,0 +1,103 @@
+"""What a run leaves for people and machines: summary.json and the curve of loss and accuracy against forward FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blockzo import Journal
+from blockzo.finetune import output
+from blockzo.finetune.block_facts import block_facts
+
+if TYPE_CHECKING:
+    from blockzo.finetune.loop import Run
+
+SCHEMA = 1
+
+
+def summary(run: Run, journal: Journal, lines: Sequence[Mapping[str, Any]], drawn: bool) -> dict[str, Any]:
+    """The result of a run; docs/finetune.md says what each entry is."""
+    assert run.before is not None and run.after is not None
+    settings = run.settings
+    folder = run.folder
+    files = {"model": output.MODEL, "journal": output.JOURNAL, "metrics": output.METRICS, "curve": output.CURVE}
+    if not drawn:
+        del files["curve"]
+    return {
+        "schema": SCHEMA,
+        "command": "finetune",
+        "model": settings.model,
+        "kind": run.prepared.loaded.kind,
+        "task": settings.task,
+        "method": str(settings.estimator()),
+        "blocks": block_facts(run.blocks),
+        "parameters": run.parameters(),
+        "steps": run.zo.step_number,
+        "before": run.before.as_dict(),
+        "after": run.after.as_dict(),
+        "flops": lines[-1]["flops"],
+        "forwards": run.zo.tree.leaves * run.zo.step_number,
+        "seconds": lines[-1]["seconds"],
+        "base_digest": run.base_digest,
+        "final_digest": journal.final_digest,
+        "exact": journal.exact,
+        "journal_bytes": (folder / output.JOURNAL).stat().st_size,
+        "threads": run.header()["threads"],
+        "versions": run.header()["versions"],
+        "settings": settings.as_dict(),
+        "data": run.prepared.data_facts(),
+        "warnings": list(run.warnings),
+        "output": str(folder),
+        "files": {name: str(folder / file) for name, file in files.items()},
+    }
+
+
+def draw_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> bool:
+    """Loss (every step, and smoothed) and held-out accuracy against forward FLOPs; False where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    left = figure.subplots()
+    steps = [line for line in lines if line["loss"] is not None]
+    scored = [line for line in lines if "eval_loss" in line]
+    flops = [line["flops"] for line in steps]
+    losses = [line["loss"] for line in steps]
+    left.plot(flops, losses, color="0.8", linewidth=0.8, label="training loss")
+    left.plot(flops, smoothed(losses, max(1, len(losses) // 20)), color="tab:blue", label="training loss, smoothed")
+    left.plot(
+        [s["flops"] for s in scored],
+        [s["eval_loss"] for s in scored],
+        "o--",
+        color="tab:cyan",
+        ms=3,
+        label="held-out loss",
+    )
+    left.set_xlabel("forward FLOPs")
+    left.set_ylabel("loss")
+    handles, labels = left.get_legend_handles_labels()
+    if scored and "accuracy" in scored[0]:
+        right = left.twinx()
+        right.plot(
+            [s["flops"] for s in scored], [s["accuracy"] for s in scored], "s-", color="tab:red", ms=3, label="accuracy"
+        )
+        right.set_ylabel("held-out accuracy")
+        more = right.get_legend_handles_labels()
+        handles, labels = handles + more[0], labels + more[1]
+    left.legend(handles, labels, fontsize="small")
+    output.write_whole(path, lambda place: figure.savefig(place, dpi=120, format="png"))
+    return True
+
+
+def smoothed(values: Sequence[float], width: int) -> list[float]:
+    """Mean of each value and up to `width`-1 before it."""
+    result = []
+    for i in range(len(values)):
+        window = values[max(0, i - width + 1) : i + 1]
+        result.append(sum(window) / len(window))
+    return result

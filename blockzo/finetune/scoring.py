@@ -1,0 +1,137 @@
+"""Losses and scores of a batch; of a language model's logits only those of the label words at the label positions are made.
+
+The model's own forward and head code run; two things are exchanged for the duration of one call: the trunk's output is
+gathered at the label positions, and the output embedding multiplies with the rows of the label words alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blockzo.finetune.prompts import Encoded
+
+Batch = Mapping[str, Tensor]
+
+
+@contextmanager
+def label_logits(model: nn.Module, positions: Tensor, words: Tensor) -> Iterator[None]:
+    """Inside, a Hugging Face model with a language-model head gives logits of shape [B, 1, len(words)].
+
+    Args:
+        positions: [B], index of the token whose hidden state is read.
+        words: [C], token ids of the label words.
+    """
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    if head is None:
+        raise ValueError(
+            f"{type(model).__name__} has no output embeddings; expected a model with a language-model head"
+        )
+    rows = torch.arange(positions.shape[0])
+    done = False
+
+    def gather(module: nn.Module, args: Any, output: Any) -> Any:
+        # a decoder inside the base model may have gathered already
+        nonlocal done
+        if done:
+            return output
+        done = True
+        hidden = output[0]
+        chosen = hidden[rows, positions].unsqueeze(1)
+        if isinstance(output, tuple):
+            return (chosen, *output[1:])
+        if isinstance(output, Tensor):
+            return chosen
+        output["last_hidden_state"] = chosen
+        return output
+
+    def few(hidden: Tensor) -> Tensor:
+        bias = getattr(head, "bias", None)
+        return F.linear(hidden, head.weight[words], None if bias is None else bias[words])
+
+    handles = [module.register_forward_hook(gather) for module in _trunks(model)]
+    own = head.__dict__.get("forward")
+    head.__dict__["forward"] = few
+    try:
+        yield
+    finally:
+        if own is None:
+            del head.__dict__["forward"]
+        else:
+            head.__dict__["forward"] = own
+        for handle in handles:
+            handle.remove()
+
+
+def _trunks(model: nn.Module) -> list[nn.Module]:
+    """Modules whose output may be what the head reads: OPT's head calls the decoder inside its base model directly."""
+    base = model.base_model
+    inner = getattr(base, "decoder", None)
+    return [module for module in (inner, base) if isinstance(module, nn.Module) and module is not model]
+
+
+class Scorer:
+    """What a task asks of a model: `loss(model, batch)` for training, `logits(model, batch)` for evaluation.
+
+    Args:
+        kind: "causal", "masked", "head" (the model returns class logits), or "lm" (next-token loss over whole rows).
+        words: token ids of the label words (causal and masked).
+        pad: token id for padding.
+    """
+
+    def __init__(self, kind: str, words: Sequence[int] = (), pad: int = 0) -> None:
+        self.kind = kind
+        self.words = torch.tensor(list(words), dtype=torch.int64)
+        self.pad = pad
+
+    def batch(self, data: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Rows padded at their right end to the longest of them: ids [B, T], mask [B, T], positions [B], labels [B]."""
+        width = max(len(data.ids[row]) for row in rows)
+        ids = torch.full((len(rows), width), self.pad, dtype=torch.int64)
+        mask = torch.zeros(len(rows), width, dtype=torch.int64)
+        for place, row in enumerate(rows):
+            count = len(data.ids[row])
+            ids[place, :count] = torch.tensor(data.ids[row], dtype=torch.int64)
+            mask[place, :count] = 1
+        return {
+            "ids": ids,
+            "mask": mask,
+            "positions": torch.tensor([data.positions[row] for row in rows], dtype=torch.int64),
+            "labels": torch.tensor([data.labels[row] for row in rows], dtype=torch.int64),
+        }
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Keyword arguments of the model's forward."""
+        if self.kind in ("causal", "lm"):
+            # padding stands at the right, where a causal model cannot see it from any token that counts: no mask is
+            # needed, and attention takes its plain causal path
+            return {"input_ids": batch["ids"], "use_cache": False}
+        return {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """float32 [B, C]: a score for every class."""
+        if self.kind == "head":
+            return model(**self.inputs(batch)).float()
+        with label_logits(model, batch["positions"], self.words):
+            return model(**self.inputs(batch)).logits[:, 0].float()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross entropy of the batch, a float32 scalar."""
+        if self.kind == "lm":
+            totals = self.token_losses(model, batch).sum(0)
+            return totals[0] / totals[1]
+        return F.cross_entropy(self.logits(model, batch), batch["labels"])
+
+    def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """float32 [B, 2]: for every row the sum of its next-token losses in nats, and how many tokens were predicted."""
+        logits = model(**self.inputs(batch)).logits[:, :-1].float()
+        counted = batch["mask"][:, 1:]
+        targets = batch["ids"][:, 1:].masked_fill(counted == 0, -100)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
+        return torch.stack([losses.view(targets.shape).sum(1), counted.sum(1).float()], dim=1)

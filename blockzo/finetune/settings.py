@@ -1,0 +1,231 @@
+"""Everything that a run is told, checked before anything is loaded; the journal's header holds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from blockzo import estimators
+from blockzo.finetune.errors import UserError
+from blockzo.finetune.schedules import SCHEDULES
+from blockzo.noise import DISTRIBUTIONS
+
+METHODS = ("mezo", "spsa", "spzo", "one-sided", "fzoo", "tree")
+VARIANTS = ("coupled", "crossed", "decoupled")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run. Lists (`lr`, `eps`, `split`, `levels`) are text with commas, as on the command line; `None` means the default."""
+
+    model: str
+    task: str = "sst2"
+    train: str | None = None
+    validation: str | None = None
+    data_dir: str | None = None
+    template: str | None = None
+    labels: str | None = None
+    train_where: str | None = None
+    train_rows: int | None = None
+    shots: int | None = None
+    holdout: int | None = None
+    method: str = "spzo"
+    blocks: int | None = None
+    split: str | None = None
+    outer: int = 1
+    inner: int = 4
+    variant: str = "coupled"
+    directions: int | None = None
+    levels: str | None = None
+    lr: str = "1e-6"
+    schedule: str = "constant"
+    warmup: int = 0
+    eps: str = "1e-3"
+    distribution: str = "rademacher"
+    dtype: str = "float32"
+    stochastic_rounding: bool = False
+    weight_decay: float = 0.0
+    batch: int = 16
+    steps: int = 100
+    eval_every: int | None = None
+    eval_rows: int | None = 256
+    final_rows: int | None = None
+    max_length: int | None = None
+    overflow: str = "truncate"
+    pool: int = 16
+    seed: int = 0
+    head: str = "auto"
+    in_place: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("--method", self.method, METHODS)
+        _one_of("--variant", self.variant, VARIANTS)
+        _one_of("--schedule", self.schedule, SCHEDULES)
+        _one_of("--distribution", self.distribution, DISTRIBUTIONS)
+        _one_of("--dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        _one_of("--overflow", self.overflow, ("truncate", "error"))
+        _one_of("--head", self.head, ("auto", "words", "mean"))
+        for name in ("outer", "inner", "batch", "steps", "pool"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("blocks", "directions", "eval_every", "eval_rows", "final_rows", "train_rows", "shots", "threads"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("holdout", self.holdout, 1)
+        _at_least("max_length", self.max_length, 3)
+        _at_least("warmup", self.warmup, 0)
+        if not 0 <= self.seed < 1 << 64:
+            raise UserError(f"--seed is {self.seed}; expected an integer in [0, 2**64)")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(f"--weight-decay is {self.weight_decay}; expected a finite number that is not negative")
+        if self.shots is not None and self.train_rows is not None:
+            raise UserError("--shots and --train-rows both choose training rows; give one of them")
+        if self.blocks is not None and self.split is not None:
+            raise UserError("--blocks and --split both cut the model; give one of them")
+        if any(e <= 0 for e in numbers("--eps", self.eps)):
+            raise UserError(f"--eps is {self.eps}; expected positive numbers")
+        if any(rate < 0 for rate in numbers("--lr", self.lr)):
+            raise UserError(f"--lr is {self.lr}; expected numbers that are not negative")
+        cuts = self.boundaries()
+        count = 2 if cuts == "auto" else len(cuts) + 1
+        for name in ("lr", "eps"):
+            found = len(numbers(f"--{name}", getattr(self, name)))
+            if found not in (1, count):
+                raise UserError(f"--{name} has {found} numbers for {count} blocks; expected one, or one a block")
+        try:
+            self.estimator().tree(count)
+        except ValueError as error:
+            raise UserError(f"{error}. Look at --method, --blocks, --split and --levels") from None
+
+    @property
+    def interval(self) -> int:
+        """Steps between evaluations: as told, or a tenth of the run."""
+        return self.eval_every or max(1, self.steps // 10)
+
+    def boundaries(self) -> str | list[int | float]:
+        """What `Blocks` is told: layer numbers or fractions at which blocks begin."""
+        if self.split is not None:
+            if self.split == "auto":
+                return "auto"
+            return [_boundary(entry.strip()) for entry in self.split.split(",")]
+        count = self.blocks
+        if count is None:
+            count = {"spzo": 2, "tree": len(self._levels())}.get(self.method, 1)
+        return [i / count for i in range(1, count)]
+
+    def estimator(self) -> estimators.Method:
+        directions = self.directions
+        if self.method in ("mezo", "spzo", "tree") and directions is not None:
+            instead = {"mezo": "--method spsa", "spzo": "--outer and --inner", "tree": "--levels"}[self.method]
+            raise UserError(f"--directions does not go with --method {self.method}; use {instead}")
+        if self.method == "mezo":
+            return estimators.MeZO()
+        if self.method == "spsa":
+            return estimators.SPSA(directions or 1)
+        if self.method == "one-sided":
+            return estimators.OneSided(directions or 1)
+        if self.method == "fzoo":
+            return estimators.FZOO(directions or 8)
+        if self.method == "tree":
+            return estimators.Tree(tuple(self._levels()))
+        return estimators.SPZO(self.outer, self.inner, self.variant)
+
+    def _levels(self) -> list[int]:
+        if self.levels is None:
+            if self.method == "tree":
+                raise UserError(
+                    "--method tree needs --levels, the directions of every block, for example --levels 1,2,4"
+                )
+            return []
+        levels = numbers("--levels", self.levels)
+        if any(level != int(level) or level < 1 for level in levels):
+            raise UserError(f"--levels is {self.levels}; expected whole numbers from 1 with commas, one a block")
+        return [int(level) for level in levels]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        """The settings in a journal's header.
+
+        Raises:
+            UserError: they lack the model, or hold something this version does not know.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown or "model" not in values:
+            raise UserError(
+                f"the journal's settings do not fit this version of blockzo (unknown: {', '.join(unknown) or 'none'}); "
+                "use the version that wrote it"
+            )
+        return cls(**values)
+
+
+FREE_ON_RESUME = frozenset("model train validation data_dir eval_every eval_rows final_rows threads steps".split())
+"""Settings that may differ when a run continues: model and data are compared by digest, the others do not change a step."""
+
+
+def resumed(old: Settings, given: Mapping[str, Any]) -> Settings:
+    """The settings of a run that continues: the journal's, with what the user gave again where that may differ.
+
+    Raises:
+        UserError: names every setting that was given and differs.
+    """
+    before = old.as_dict()
+    wrong = [
+        f"--{name.replace('_', '-')} was {before[name]}, now {value}"
+        for name, value in given.items()
+        if name in before and name not in FREE_ON_RESUME and not _same(name, value, before[name])
+    ]
+    steps = given.get("steps", old.steps)
+    if steps != old.steps and old.schedule != "constant":
+        wrong.append(f"--steps was {old.steps}, now {steps}, which would change the {old.schedule} schedule")
+    if wrong:
+        raise UserError(
+            f"the run cannot continue with other settings: {'; '.join(wrong)}. Leave these options out, or start another run "
+            "in another --output"
+        )
+    return Settings(**{**before, **{k: v for k, v in given.items() if k in FREE_ON_RESUME}})
+
+
+def _same(name: str, one: Any, other: Any) -> bool:
+    if name in ("lr", "eps"):
+        return numbers(f"--{name}", one) == numbers(f"--{name}", other)
+    return bool(one == other)
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Comma-separated finite numbers."""
+    result = []
+    for entry in str(text).split(","):
+        try:
+            value = float(entry)
+        except ValueError:
+            raise UserError(f"{option} is {text!r}; expected a number, or numbers with commas (one a block)") from None
+        if not math.isfinite(value):
+            raise UserError(f"{option} is {text!r}; expected finite numbers")
+        result.append(value)
+    return result
+
+
+def _boundary(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--split has {text!r}; expected layer numbers (12,24) or fractions (0.5)") from None
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{option} is {value!r}; expected one of {', '.join(allowed)}")
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise UserError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")

@@ -1,0 +1,209 @@
+"""Tasks as prompts with label words: a template over the columns of the data, and a word for every label.
+
+Templates of the ready-made tasks follow the published ones of MeZO (Malladi et al., NeurIPS 2023) and LM-BFF (Gao et al.,
+ACL 2021) where these end or can be made to end with the label word.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from blockzo.finetune.errors import UserError
+
+ANSWER = "label"
+"""The place of the label word in a template, `{label}`; `{mask}` means the same."""
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "text": ("text_a", "sentence"),
+    "premise": ("text_a", "sentence1"),
+    "hypothesis": ("text_b", "sentence2"),
+    "description": ("text",),
+}
+"""Other column names that stand for a template's field where the data has no column of that name."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task.
+
+    Args:
+        template: text with `{column}` for columns of the data and `{label}` where the label word stands. Causal models read
+            up to `{label}`; masked models see their mask token there.
+        words: label as it is written in the data -> label word; the order numbers the classes.
+        masked_template: another template for masked models, or None.
+        train, validation: file names under the task's data folder, or None.
+    """
+
+    name: str
+    template: str
+    words: Mapping[str, str]
+    masked_template: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    holdout: int = field(default=0)
+    """Rows taken off the training file for validation where the task has no validation file."""
+
+    def __post_init__(self) -> None:
+        for template in (self.template, self.masked_template):
+            if template is not None:
+                fields(template)
+        if len(self.words) < 2:
+            raise UserError(f"the task has {len(self.words)} label(s) {dict(self.words)}; expected two or more")
+        for label, word in self.words.items():
+            if not word.strip():
+                raise UserError(f"label {label!r} has an empty word; expected --labels like 0=terrible,1=great")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that some template reads, `label` not among them."""
+        found = [*fields(self.template), *(fields(self.masked_template) if self.masked_template else ())]
+        return tuple(dict.fromkeys(found))
+
+    def parts(self, masked: bool) -> tuple[str, str]:
+        """The template before and after the label word, as text that still holds its `{column}` fields."""
+        template = self.masked_template if masked and self.masked_template is not None else self.template
+        template = template.replace("{mask}", "{label}")
+        before, found, after = template.partition("{label}")
+        if not found:
+            before = before if before.endswith(("\n", " ")) else before + " "
+            after = "."
+        return before, after
+
+
+def fields(template: str) -> tuple[str, ...]:
+    """The columns that a template reads, in order.
+
+    Raises:
+        UserError: unbalanced braces, a field with a format, more than one `{label}`, or no column at all.
+    """
+    try:
+        found = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UserError(f'template {template!r}: {error}; expected text like "{{text}} It was {{label}}."') from None
+    names = [name for _, name, _, _ in found if name is not None]
+    for _, name, spec, conversion in found:
+        if name is not None and (not name.isidentifier() or spec or conversion):
+            raise UserError(
+                f"template {template!r}: {{{name}}} is not a column name; write a literal brace as {{{{ or }}}}"
+            )
+    columns = [name for name in names if name not in (ANSWER, "mask")]
+    if len(names) - len(columns) > 1:
+        raise UserError(
+            f"template {template!r} has the label word more than once; expected one {{label}} (or {{mask}})"
+        )
+    if not columns:
+        raise UserError(
+            f'template {template!r} reads no column of the data; expected text like "{{text}} It was {{label}}."'
+        )
+    return tuple(dict.fromkeys(columns))
+
+
+def parse_labels(text: str) -> dict[str, str]:
+    """`0=terrible,1=great` -> {"0": "terrible", "1": "great"}.
+
+    Raises:
+        UserError: an entry without `=`, a label twice, fewer than two labels.
+    """
+    words: dict[str, str] = {}
+    for entry in text.split(","):
+        label, found, word = entry.partition("=")
+        label = label.strip()
+        if not found or not label or not word.strip():
+            raise UserError(f"--labels has {entry!r}; expected LABEL=WORD entries like 0=terrible,1=great")
+        if label in words:
+            raise UserError(f"--labels names label {label!r} twice; expected every label once")
+        words[label] = word.strip()
+    return words
+
+
+_ENTAILMENT = {"entailment": "Yes", "not_entailment": "No"}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "sst2",
+            "{text} It was {label}.",
+            {"0": "terrible", "1": "great"},
+            train="train.tsv.gz",
+            validation="dev_glue.tsv.gz",
+        ),
+        Task(
+            "sst5",
+            "{text} It was {label}.",
+            {"0": "terrible", "1": "bad", "2": "okay", "3": "good", "4": "great"},
+            train="train.tsv.gz",
+            validation="dev.tsv.gz",
+        ),
+        Task(
+            "rte",
+            '{premise}\nDoes this mean that "{hypothesis}" is true? Yes or No?\n{label}',
+            _ENTAILMENT,
+            masked_template="{premise}? {label}, {hypothesis}",
+            train="train.jsonl.gz",
+            validation="val.jsonl.gz",
+        ),
+        Task(
+            "trec",
+            "Question: {text}\nThe answer is a {label}",
+            {"0": "description", "1": "entity", "2": "abbreviation", "3": "person", "4": "location", "5": "number"},
+            masked_template="{label}: {text}",
+            train="train.tsv.gz",
+            validation="test.tsv.gz",
+        ),
+        Task(
+            "boolq",
+            "{passage} {question}?\n{label}",
+            {"true": "Yes", "false": "No"},
+            masked_template="{question}? {label}. {passage}",
+            train="val.jsonl.gz",
+            holdout=1000,
+        ),
+        Task(
+            "cb",
+            'Suppose {premise} Can we infer that "{hypothesis}"? Yes, No, or Maybe?\n{label}',
+            {"entailment": "Yes", "contradiction": "No", "neutral": "Maybe"},
+            masked_template="{premise}? {label}, {hypothesis}",
+            train="train.jsonl.gz",
+            validation="val.jsonl.gz",
+        ),
+        Task(
+            "agnews",
+            "{description}\nTopic: {label}",
+            {"0": "World", "1": "Sports", "2": "Business", "3": "Technology"},
+            masked_template="{label} news: {description}",
+            train="train_subset.tsv.gz",
+            validation="test.tsv.gz",
+        ),
+    )
+}
+
+
+def find_task(name: str, template: str | None = None, labels: str | None = None) -> Task:
+    """A ready-made task, with another template or other label words where given; `custom` for one's own data.
+
+    Raises:
+        UserError: the name is not known, or `custom` without template and labels.
+    """
+    words = parse_labels(labels) if labels is not None else None
+    template = template.replace("\\n", "\n") if template is not None else None
+    if name == "custom":
+        if template is None or words is None:
+            raise UserError(
+                "the task `custom` needs --template and --labels, for example "
+                '--template "{text} It was {label}." --labels "0=terrible,1=great"'
+            )
+        return Task("custom", template, words)
+    if name not in TASKS:
+        raise UserError(f"task is {name!r}; expected one of {', '.join(TASKS)}, custom (own data) or lm (plain text)")
+    ready = TASKS[name]
+    return Task(
+        name,
+        template if template is not None else ready.template,
+        words if words is not None else ready.words,
+        masked_template=ready.masked_template if template is None else None,
+        train=ready.train,
+        validation=ready.validation,
+        holdout=ready.holdout,
+    )
