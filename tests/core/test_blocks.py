@@ -34,10 +34,10 @@ def test_blocks_give_the_bits_of_the_whole_model(name: str, boundaries) -> None:
 def test_no_layer_runs_twice_and_stop_is_early(name: str) -> None:
     model, batch = zoo.make(name), zoo.batch()
     blocks = bz.Blocks(model, [2])
-    flops = []
+    flops, kept = [], None
     for block in range(2):
         with torch.no_grad(), PerturbedForward() as mode:
-            kept = blocks.run(lambda: model(**batch), block, block + 1, None if block == 0 else kept)
+            kept = blocks.run(lambda: model(**batch), block, block + 1, kept)
         flops.append(mode.flops)
     with torch.no_grad(), PerturbedForward() as whole:
         model(**batch)
