@@ -1,8 +1,14 @@
-"""Which backend serves which tensor."""
+"""Which backend serves which tensor: compiled kernels for CPU tensors where they are installed, else the torch reference.
+
+Environment: BLOCKZO_BACKEND=reference leaves the kernels aside; BLOCKZO_REQUIRE_NATIVE=1 makes their absence an error.
+"""
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterable, Iterator
+from functools import cache
 from types import ModuleType
 
 from torch import Tensor
@@ -11,7 +17,29 @@ from blockzo.ops import reference
 from blockzo.ops.params import Target
 
 
+@cache
+def native() -> ModuleType | None:
+    """The compiled kernels, or None; looked for once, at first use, so that importing blockzo cannot fail."""
+    if os.environ.get("BLOCKZO_BACKEND") == "reference":
+        return None
+    try:
+        from blockzo.ops import native as kernels
+    except ImportError as error:
+        text = f"the compiled kernels of blockzo cannot be loaded ({error})"
+        if os.environ.get("BLOCKZO_REQUIRE_NATIVE", "0") not in ("", "0"):
+            raise ImportError(f"{text} and BLOCKZO_REQUIRE_NATIVE is set; install a C++ compiler and blockzo again") from error
+        warnings.warn(
+            f"{text}; the torch reference serves instead, many times slower: install a C++ compiler and blockzo again",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return None
+    return kernels
+
+
 def for_tensor(tensor: Tensor) -> ModuleType:
+    if tensor.device.type == "cpu":
+        return native() or reference
     return reference
 
 

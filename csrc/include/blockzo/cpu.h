@@ -1,62 +1,60 @@
-// The CPU kernels as a plain C++ interface: pointers, sizes and numbers, nothing of Python or torch.
-// Noise and rounding follow docs/noise.md bit for bit, whatever the instruction set and the number of threads.
+// The CPU kernels as plain C++: raw pointers, sizes and codes; no Python and no torch.
 #pragma once
-
-#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 namespace blockzo {
 
-enum class Dtype : int32_t { float32 = 0, bfloat16 = 1, float16 = 2 };
-enum class Distribution : int32_t { rademacher = 0, gaussian = 1 };
+enum DType { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+enum Distribution { RADEMACHER = 0, GAUSSIAN = 1 };
+// PERTURB: w + c z for one direction.  SHIFT: w + sum.  UPDATE: w * factor - sum.  Sums are float32, from 0, in order.
+enum Mode { PERTURB = 0, SHIFT = 1, UPDATE = 2 };
 
-// A tensor that an operation moves. Element i is the i-th in row-major order of `sizes`; strides count elements. ndim 0 is one element.
-struct Tensor {
-    void* data = nullptr;
-    Dtype dtype = Dtype::float32;
-    uint32_t stream = 0;
-    std::vector<int64_t> sizes;
-    std::vector<int64_t> strides;
-};
-
-struct Term {
-    uint32_t direction;
-    float coefficient;
-};
-
-// One step of the record: sum over terms of coefficient * z[direction]. `factor` (1 - decay) and `stochastic` matter to replay only.
 struct Step {
-    uint64_t seed = 0;
-    Distribution distribution = Distribution::rademacher;
-    std::vector<Term> terms;
-    float factor = 1.0f;
-    bool stochastic = false;
+  uint64_t seed;
+  int distribution;
+  std::vector<uint32_t> directions;
+  std::vector<float> coefficients;
+  float factor = 1.0f;
+  bool stochastic = false;
 };
 
-// w <- round(w + (c * z)); `step` has exactly one term.
-void perturb(const std::vector<Tensor>& tensors, const Step& step, int threads);
-// w <- round(w + sum of c_k z_k), the sum made in float32 from 0 in order.
-void shift(const std::vector<Tensor>& tensors, const Step& step, int threads);
-// w <- round(w * factor - sum of c_k z_k) for every step in turn, in one pass over the weights.
-void replay(const std::vector<Tensor>& tensors, const std::vector<Step>& steps, int threads);
-// out[i] <- round(source[i] + (c * z[start + i])), i < count; out is float32 or the dtype of source, and may be source itself.
-void copy(void* out, Dtype out_dtype, const void* source, Dtype source_dtype, int64_t count, int64_t start, uint32_t stream,
-          const Step& step, int threads);
-// out[j, :] <- round(weight[rows[j], :] + (c * z of that row)); weight is a contiguous [n, width], out a contiguous [count, width].
-void rows(void* out, const void* weight, Dtype dtype, const int64_t* rows, int64_t count, int64_t width, uint32_t stream,
-          const Step& step, int threads);
-// <w, z_k> for every term of the step, in float64 and in the order of docs/noise.md, "Projection"; coefficients are not used.
-std::vector<double> project(const std::vector<Tensor>& tensors, const Step& step, int threads);
-// Where `count` consecutive logical elements from `start` lie, in elements from `data`: what the kernels do with sizes and strides.
-std::vector<int64_t> offsets(const Tensor& tensor, int64_t start, int64_t count);
+// Strides count elements; sizes and strides are of the logical tensor, whose row-major index addresses the noise.
+struct View {
+  void* data;
+  int dtype;
+  uint32_t stream;
+  std::vector<int64_t> sizes, strides;
+};
 
 // Instruction sets: "baseline", "avx2", "avx512", "neon".
 std::vector<std::string> compiled();
 std::vector<std::string> available();
 std::string chosen();
-// Forces one; throws std::invalid_argument, with the reason, for a name that is not available here.
+// Throws std::invalid_argument where `name` is unknown or cannot run here.
 void choose(const std::string& name);
+
+// All steps on every tensor in one pass: each weight is read once, rounded to its dtype at every step, written once.
+void apply(const std::vector<View>& tensors, const std::vector<Step>& steps, Mode mode, int threads);
+
+// out[j] = round(source[j] + c z[start + j]), j < count; out is float32 or has the dtype of source.
+void copy(void* out, int out_dtype, const void* source, int dtype, int64_t count, int64_t start, const Step& step,
+          uint32_t stream, int threads);
+
+// out[m] = round(weight[rows[m]] + c z of that row); weight is [*, width].
+void rows(void* out, const void* weight, int dtype, int64_t width, const int64_t* chosen_rows, int64_t count, const Step& step,
+          uint32_t stream, int threads);
+
+// totals[k] = <tensor, z_k> in float64: 16 lanes over chunks of 4,096 elements, chunks added in order.
+void project(const View& tensor, const Step& step, double* totals, int threads);
+
+// out[j] = z[start + j].
+void sample(float* out, int64_t count, int64_t start, uint64_t seed, int distribution, uint32_t stream, uint32_t direction,
+            int threads);
+
+// Copies elements [first, first + count) of the row-major order between a strided tensor and dense memory.
+void gather(void* dense, const View& tensor, int64_t first, int64_t count);
+void scatter(const void* dense, const View& tensor, int64_t first, int64_t count);
 
 }  // namespace blockzo

@@ -1,0 +1,101 @@
+"""The compiled kernels for CPU tensors: the functions of `reference.py`, by addresses and codes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# after torch, whose OpenMP runtime the extension then shares: two pools would fight over the cores
+from blockzo import _native
+from blockzo.ops.params import Target
+from blockzo.ops.steps import Step
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_PERTURB, _SHIFT, _UPDATE = range(3)
+
+_forced = os.environ.get("BLOCKZO_ISA")
+if _forced:
+    try:
+        _native.choose(_forced)
+    except ValueError as error:
+        raise ValueError(f"BLOCKZO_ISA is {_forced!r}: {error}") from None
+
+
+def instruction_sets() -> list[str]:
+    """Those that can run here, fastest first; `_native.choose(name)` takes one of them."""
+    return list(_native.available())
+
+
+def _view(target: Target) -> tuple[Any, ...]:
+    tensor = target.tensor
+    return tensor.data_ptr(), _DTYPES[tensor.dtype], target.stream, list(tensor.shape), list(tensor.stride())
+
+
+def _step(step: Step) -> tuple[Any, ...]:
+    distribution = int(step.distribution == "gaussian")
+    return step.seed, distribution, list(step.directions), list(step.coefficients), step.factor, step.stochastic
+
+
+def _apply(found: Sequence[Target], steps: Sequence[Step], mode: int) -> None:
+    _native.apply([_view(t) for t in found], [_step(s) for s in steps], mode, torch.get_num_threads())
+    # the kernels write behind autograd's back
+    torch.autograd.graph.increment_version([t.tensor for t in found if not t.tensor.is_inference()])
+
+
+def perturb_(found: Sequence[Target], step: Step) -> None:
+    _apply(found, [step], _PERTURB)
+
+
+def shift_(found: Sequence[Target], step: Step) -> None:
+    _apply(found, [step], _SHIFT)
+
+
+def replay_(found: Sequence[Target], steps: Sequence[Step]) -> None:
+    _apply(found, steps, _UPDATE)
+
+
+def perturbed_copy(out: Tensor, source: Tensor, start: int, step: Step, stream: int) -> None:
+    _native.copy(
+        out.data_ptr(),
+        _DTYPES[out.dtype],
+        source.data_ptr(),
+        _DTYPES[source.dtype],
+        source.numel(),
+        start,
+        _step(step),
+        stream,
+        torch.get_num_threads(),
+    )
+
+
+def perturbed_rows(out: Tensor, weight: Tensor, rows: Tensor, step: Step, stream: int) -> None:
+    _native.rows(
+        out.data_ptr(),
+        weight.data_ptr(),
+        _DTYPES[weight.dtype],
+        weight.shape[1],
+        rows.data_ptr(),
+        rows.numel(),
+        _step(step),
+        stream,
+        torch.get_num_threads(),
+    )
+
+
+def project(found: Sequence[Target], step: Step) -> list[float]:
+    totals = [0.0] * len(step.directions)
+    for target in found:
+        part = _native.project(_view(target), _step(step), torch.get_num_threads())
+        totals = [a + b for a, b in zip(totals, part, strict=True)]
+    return totals
+
+
+def sample(count: int, start: int, seed: int, distribution: str, stream: int, direction: int) -> Tensor:
+    out = torch.empty(count, dtype=torch.float32)
+    gaussian = int(distribution == "gaussian")
+    _native.sample(out.data_ptr(), count, start, seed, gaussian, stream, direction, torch.get_num_threads())
+    return out

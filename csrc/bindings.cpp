@@ -1,0 +1,73 @@
+// blockzo._native: integers in, nothing of torch. Every call checks shapes in Python before it comes here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <tuple>
+
+#include "include/blockzo/cpu.h"
+
+namespace py = pybind11;
+using namespace blockzo;
+
+namespace {
+
+typedef std::tuple<uintptr_t, int, uint32_t, std::vector<int64_t>, std::vector<int64_t>> ViewTuple;
+typedef std::tuple<uint64_t, int, std::vector<uint32_t>, std::vector<float>, float, bool> StepTuple;
+
+View make_view(const ViewTuple& v) {
+  const auto& [data, dtype, stream, sizes, strides] = v;
+  return View{reinterpret_cast<void*>(data), dtype, stream, sizes, strides};
+}
+
+Step make_step(const StepTuple& s) {
+  const auto& [seed, distribution, directions, coefficients, factor, stochastic] = s;
+  return Step{seed, distribution, directions, coefficients, factor, stochastic};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.def("compiled", &compiled);
+  m.def("available", &available);
+  m.def("chosen", &chosen);
+  m.def("choose", &choose);
+  m.def("apply", [](const std::vector<ViewTuple>& tensors, const std::vector<StepTuple>& steps, int mode, int threads) {
+    std::vector<View> views;
+    for (const auto& t : tensors) views.push_back(make_view(t));
+    std::vector<Step> all;
+    for (const auto& s : steps) all.push_back(make_step(s));
+    py::gil_scoped_release release;
+    apply(views, all, static_cast<Mode>(mode), threads);
+  });
+  m.def("copy", [](uintptr_t out, int out_dtype, uintptr_t source, int dtype, int64_t count, int64_t start,
+                   const StepTuple& step, uint32_t stream, int threads) {
+    const Step s = make_step(step);
+    py::gil_scoped_release release;
+    copy(reinterpret_cast<void*>(out), out_dtype, reinterpret_cast<const void*>(source), dtype, count, start, s, stream, threads);
+  });
+  m.def("rows", [](uintptr_t out, uintptr_t weight, int dtype, int64_t width, uintptr_t chosen_rows, int64_t count,
+                   const StepTuple& step, uint32_t stream, int threads) {
+    const Step s = make_step(step);
+    py::gil_scoped_release release;
+    rows(reinterpret_cast<void*>(out), reinterpret_cast<const void*>(weight), dtype, width,
+         reinterpret_cast<const int64_t*>(chosen_rows), count, s, stream, threads);
+  });
+  m.def("project", [](const ViewTuple& tensor, const StepTuple& step, int threads) {
+    const View view = make_view(tensor);
+    const Step s = make_step(step);
+    std::vector<double> totals(s.directions.size());
+    {
+      py::gil_scoped_release release;
+      project(view, s, totals.data(), threads);
+    }
+    return totals;
+  });
+  m.def("sample", [](uintptr_t out, int64_t count, int64_t start, uint64_t seed, int distribution, uint32_t stream,
+                     uint32_t direction, int threads) {
+    py::gil_scoped_release release;
+    sample(reinterpret_cast<float*>(out), count, start, seed, distribution, stream, direction, threads);
+  });
+  m.def("gather", [](uintptr_t dense, const ViewTuple& tensor, int64_t first, int64_t count) {
+    gather(reinterpret_cast<void*>(dense), make_view(tensor), first, count);
+  });
+}

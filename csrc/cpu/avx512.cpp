@@ -1,0 +1,39 @@
+#include "isa.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#pragma GCC push_options
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,f16c,avx2,bmi2")
+namespace blockzo {
+namespace {
+#define LANES 16
+#define VARIABLE_SHIFT true
+#define NAME "avx512"
+typedef float wide_floats __attribute__((vector_size(64)));
+typedef uint64_t wide_words __attribute__((vector_size(64)));
+inline wide_words mul_words(wide_words a, uint32_t b) {
+  return (wide_words)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64((long long)b));
+}
+inline wide_floats root(wide_floats a) { return (wide_floats)_mm512_sqrt_ps((__m512)a); }
+inline wide_floats load_half(const uint16_t* p) {
+  return (wide_floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
+inline void store_half(uint16_t* p, wide_floats x) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+bool runs_here() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2");
+}
+#include "../include/blockzo/gaussian.h"
+#include "kernels.inl"
+}  // namespace
+const KernelTable* avx512_table() { return &TABLE; }
+}  // namespace blockzo
+#pragma GCC pop_options
+#else
+namespace blockzo {
+const KernelTable* avx512_table() { return nullptr; }
+}  // namespace blockzo
+#endif

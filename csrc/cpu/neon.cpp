@@ -1,0 +1,32 @@
+#include "isa.h"
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+namespace blockzo {
+namespace {
+#define LANES 4
+#define VARIABLE_SHIFT true
+#define NAME "neon"
+typedef float wide_floats __attribute__((vector_size(16)));
+typedef uint64_t wide_words __attribute__((vector_size(16)));
+inline wide_words mul_words(wide_words a, uint32_t b) {
+  return (wide_words)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(b));
+}
+inline wide_floats root(wide_floats a) { return (wide_floats)vsqrtq_f32((float32x4_t)a); }
+inline wide_floats load_half(const uint16_t* p) {
+  return (wide_floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+inline void store_half(uint16_t* p, wide_floats x) {
+  vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x)));
+}
+bool runs_here() { return true; }
+#include "../include/blockzo/gaussian.h"
+#include "kernels.inl"
+}  // namespace
+const KernelTable* neon_table() { return &TABLE; }
+}  // namespace blockzo
+#else
+namespace blockzo {
+const KernelTable* neon_table() { return nullptr; }
+}  // namespace blockzo
+#endif
