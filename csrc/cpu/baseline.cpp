@@ -1,14 +1,31 @@
-// The kernels for any CPU.
-#include "headers.h"
+// No more than the architecture's own minimum: SSE2 on x86-64, scalars elsewhere.
+#include "isa.h"
 
-namespace {
-#include "address.inl"
-#include "lanes.inl"
-#include "operations.inl"
-
-const blockzo::KernelTable table = {"baseline", move, replay, project};
-}  // namespace
+#include "../include/blockzo/half.h"
 
 namespace blockzo {
-const KernelTable* const baseline_kernels = &table;
+namespace {
+#define LANES 4
+#define VARIABLE_SHIFT false
+#define NAME "baseline"
+typedef float wide_floats __attribute__((vector_size(16)));
+typedef uint64_t wide_words __attribute__((vector_size(16)));
+inline wide_words mul_words(wide_words a, uint32_t b) { return (a & 0xFFFFFFFFull) * (uint64_t)b; }
+inline wide_floats root(wide_floats a) {
+  for (int k = 0; k < LANES; ++k) a[k] = ::sqrtf(a[k]);
+  return a;
 }
+inline wide_floats load_half(const uint16_t* p) {
+  wide_floats x;
+  for (int k = 0; k < LANES; ++k) x[k] = half_to_float(p[k]);
+  return x;
+}
+inline void store_half(uint16_t* p, wide_floats x) {
+  for (int k = 0; k < LANES; ++k) p[k] = float_to_half(x[k]);
+}
+bool runs_here() { return true; }
+#include "../include/blockzo/gaussian.h"
+#include "kernels.inl"
+}  // namespace
+const KernelTable* baseline_table() { return &TABLE; }
+}  // namespace blockzo
