@@ -80,6 +80,7 @@ def ninja_escape(text: str) -> str:
 def compile_with_ninja(ninja: str, folder: Path, command: list[str], pairs: list[tuple[str, str]]) -> None:
     """Recompiles only what changed, headers included."""
     lines = [
+        f"builddir = {ninja_escape(str(folder))}",
         "rule cxx",
         f"  command = {shlex.join(command).replace('$', '$$')} -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
@@ -98,7 +99,7 @@ class BuildNative(build_ext):
         self.report: dict[str, object] = {"native": False, "reason": None}
         # setuptools clears `inplace` while it builds, and a failure leaves it so
         folders = [Path(self.build_lib, "blockzo"), *([ROOT / "blockzo"] if self.inplace else [])]
-        for stale in [path for folder in folders for path in folder.glob("_native*")]:
+        for stale in [path for folder in folders for path in folder.glob("_native*.so")]:
             stale.unlink()
         try:
             super().run()

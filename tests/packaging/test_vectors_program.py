@@ -1,0 +1,118 @@
+"""The kernels as a C++ program without Python: on this machine, on an emulated ARM, and the headers through nvcc."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.builds import ROOT, Result, execute
+from tests.packaging.vector_cases import all_cases, noise_cases
+
+CSRC = ROOT / "csrc"
+PROGRAM = CSRC / "tests" / "vectors.cpp"
+FLAGS = [
+    "-O2",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    f"-I{CSRC / 'include'}",
+]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cases") / "cases.txt"
+    path.write_text("\n".join(all_cases()) + "\n")
+    return path
+
+
+def tool(name: str) -> str:
+    return shutil.which(name) or pytest.fail(f"{name} is not installed; .ci/run says which packages the tests need")
+
+
+def build(compiler: str, folder: Path, *options: str) -> Path:
+    """All kernels and the program, two sources at a time."""
+    sources = [PROGRAM, *sorted((CSRC / "cpu").glob("*.cpp"))]
+    assert len(sources) > 1
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        done = execute([compiler, *FLAGS, *options, "-c", source, "-o", target], folder)
+        assert done.returncode == 0, done.stdout
+        return target
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    program = folder / "vectors"
+    linked = execute([compiler, *options, *objects, "-pthread", "-o", program], folder)
+    assert linked.returncode == 0, linked.stdout
+    return program
+
+
+def paths(result: Result) -> set[str]:
+    assert result.returncode == 0 and " 0 failures" in result.stdout, result.stdout[-3000:]
+    return {line.removeprefix("path ") for line in result.stdout.splitlines() if line.startswith("path ")}
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tool("g++"), tmp_path_factory.mktemp("native"), "-fopenmp")
+
+
+def test_on_this_machine(native: Path, cases: Path, tmp_path: Path) -> None:
+    assert "baseline" in paths(execute([native, cases], tmp_path))
+
+
+def test_a_wrong_bit_is_found(native: Path, cases: Path, tmp_path: Path) -> None:
+    lines = cases.read_text().splitlines()
+    for number in (0, next(i for i, line in enumerate(lines) if line.startswith("update"))):
+        words = lines[number].split()
+        wrong = [*words[:-1], f"{int(words[-1], 16) ^ 1:x}"]
+        (tmp_path / "wrong.txt").write_text(" ".join(wrong) + "\n")
+        done = execute([native, tmp_path / "wrong.txt"], tmp_path)
+        assert done.returncode == 1 and "expected" in done.stdout, done.stdout
+
+
+def test_neon_under_emulation(cases: Path, tmp_path: Path) -> None:
+    program = build(tool("aarch64-linux-gnu-g++"), tmp_path, "-static", "-fopenmp")
+    assert paths(execute([tool("qemu-aarch64-static"), program, cases], tmp_path)) >= {"baseline", "neon"}
+
+
+def test_headers_alone_with_the_host_compiler(cases: Path, tmp_path: Path) -> None:
+    program = tmp_path / "headers"
+    done = execute([tool("g++"), *FLAGS, "-DBLOCKZO_HEADERS_ONLY", PROGRAM, "-o", program], tmp_path)
+    assert done.returncode == 0, done.stdout
+    paths(execute([program, cases], tmp_path))
+
+
+if shutil.which("nvcc"):
+    CUDA = ["nvcc", "-std=c++17", "-x", "cu", "-arch=sm_90", "-DBLOCKZO_HEADERS_ONLY", f"-I{CSRC / 'include'}", PROGRAM]
+
+    def test_nvcc_host_code_gives_the_bits(cases: Path, tmp_path: Path) -> None:
+        program = tmp_path / "headers"
+        done = execute([*CUDA, "-Xcompiler", "-ffp-contract=off", "-cudart", "static", "-o", program], tmp_path)
+        assert done.returncode == 0, done.stdout
+        paths(execute([program, cases], tmp_path))
+
+    def test_nvcc_device_code_is_exact(tmp_path: Path) -> None:
+        """Nothing fused, nothing flushed: each operation of the contract is one rounded instruction."""
+        for kind in ("cubin", "ptx"):
+            done = execute([*CUDA, f"-{kind}", "-o", tmp_path / kind], tmp_path)
+            assert done.returncode == 0, done.stdout
+        text = (tmp_path / "ptx").read_text()
+        assert "mul.rn.f32" in text and "sqrt.rn.f32" in text
+        assert "fma" not in text and ".ftz" not in text and ".approx" not in text
+
+
+def test_cases_cover_high_indices_and_both_distributions() -> None:
+    lines = [line.split() for line in noise_cases()]
+    assert {line[1] for line in lines} == {"rademacher", "gaussian"}
+    assert max(int(line[5]) for line in lines) > 1 << 61
+    assert sys.maxsize > 1 << 61

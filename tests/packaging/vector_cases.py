@@ -1,0 +1,112 @@
+"""The cases that csrc/tests/vectors.cpp checks, with results from the reference."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from blockzo import selftest
+from blockzo.noise import Noise
+from blockzo.ops import reference
+from blockzo.ops.params import Target
+from blockzo.ops.steps import Step, make_step
+
+SEED, STREAM = 0xFEDCBA9876543210, 0x89ABCDEF
+SIZES = (1, 5, 127, 300, 4099)
+
+
+def float_bits(value: float) -> str:
+    return struct.pack(">f", value).hex()
+
+
+def bits(tensor: Tensor) -> list[str]:
+    wide = tensor.element_size() == 4
+    values = tensor.contiguous().view(torch.int32 if wide else torch.int16).flatten().tolist()
+    return [f"{value & (0xFFFFFFFF if wide else 0xFFFF):x}" for value in values]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def step_text(step: Step) -> str:
+    terms = " ".join(f"{d} {float_bits(c)}" for d, c in zip(step.directions, step.coefficients, strict=True))
+    head = f"{step.seed} {step.distribution} {float_bits(step.factor)} {int(step.stochastic)}"
+    return f"{head} {len(step.directions)} {terms}"
+
+
+def steps_text(steps: list[Step]) -> str:
+    return " ".join([str(len(steps)), *map(step_text, steps)])
+
+
+def tensor_text(tensor: Tensor, memory: Tensor) -> str:
+    layout = [tensor.dim(), *tensor.shape, *tensor.stride(), memory.numel()]
+    return " ".join([name_of(tensor.dtype), str(STREAM), *map(str, layout), *bits(memory)])
+
+
+def weights(count: int, dtype: torch.dtype) -> Tensor:
+    """Mixed scales down to subnormals of float16, zeros and both signs."""
+    index = torch.arange(count)
+    return ((index * 37 % 101 - 50).to(torch.float32) / 32.0 ** (index % 5)).to(dtype)
+
+
+def noise_cases() -> Iterator[str]:
+    for case in selftest.vectors():
+        head = f"{case['distribution']} {case['stream']} {case['seed']} {case['direction']} {case['start']}"
+        yield " ".join(["noise", head, str(len(case["bits"])), *case["bits"]])
+    for distribution in ("rademacher", "gaussian"):
+        for start, count in ((0, 1500), (3, 700), ((1 << 32) - 9, 300), ((1 << 38) + 5, 200), ((1 << 62) - 1, 150)):
+            values = Noise(SEED, distribution).sample(STREAM, count, 7, start)
+            yield " ".join([f"noise {distribution} {STREAM} {SEED} 7 {start} {count}", *bits(values)])
+
+
+def operation_cases() -> Iterator[str]:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for distribution in ("rademacher", "gaussian"):
+            noise, other = Noise(SEED, distribution), Noise(SEED ^ 0xFF, distribution)
+            one = make_step(noise, [2], [0.37])
+            several = make_step(noise, [0, 9, 1 << 31], [0.3, -1e-3, 0.71])
+            decayed = make_step(other, [1], [1e-2], factor=0.99609375)
+            stochastic = make_step(other, [4, 1], [1e-3, 2e-4], factor=0.9990234375, stochastic=True)
+            for size in SIZES:
+                memory = weights(size, dtype)
+                yield from moved_cases(memory, memory, one, several, [several, decayed, stochastic, one])
+            memory = weights(35 * 13, dtype)
+            yield from moved_cases(memory.view(35, 13).t(), memory, one, several, [stochastic, several])
+            yield from rows_and_copies(dtype, one)
+
+
+def moved_cases(tensor: Tensor, memory: Tensor, one: Step, several: Step, steps: list[Step]) -> Iterator[str]:
+    """`tensor` is a view of the whole of `memory`."""
+    text = tensor_text(tensor, memory)
+    for kind, used in (("perturb", [one]), ("shift", [several]), ("update", steps)):
+        after = memory.clone()
+        view = after.as_strided(tensor.shape, tensor.stride())
+        target = [Target("w", STREAM, view)]
+        if kind == "update":
+            reference.replay_(target, used)
+        else:
+            getattr(reference, f"{kind}_")(target, used[0])
+        yield " ".join([kind, text, steps_text(used), *bits(after)])
+    sums = reference.project([Target("w", STREAM, tensor)], several)
+    yield " ".join(["project", text, steps_text([several]), *(struct.pack(">d", value).hex() for value in sums)])
+
+
+def rows_and_copies(dtype: torch.dtype, step: Step) -> Iterator[str]:
+    memory = weights(5 * 77, dtype)
+    weight, chosen = memory.view(5, 77), torch.tensor([4, 0, 0, 2, 3, 4])
+    out = torch.empty(6, 77, dtype=dtype)
+    reference.perturbed_rows(out, weight, chosen, step, STREAM)
+    listed = " ".join(map(str, [chosen.numel(), *chosen.tolist()]))
+    yield " ".join(["rows", tensor_text(weight, memory), listed, steps_text([step]), *bits(out)])
+    copied = torch.empty_like(memory)
+    for start in (0, 131, (1 << 33) - 3):
+        reference.perturbed_copy(copied, memory, start, step, STREAM)
+        yield " ".join(["copy", tensor_text(memory, memory), str(start), steps_text([step]), *bits(copied)])
+
+
+def all_cases() -> list[str]:
+    return [*noise_cases(), *operation_cases()]
