@@ -1,10 +1,30 @@
-// Which instruction set serves: the best that the CPU has, or the one that was chosen.
+// One table of kernels per instruction set. A null pointer: the set is not compiled for this architecture.
 #pragma once
-
-#include "kernels.h"
+#include "../include/blockzo/cpu.h"
 
 namespace blockzo {
 
-const KernelTable& kernels();
+constexpr int64_t GROUP = 128;    // weights of one Philox call (Rademacher); every kernel works on whole, aligned groups
+constexpr int64_t TILE = 2048;    // weights that stay in the first-level cache while many steps are applied
+constexpr int64_t CHUNK = 4096;   // weights of one partial sum of project
+constexpr int SUM_LANES = 16;
+
+struct KernelTable {
+  const char* name;
+  bool (*runs_here)();
+  // `base` is a multiple of GROUP and `count` too; in may equal out
+  void (*perturb)(const void* in, int in_dtype, void* out, int out_dtype, int64_t base, int64_t count, const Step& step,
+                  uint32_t stream, float scale);
+  void (*steps)(void* weights, int dtype, int64_t base, int64_t count, const Step* steps, int64_t number, Mode mode,
+                uint32_t stream);
+  void (*fill)(float* out, int64_t base, int64_t count, uint64_t seed, int distribution, uint32_t stream, uint32_t direction);
+  void (*widen)(const void* in, int dtype, float* out, int64_t count);
+  double (*dot)(const float* x, const float* z);  // CHUNK elements
+};
+
+const KernelTable* baseline_table();
+const KernelTable* avx2_table();
+const KernelTable* avx512_table();
+const KernelTable* neon_table();
 
 }  // namespace blockzo
