@@ -16,11 +16,11 @@ def _linear(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> in
 
 
 def _matmul(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> int:
-    return 2 * result.numel() * args[0].shape[-1]
+    return 2 * result.numel() * _argument(args, kwargs, 0, "input", "self").shape[-1]
 
 
 def _addmm(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> int:
-    return 2 * result.numel() * args[1].shape[-1]
+    return 2 * result.numel() * _argument(args, kwargs, 1, "mat1", "batch1", "other").shape[-1]
 
 
 def _attention(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> int:
@@ -34,8 +34,8 @@ def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) 
     return 2 * result.numel() * prod(weight.shape[1:])
 
 
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str) -> Tensor:
-    value = args[place] if len(args) > place else kwargs[name]
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, *names: str) -> Tensor:
+    value = args[place] if len(args) > place else next(kwargs[name] for name in names if name in kwargs)
     assert isinstance(value, Tensor)
     return value
 
