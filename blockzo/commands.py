@@ -9,7 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from typer import Argument, Option
 
@@ -240,8 +239,12 @@ def _names() -> set[str]:
 
 def _given(context: typer.Context) -> dict[str, Any]:
     """Options that stood on the command line."""
-    told = click.core.ParameterSource.COMMANDLINE
-    return {name: value for name, value in context.params.items() if context.get_parameter_source(name) == told}
+
+    def told(name: str) -> bool:
+        # by name, since newer typers bring their own copy of click's enumeration
+        return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+    return {name: value for name, value in context.params.items() if told(name)}
 
 
 def _reporter() -> Any:

@@ -22,7 +22,7 @@ def evaluate(settings: Settings, reporter: Reporter | None = None, fallback: str
     reporter = reporter or Reporter()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    prepared = prepare(settings, reporter.say, fallback)
+    prepared = prepare(settings, reporter.say, fallback, training=False)
     for note in prepared.notes:
         reporter.warn(note)
     data = prepared.held_out

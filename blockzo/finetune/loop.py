@@ -279,8 +279,8 @@ class Run:
             raise
         except ValueError as error:
             raise UserError(
-                f"step {number}: {error}. The journal holds the {number - 1} steps before and is valid; the weights ran away or "
-                "overflow: start again with a lower --lr, another --eps, or --dtype float32 or bfloat16 instead of float16"
+                f"step {number}: {error}. The journal holds the {number - 1} steps before it and is valid. Start again with a "
+                "lower --lr or another --eps; where --dtype is float16, float32 and bfloat16 do not overflow as early"
             ) from error
         return result.record, result.flops
 

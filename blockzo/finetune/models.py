@@ -91,10 +91,7 @@ def load(
     Raises:
         UserError: it cannot be found or loaded, or has no head that the task can use.
     """
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    transformers = quiet_transformers()
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     gguf = _gguf_file(Path(source))
@@ -111,8 +108,19 @@ def load(
     if kind == "head":
         model = _with_head(model, source, classes, seed)
     model.eval()
-    model.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        # an encoder's pooler, where it cannot be left out, is read by no loss here
+        parameter.requires_grad_(not (kind == "head" and ".pooler." in name))
     return Loaded(model, tokenizer, kind, source, _limit(model.config, tokenizer))
+
+
+def quiet_transformers() -> Any:
+    """The module, without its own progress bars and notes."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
 
 
 def _attempt(source: str, action: Callable[[], Any]) -> Any:
@@ -204,8 +212,7 @@ def _gguf_file(path: Path) -> Path | None:
 
 def read_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
     """Model and tokenizer of a GGUF file, its quantised weights expanded to `dtype`."""
-    import transformers
-
+    transformers = quiet_transformers()
     folder, name = str(path.parent), path.name
     tokenizer = _attempt(str(path), lambda: transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name))
     model = _attempt(

