@@ -25,7 +25,16 @@ ROOT = Path(__file__).resolve().parent
 NAME = "blockzo._native"
 # Instruction sets are chosen at run time: no -m flags, or a wheel built on a new CPU would crash an old one.
 # Without -ffp-contract=off the compiler fuses multiply and add, and the noise changes its bits.
-FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-Wall"]
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-fPIC",
+    "-Wall",
+    "-Wno-psabi",
+]
 
 
 def sources() -> list[str]:

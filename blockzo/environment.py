@@ -19,7 +19,9 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-PACKAGES = "torch numpy transformers safetensors typer rich matplotlib triton flwr gguf accelerate peft pybind11".split()
+PACKAGES = (
+    "torch numpy transformers safetensors typer rich matplotlib triton flwr gguf accelerate peft pybind11".split()
+)
 PREFIXES = ("BLOCKZO_", "OMP_", "KMP_", "GOMP_", "MKL_", "TRITON_", "CUDA_", "NVIDIA_VISIBLE", "TORCH_", "HF_", "CXX")
 SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 OPERATIONS = {
@@ -266,7 +268,7 @@ def render(found: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     if value is None:
-        return "not installed or not known"
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):

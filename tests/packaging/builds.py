@@ -46,10 +46,17 @@ def pip_wheel(source: Path, out: Path, isolated: bool = False, **changes: str | 
     return execute(command, source.parent, **changes)
 
 
+# An editable install of the checkout offers its modules for whatever a package of the same name lacks.
+ALONE = """import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+"""
+
+
 def install(wheel: Path, target: Path) -> Path:
     """Puts a wheel's files under `target`: what pip install --target does, without its start-up time."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
+    (target / "sitecustomize.py").write_text(ALONE)
     return target
 
 

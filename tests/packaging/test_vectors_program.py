@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,16 +16,8 @@ from tests.packaging.vector_cases import all_cases, noise_cases
 
 CSRC = ROOT / "csrc"
 PROGRAM = CSRC / "tests" / "vectors.cpp"
-FLAGS = [
-    "-O2",
-    "-std=c++17",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    f"-I{CSRC / 'include'}",
-]
+FLAGS = "-O3 -std=c++17 -ffp-contract=off -fno-math-errno -fvisibility=hidden -Wall -Wextra -Werror -Wno-psabi".split()
+FLAGS.append(f"-I{CSRC / 'include'}")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +62,36 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_on_this_machine(native: Path, cases: Path, tmp_path: Path) -> None:
     assert "baseline" in paths(execute([native, cases], tmp_path))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instruction sets compared are those of x86-64")
+def test_newer_instructions_stay_in_their_files(native: Path, tmp_path: Path) -> None:
+    """An older CPU runs all code but the kernels of newer sets; the linker may keep any file's copy of an inline function."""
+    for path in sorted(native.parent.glob("*.o")):
+        wide = wide_instructions(path, tmp_path)
+        expected = path.stem in {"avx2", "avx512"}
+        assert bool(wide) is expected, f"{path.stem}: {wide[:5]}"
+        assert not [section for section in wide if section != ".text"], f"{path.stem} shares wide code: {wide}"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="older CPUs of this architecture are emulated")
+@pytest.mark.parametrize(("cpu", "expected"), [("Nehalem", {"baseline"}), ("Haswell", {"avx2", "baseline"})])
+def test_on_older_cpus(native: Path, cases: Path, tmp_path: Path, cpu: str, expected: set[str]) -> None:
+    """The very program of this machine, where instructions that it has are missing."""
+    assert paths(execute([tool("qemu-x86_64-static"), "-cpu", cpu, native, cases], tmp_path)) == expected
+
+
+def wide_instructions(path: Path, folder: Path) -> list[str]:
+    """Sections of an object file that hold AVX code; inline functions and templates have sections of their own."""
+    done = execute([tool("objdump"), "-d", "--no-show-raw-insn", path], folder)
+    assert done.returncode == 0, done.stdout
+    found, section = [], ""
+    for line in done.stdout.splitlines():
+        if line.startswith("Disassembly of section "):
+            section = line.removeprefix("Disassembly of section ").rstrip(":")
+        elif re.search(r"%[yz]mm|\tv[a-z0-9]+ ", line) and section not in found:
+            found.append(section)
+    return found
 
 
 def test_a_wrong_bit_is_found(native: Path, cases: Path, tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""`blockzo env` reports whatever is broken, and is never broken by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from blockzo import environment, selftest
+from tests.packaging.builds import ALONE, Result
+from tests.packaging.test_runtime import damaged
+
+Python = Callable[..., Result]
+PROBES = ("versions", "machine", "build", "cpu", "threads", "cuda", "operations", "variables", "self_test")
+ENV = "from blockzo import environment; raise SystemExit(environment.main(json=True))"
+
+
+def broken(*_: object, **__: object) -> None:
+    raise RuntimeError("broken on purpose\nwith two lines")
+
+
+def parsed(result: Result) -> environment.Report:
+    report = json.loads(result.stdout)
+    assert isinstance(report, dict)
+    return report
+
+
+def test_the_report_is_whole_and_healthy() -> None:
+    report = environment.report()
+    assert environment.healthy(report), environment.render(report)
+    assert json.loads(json.dumps(report)) == report
+    assert report["versions"]["torch"] == metadata.version("torch")
+    assert report["versions"]["contract"] == "blockzo noise v1"
+    assert report["cpu"]["chosen"] in report["cpu"]["available"] and "baseline" in report["cpu"]["compiled"]
+    assert all(
+        backends["reference"] is True and backends["native"] is True for backends in report["operations"].values()
+    )
+    assert all(isinstance(backends["triton"], str) for backends in report["operations"].values())
+    sets = len(report["cpu"]["available"])
+    operations = 7  # those of `selftest._calls`, on 3 dtypes and 2 distributions
+    assert report["self_test"] == {"ok": True, "checks": 2 + sets * (1 + operations * 6), "failed": []}
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_any_probe_may_raise(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    if name != "self_test":
+        monkeypatch.setattr(environment, "self_test", lambda: {"ok": True, "checks": 1, "failed": []})
+    monkeypatch.setattr(environment, name, broken)
+    assert environment.main(json=True) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert {"error": "RuntimeError: broken on purpose\nwith two lines"} in report.values()
+    assert len([part for part in report.values() if "error" not in part]) >= len(report) - 2
+    assert environment.main(json=False) == 1
+    text = capsys.readouterr().out
+    assert "broken on purpose" in text and "something is wrong" in text
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (environment.metadata, "version"),
+        (environment.platform, "platform"),
+        (environment.resources, "files"),
+        (environment.importlib.util, "find_spec"),
+        (environment.subprocess, "run"),
+        (environment.shutil, "which"),
+        (environment.os, "cpu_count"),
+        (environment.json_module, "loads"),
+        (environment.json_module, "dumps"),
+        (torch, "get_num_threads"),
+        (torch.cuda, "is_available"),
+        (environment.Path, "is_file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_anything_below_may_raise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], owner: object, name: str
+) -> None:
+    monkeypatch.setattr(owner, name, broken)
+    monkeypatch.setattr(environment, "self_test", lambda: {"ok": True, "checks": 1, "failed": []})
+    assert environment.main(json=True) in (0, 1)
+    assert environment.main(json=False) in (0, 1)
+    out = capsys.readouterr().out
+    monkeypatch.undo()
+    assert "broken on purpose" in out and "python" in out
+
+
+def test_credentials_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("BLOCKZO_ISA", "baseline")
+    assert environment.variables()["HF_TOKEN"] == "(set)" and environment.variables()["BLOCKZO_ISA"] == "baseline"
+
+
+def test_a_pure_install_says_why(python: Python, pure: Path) -> None:
+    done = python(ENV, pure)
+    report = parsed(done)
+    assert done.returncode == 0 and report["self_test"]["ok"] is True
+    assert report["build"]["native"] is False and "/bin/false" in report["build"]["reason"]
+    assert (
+        "/bin/false" in report["operations"]["perturb_"]["native"]
+        and report["operations"]["perturb_"]["reference"] is True
+    )
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated", "kills its process"])
+def test_a_damaged_extension_is_reported(
+    python: Python, installed: Path, pure: Path, tmp_path: Path, kind: str
+) -> None:
+    (real,) = (installed / "blockzo").glob("_native*.so")
+    content = {"text": b"not an extension", "truncated": real.read_bytes()[: real.stat().st_size // 2]}.get(
+        kind, b"stub"
+    )
+    package = damaged(pure, tmp_path / "damaged", content)
+    if kind == "kills its process":
+        # any process that comes to load the extension dies as from an illegal instruction
+        (package / "sitecustomize.py").write_text(
+            f"{ALONE}import importlib.machinery as m, os, signal\n"
+            "m.ExtensionFileLoader.create_module = (lambda old: lambda self, spec: os.kill(os.getpid(), signal.SIGILL)\n"
+            "    if spec.name == 'blockzo._native' else old(self, spec))(m.ExtensionFileLoader.create_module)\n"
+        )
+    done = python(ENV, package)
+    report = parsed(done)
+    assert done.returncode == 1
+    assert "cannot be loaded" in report["cpu"]["error"] and "install blockzo again" in report["cpu"]["error"]
+    assert report["self_test"]["ok"] is False
+    expected = "signal" if kind == "kills its process" else "native: load"
+    assert expected in json.dumps(report["self_test"]["failed"]) or kind == "truncated"
+    assert all("cannot be loaded" in backends["native"] for backends in report["operations"].values())
+
+
+def test_an_unknown_instruction_set_is_reported(python: Python, installed: Path) -> None:
+    done = python(ENV, installed, BLOCKZO_ISA="sse9")
+    report = parsed(done)
+    assert done.returncode == 1
+    assert "BLOCKZO_ISA is 'sse9'; expected one of" in report["cpu"]["error"]
+    assert report["environment"]["BLOCKZO_ISA"] == "sse9"
+
+
+def test_the_self_test_finds_wrong_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(check.ok for check in selftest.self_test())
+    from blockzo.ops import native
+
+    good = native.replay_
+
+    def wrong(found: list, steps: list) -> None:  # type: ignore[type-arg]
+        good(found, steps)
+        for target in found:
+            if target.tensor.dtype == torch.float16:
+                target.tensor.view(torch.int16)[-1] ^= 1
+
+    monkeypatch.setattr(native, "replay_", wrong)
+    failed = [check for check in selftest.self_test() if not check.ok]
+    assert failed and all("replay_" in check.name and "float16" in check.name for check in failed)
+    assert "expected" in failed[0].detail
+    monkeypatch.setattr(native, "replay_", broken)
+    failed = [check for check in selftest.self_test() if not check.ok]
+    assert all("broken on purpose" in check.detail for check in failed)
+
+
+def test_the_self_test_knows_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = selftest.vectors()
+    cases[5]["bits"][3] = "3f800001"
+    monkeypatch.setattr(selftest, "vectors", lambda: cases)
+    failed = {check.name for check in selftest.self_test() if not check.ok}
+    assert "reference: vectors" in failed and any("native" in name for name in failed)
