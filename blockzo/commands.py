@@ -280,9 +280,16 @@ def _told(result: dict[str, Any]) -> str:
         f"after   {_scores(result['after'])}",
         f"{result['steps']} steps, {result['flops']:.3g} forward FLOPs, {result['seconds']:.0f} s; "
         f"journal {result['journal_bytes'] / 1000:.1f} KB for {result['parameters'] / 1e6:.1f} M weights",
+        _signal(result["signal"]),
         *(f"{name:<7} {path}" for name, path in result["files"].items()),
     ]
     return "\n".join(lines)
+
+
+def _signal(values: dict[str, float | None]) -> str:
+    moved = "" if values["unmoved"] is None else f"an update moves {1 - values['unmoved']:.1%} of the weights"
+    ratio = "" if values["snr"] is None else f"the losses of a step differ by {values['snr']:.3g} roundings (median); "
+    return ratio + moved
 
 
 def _scores(values: dict[str, float]) -> str:

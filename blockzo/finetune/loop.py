@@ -77,7 +77,7 @@ def resume(
             reporter.warn(f"{path} ended in a step that was not complete ({journal.dropped} bytes); it is done again")
         header = journal.metadata
         settings = resumed(Settings.from_dict(header.get("settings", {})), given)
-        settings = _with_paths(settings, header, given)
+        settings = _with_source(settings, header, given)
         if settings.steps < len(journal):
             raise UserError(f"the run has {len(journal)} steps already, --steps is {settings.steps}; give that or more")
         if journal.finished and settings.steps != len(journal):
@@ -341,6 +341,9 @@ def _threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def _with_paths(settings: Settings, header: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
-    """A built-in model's folder as it was resolved then, so that a fallback stays the same on resuming."""
-    return settings if "model" in given else replace(settings, model=header.get("source", settings.model))
+def _with_source(settings: Settings, header: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+    """The model that was really used: a fallback, where there was one, stays the same when the run continues."""
+    source = header.get("source", settings.model)
+    if "model" in given or Path(source).name.lower() == settings.model.lower():
+        return settings
+    return replace(settings, model=source)

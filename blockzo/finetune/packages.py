@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockzo.finetune.errors import UserError, disk_error
+from blockzo.finetune.errors import UserError
 
 Say = Callable[[str], None]
 
@@ -89,7 +89,10 @@ def fetch(name: str, say: Say = lambda text: None) -> Path:
                 if not (target / "config.json").is_file():
                     raise
     except OSError as error:
-        raise disk_error(error, target) from None
+        raise UserError(
+            f"cannot write the model cache {target.parent} ({error.strerror or error}): free some space there (about 1 GB), or "
+            "name another folder in the environment variable BLOCKZO_CACHE"
+        ) from None
     return target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ def summary(run: Run, journal: Journal, lines: Sequence[Mapping[str, Any]], draw
         "flops": lines[-1]["flops"],
         "forwards": run.zo.tree.leaves * run.zo.step_number,
         "seconds": lines[-1]["seconds"],
+        "signal": signal(lines),
         "base_digest": run.base_digest,
         "final_digest": journal.final_digest,
         "exact": journal.exact,
@@ -51,6 +53,13 @@ def summary(run: Run, journal: Journal, lines: Sequence[Mapping[str, Any]], draw
         "output": str(folder),
         "files": {name: str(folder / file) for name, file in files.items()},
     }
+
+
+def signal(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Median signal-to-noise ratio of the steps, and the share of weights that the last measured update left unmoved."""
+    ratios = [line["snr"] for line in lines if line.get("snr") is not None]
+    unmoved = [line["unmoved"] for line in lines if "unmoved" in line]
+    return {"snr": statistics.median(ratios) if ratios else None, "unmoved": unmoved[-1] if unmoved else None}
 
 
 def draw_curve(lines: Sequence[Mapping[str, Any]], path: Path) -> bool:

