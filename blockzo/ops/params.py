@@ -40,8 +40,10 @@ def named_tensors(params: Params, trainable_only: bool = True) -> dict[str, Tens
         if not isinstance(given, str) or not isinstance(tensor, Tensor):
             raise ValueError(f"params holds {given!r}: {type(tensor).__name__}; expected name -> tensor")
         name = canonical_name(given)
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and place in places:
+        place: tuple[object, ...] = (id(tensor),)
+        if tensor.layout == torch.strided and tensor.numel():
+            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if place in places:
             continue
         if name in result:
             raise ValueError(f"two tensors have the canonical name {name!r}; give each its own name")
@@ -89,7 +91,13 @@ def check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def check_disjoint(found: list[Target]) -> None:
-    """Two contiguous tensors that share memory would be moved twice (and by two threads at once)."""
+    """Two tensors that share memory would be moved twice (and by two threads at once)."""
+    first: dict[int, str] = {}
+    for target in found:
+        if target.tensor.numel() and target.tensor.device.type == "cpu":
+            other = first.setdefault(target.tensor.data_ptr(), target.name)
+            if other != target.name:
+                raise overlap(other, target.name)
     ranges = sorted(
         (t.tensor.data_ptr(), t.tensor.data_ptr() + t.tensor.numel() * t.tensor.element_size(), t.name)
         for t in found
@@ -97,9 +105,11 @@ def check_disjoint(found: list[Target]) -> None:
     )
     for (_, end, name), (begin, _, other) in zip(ranges, ranges[1:], strict=False):
         if begin < end:
-            raise ValueError(
-                f"parameters {name!r} and {other!r} overlap in memory; pass the tensor that holds both, once"
-            )
+            raise overlap(name, other)
+
+
+def overlap(name: str, other: str) -> ValueError:
+    return ValueError(f"parameters {name!r} and {other!r} overlap in memory; pass the tensor that holds both, once")
 
 
 def check_finite(what: str, value: float) -> float:

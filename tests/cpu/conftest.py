@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cpu import cases
+
+
+@pytest.fixture(params=cases.ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this CPU has, in turn."""
+    with cases.isa(request.param):
+        yield request.param
