@@ -36,10 +36,10 @@ native() { ls blockzo/_native*.so >/dev/null 2>&1; }
 
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     rm -f "$stamp"
-    "$py" -m pip install --quiet --upgrade pip
+    "$py" -m pip install -qq --upgrade pip
     # first and alone, so that its version is the one meant; the rest then finds it installed
-    "$py" -m pip install --quiet "torch==$torch_version"
-    "$py" -m pip install --quiet --editable ".[finetune,test]" "torch==$torch_version"
+    "$py" -m pip install -qq "torch==$torch_version"
+    "$py" -m pip install -qq --editable ".[finetune,test]" "torch==$torch_version"
     echo "$wanted" >"$stamp"
     echo "$built" >"$native_stamp"
 elif [ "$(cat "$native_stamp" 2>/dev/null || true)" != "$built" ] || ! native; then
