@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import zoo
 from torch import nn
 
 import blockzo as bz
 from blockzo.perturb import PerturbedForward
+from tests.core import zoo
 
 
 def run_in_blocks(blocks: bz.Blocks, forward):

@@ -11,7 +11,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import journals
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 import blockzo as bz
 from blockzo import journal_format as fmt
 from blockzo.record import float32
+from tests.core import journals
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 rates = st.floats(0, 1e3)

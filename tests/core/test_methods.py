@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 import blockzo as bz
 from blockzo.evaluate import PerturbedExecutor
 from blockzo.optim import step_seed
+from tests.core import zoo
 
 ONE_BLOCK = [bz.MeZO(), bz.SPSA(3), bz.OneSided(3), bz.FZOO(4)]
 TWO_BLOCKS = [
@@ -196,7 +196,7 @@ def test_unbiased_and_variance_of_the_table(method, block1, block2, distribution
     one = 1 if distribution == "gaussian" else -1
     slopes = [part.slope.double() for part in model.layers]
     energy = [float((s**2).sum()) for s in slopes]
-    size, draws = len(slopes[0]), 2000
+    size, draws = len(slopes[0]), 1200
     names = list(blocks.layout)
     error, mean = [0.0, 0.0], [torch.zeros(size, dtype=torch.float64) for _ in range(2)]
     tree, eps = method.tree(2), [0.5, 0.5]
@@ -210,7 +210,7 @@ def test_unbiased_and_variance_of_the_table(method, block1, block2, distribution
             mean[block] += estimate / draws
     for block, (own, other) in enumerate((block1, block2)):
         wanted = (size + one) * own * energy[block] + size * other * energy[1 - block]
-        assert error[block] == pytest.approx(wanted, rel=0.12)
+        assert error[block] == pytest.approx(wanted, rel=0.15)
         standard_error = math.sqrt(wanted / draws)
         assert float((mean[block] - slopes[block]).norm()) < 4 * standard_error
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo
 from torch import nn
 
 import blockzo as bz
+from tests.core import zoo
 
 
 def schedule(step: int) -> list[float]:

@@ -7,13 +7,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import blockzo as bz
 from blockzo import perturb
+from tests.core import zoo
 
 NOISE = bz.Noise(11, "gaussian")
 
