@@ -100,6 +100,9 @@ class Blocks:
     @contextmanager
     def _bypassed(self, count: int, kept: Any) -> Iterator[None]:
         def skip(*args: Any, **kwargs: Any) -> Any:
+            return kept
+
+        def leave(*args: Any, **kwargs: Any) -> Any:
             # a copy, so that a layer which works in place cannot change what other runs still need
             return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, kept)
 
@@ -107,6 +110,8 @@ class Blocks:
         try:
             for layer, _ in before:
                 layer.__dict__["forward"] = skip
+            if before:
+                before[-1][0].__dict__["forward"] = leave
             yield
         finally:
             for layer, own in before:
