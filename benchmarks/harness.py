@@ -107,9 +107,20 @@ class Table:
     machine: str = field(default_factory=machine)
     rows: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, case: str, metric: str, spread: Spread, unit: str, target: float | None = None) -> None:
-        """`target`: the value that the median must reach at least, where one was promised."""
+    def add(
+        self,
+        case: str,
+        metric: str,
+        spread: Spread,
+        unit: str,
+        target: float | None = None,
+        at_most: float | None = None,
+    ) -> None:
+        """`target`: the value that the median must reach at least, where one was promised; `at_most`: that it must not pass."""
         import torch
+
+        bound = target if at_most is None else at_most
+        met = bound is None or (spread.p50 <= bound if target is None else spread.p50 >= bound)
 
         self.rows.append(
             {
@@ -121,7 +132,7 @@ class Table:
                 "p50": f"{spread.p50:.5g}",
                 "p80": f"{spread.p80:.5g}",
                 "unit": unit,
-                "target": "" if target is None else f"{target:g}",
+                "target": "" if bound is None else f"{'>=' if at_most is None else '<='} {bound:.4g}",
                 "rounds": str(spread.rounds),
                 "threads": str(torch.get_num_threads()),
                 "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
@@ -129,7 +140,7 @@ class Table:
                 "command": command(),
             }
         )
-        note = "" if target is None else f"   target {target:g}: {'met' if spread.p50 >= target else 'MISSED'}"
+        note = "" if bound is None else f"   {self.rows[-1]['target']}: {'met' if met else 'MISSED'}"
         print(
             f"{case:44s} {metric:34s} {spread.p50:10.4g} {unit} [{spread.p20:.4g} .. {spread.p80:.4g}]{note}",
             flush=True,

@@ -1,4 +1,4 @@
-"""csrc/bindings.cpp: addresses, sizes and codes. dtype: 0 float32, 1 bfloat16, 2 float16; distribution: 1 is Gaussian."""
+"""csrc/bindings.cpp: the CPU kernels. Addresses, sizes and codes; `blockzo.ops.native` makes them."""
 
 _View = tuple[int, int, int, list[int], list[int]]
 _Step = tuple[int, int, list[int], list[float], float, bool]
@@ -9,10 +9,26 @@ def chosen() -> str: ...
 def choose(name: str) -> None: ...
 def apply(tensors: list[_View], steps: list[_Step], mode: int, threads: int) -> None: ...
 def copy(
-    out: int, out_dtype: int, source: int, dtype: int, count: int, start: int, step: _Step, stream: int, threads: int
+    out: int,
+    out_dtype: int,
+    source: int,
+    dtype: int,
+    count: int,
+    start: int,
+    step: _Step,
+    stream: int,
+    threads: int,
 ) -> None: ...
 def rows(
-    out: int, weight: int, dtype: int, width: int, rows: int, count: int, step: _Step, stream: int, threads: int
+    out: int,
+    weight: int,
+    dtype: int,
+    width: int,
+    chosen_rows: int,
+    count: int,
+    step: _Step,
+    stream: int,
+    threads: int,
 ) -> None: ...
 def project(tensor: _View, step: _Step, threads: int) -> list[float]: ...
 def sample(

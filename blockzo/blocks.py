@@ -35,7 +35,7 @@ class Blocks:
     Args:
         model: a Hugging Face encoder or decoder, an `nn.Sequential`, or any module with one list of layers that run in order.
         boundaries: layer numbers (int) or fractions of the layers (float) at which a new block begins; "auto" cuts in half;
-            the number of layers itself makes a block of what runs after them; an empty list makes one block.
+            "head" (or the number of layers) makes a block of what runs after the layers; an empty list makes one block.
         layers: the list of layers, where it cannot be found by itself: a dotted name, an `nn.ModuleList` or `nn.Sequential`.
         example: keyword arguments of one forward, used once to see which parameters run before the layers and which after.
             Hugging Face models bring their own.
@@ -50,7 +50,7 @@ class Blocks:
     def __init__(
         self,
         model: nn.Module,
-        boundaries: str | float | Sequence[float] = "auto",
+        boundaries: str | float | Sequence[float | str] = "auto",
         layers: str | nn.ModuleList | nn.Sequential | None = None,
         example: Mapping[str, Any] | None = None,
     ) -> None:
@@ -192,15 +192,17 @@ def _alike(layers: list[nn.Module]) -> bool:
     return len({type(layer) for layer in layers}) == 1 and any(True for _ in layers[0].parameters())
 
 
-def _layer_numbers(boundaries: str | float | Sequence[float], count: int) -> list[int]:
+def _layer_numbers(boundaries: str | float | Sequence[float | str], count: int) -> list[int]:
     if boundaries == "auto":
         boundaries = [0.5]
-    if isinstance(boundaries, (int, float)):
+    if isinstance(boundaries, (int, float, str)):
         boundaries = [boundaries]
-    if isinstance(boundaries, str):
-        raise ValueError(f'boundaries is {boundaries!r}; expected "auto", layer numbers or fractions')
     numbers = []
     for boundary in boundaries:
+        if boundary == "head":
+            boundary = count
+        if isinstance(boundary, str):
+            raise ValueError(f'boundary {boundary!r} is not known; expected "auto", "head", layer numbers or fractions')
         whole = isinstance(boundary, int) and not isinstance(boundary, bool)
         number = int(boundary) if whole else max(1, min(count - 1, round(boundary * count)))
         if not 1 <= number < count + whole or (not whole and not 0.0 < boundary < 1.0):

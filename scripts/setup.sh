@@ -39,7 +39,7 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     "$py" -m pip install -qq --upgrade pip
     # first and alone, so that its version is the one meant; the rest then finds it installed
     "$py" -m pip install -qq "torch==$torch_version"
-    "$py" -m pip install -qq --editable ".[finetune,test]" "torch==$torch_version"
+    "$py" -m pip install -qq --editable ".[gguf,test]" "torch==$torch_version"
     echo "$wanted" >"$stamp"
     echo "$built" >"$native_stamp"
 elif [ "$(cat "$native_stamp" 2>/dev/null || true)" != "$built" ] || ! native; then

@@ -103,7 +103,7 @@ class Settings:
         """Steps between evaluations: as told, or a tenth of the run."""
         return self.eval_every or max(1, self.steps // 10)
 
-    def boundaries(self) -> str | list[int | float]:
+    def boundaries(self) -> str | list[int | float | str]:
         """What `Blocks` is told: layer numbers or fractions at which blocks begin."""
         if self.split is not None:
             if self.split == "auto":
@@ -210,7 +210,9 @@ def numbers(option: str, text: str) -> list[float]:
     return result
 
 
-def _boundary(text: str) -> int | float:
+def _boundary(text: str) -> int | float | str:
+    if text == "head":
+        return text
     try:
         return int(text)
     except ValueError:
@@ -218,7 +220,7 @@ def _boundary(text: str) -> int | float:
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"--split has {text!r}; expected layer numbers (12,24) or fractions (0.5)") from None
+        raise UserError(f"--split has {text!r}; expected layer numbers (12,24), fractions (0.5) or head") from None
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -69,7 +69,8 @@ def test_embeddings_go_first_and_heads_last(name: str) -> None:
 
 
 def test_head_alone_can_be_the_last_block() -> None:
-    blocks = bz.Blocks(zoo.make("llama"), [4])
+    blocks = bz.Blocks(zoo.make("llama"), "head")
+    assert blocks.starts == bz.Blocks(zoo.make("llama"), [4]).starts == [0, 4]
     assert [n for n, b in blocks.layout.items() if b == 1] == ["model.norm.weight"]
 
 
