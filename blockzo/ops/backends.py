@@ -27,7 +27,9 @@ def native() -> ModuleType | None:
     except ImportError as error:
         text = f"the compiled kernels of blockzo cannot be loaded ({error})"
         if os.environ.get("BLOCKZO_REQUIRE_NATIVE", "0") not in ("", "0"):
-            raise ImportError(f"{text} and BLOCKZO_REQUIRE_NATIVE is set; install a C++ compiler and blockzo again") from error
+            raise ImportError(
+                f"{text} and BLOCKZO_REQUIRE_NATIVE is set; install a C++ compiler and blockzo again"
+            ) from error
         warnings.warn(
             f"{text}; the torch reference serves instead, many times slower: install a C++ compiler and blockzo again",
             RuntimeWarning,

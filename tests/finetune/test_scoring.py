@@ -29,9 +29,10 @@ def prepared(folder: Path) -> tuple[Loaded, Scorer, Encoded]:
     encoder = Encoder(loaded.tokenizer, TASK, loaded.kind, loaded.limit)
     data = encoder.encode([Example({"text": text}, i % 3, "here") for i, text in enumerate(TEXTS)])
     scorer = Scorer(loaded.kind, encoder.label_ids()[0], loaded.tokenizer.pad_token_id)
-    # random weights make flat logits; larger ones make a wrong position or word visible
+    # fresh weights make flat logits and zero biases; these make a wrong position, word or bias visible
+    torch.manual_seed(3)
     for parameter in loaded.model.parameters():
-        parameter.data.mul_(3)
+        parameter.data.mul_(3).add_(0.1 * torch.randn_like(parameter))
     return loaded, scorer, data
 
 
@@ -125,6 +126,36 @@ def test_language_model_loss_is_the_models_own(tiny: Callable[[str], Path]) -> N
     torch.testing.assert_close(scorer.loss(loaded.model, batch), own, rtol=1e-5, atol=1e-6)
     per_row = scorer.token_losses(loaded.model, batch)
     assert per_row[:, 1].tolist() == [4.0, 2.0]
+
+
+class Nested(torch.nn.Module):
+    """A base model that calls its own decoder, as some do; the output is gathered once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = torch.nn.Embedding(20, 8)
+        self.base_model = torch.nn.Module()
+        self.base_model.decoder = self.decoder
+        self.base_model.forward = lambda ids: (self.decoder(ids),)  # type: ignore[method-assign]
+        self.head = torch.nn.Linear(8, 20)
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.base_model(ids)[0]
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_nested_trunks_are_gathered_once() -> None:
+    model = Nested()
+    ids = torch.arange(12).view(3, 4)
+    positions, words = torch.tensor([3, 0, 2]), torch.tensor([5, 9])
+    full = model(ids)
+    with label_logits(model, positions, words):
+        few = model(ids)
+    torch.testing.assert_close(few[:, 0], full[torch.arange(3), positions][:, words])
 
 
 def test_a_model_without_head_is_refused(tiny: Callable[[str], Path]) -> None:
