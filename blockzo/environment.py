@@ -261,9 +261,26 @@ def render(found: Mapping[str, Any]) -> str:
             lines.append(f"{pad}{name}: {_plain(value)}")
 
     for name, value in found.items():
-        put(name, value, 0)
+        if name == "operations" and isinstance(value, Mapping) and "error" not in value:
+            lines += _table(value)
+        else:
+            put(name, value, 0)
     lines.append("all is well" if healthy(found) else "something is wrong: see the entries `error` and `failed` above")
     return "\n".join(lines)
+
+
+def _table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Operations x backends as yes or a number, and the numbered reasons below."""
+    lines, reasons = ["operations:"], list[str]()
+    for operation, backends in found.items():
+        cells = []
+        for backend, entry in backends.items():
+            if entry is not True and _plain(entry) not in reasons:
+                reasons.append(_plain(entry))
+            mark = "yes" if entry is True else f"no ({reasons.index(_plain(entry)) + 1})"
+            cells.append(f"{backend} {mark:<8}")
+        lines.append(f"  {operation:<16}{'  '.join(cells)}".rstrip())
+    return lines + [f"  ({number}) {reason}" for number, reason in enumerate(reasons, 1)]
 
 
 def _plain(value: Any) -> str:
