@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -28,7 +29,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tool(name: str) -> str:
-    return shutil.which(name) or pytest.fail(f"{name} is not installed; .ci/run says which packages the tests need")
+    """CI has every tool; elsewhere a machine may have no cross compiler and no emulator."""
+    found = shutil.which(name)
+    if found is None and os.environ.get("BLOCKZO_CI"):
+        pytest.fail(f"{name} is not installed; .ci/run lists the packages")
+    return found or pytest.skip(f"{name} is not installed; .ci/run lists the packages")
 
 
 def build(compiler: str, folder: Path, *options: str) -> Path:
