@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +100,8 @@ def prepare(
     say(f"loading {path}")
     classes = 0 if task is None else len(task.words)
     loaded = load(path, settings.dtype, settings.head, classes, settings.seed, settings.task)
+    if settings.trainable is not None:
+        freeze_others(loaded.model, settings.trainable)
     begin = begin_token(loaded.tokenizer, loaded.kind)
     limit = _limit(settings, loaded, notes)
     pad = loaded.tokenizer.pad_token_id
@@ -221,3 +224,21 @@ def _part(data: Encoded, start: int, stop: int | None) -> Encoded:
 
 def _chosen(data: Encoded, rows: Sequence[int]) -> Encoded:
     return Encoded([data.ids[i] for i in rows], [data.positions[i] for i in rows], [data.labels[i] for i in rows])
+
+
+def freeze_others(model: Any, patterns: str) -> None:
+    """Leaves trainable only the parameters whose names match one of the comma-separated patterns (`*` and `?` as in a shell).
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
+    wanted = [pattern.strip() for pattern in patterns.split(",")]
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for pattern in wanted:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(
+                f"--trainable {pattern!r} matches no parameter; expected patterns like '*norm*', and names like {names[0]}"
+            )
+    for name, parameter in model.named_parameters():
+        matched = any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
+        parameter.requires_grad_(parameter.requires_grad and matched)

@@ -11,6 +11,7 @@ from blockzo.finetune.models import load, resolve, save
 from blockzo.finetune.output import write_whole
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings
+from blockzo.ops.params import named_tensors
 
 
 def replay(base: str, path: Path, out: Path, partial: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def replay(base: str, path: Path, out: Path, partial: bool = False, reporter: Re
             f"{journal.base_digest} ({settings.model}, {settings.dtype}). Nothing was written"
         )
     reporter.say(f"replaying {len(journal)} steps")
-    replay_(loaded.model, journal.records(), journal.layout)
+    trained = {n: t for n, t in named_tensors(loaded.model, trainable_only=False).items() if n in journal.layout}
+    replay_(trained, journal.records(), journal.layout)
     final = digest(loaded.model)
     if journal.finished and final != journal.final_digest:
         if journal.exact:

@@ -42,7 +42,7 @@ def label_logits(model: nn.Module, positions: Tensor, words: Tensor) -> Iterator
         if done:
             return output
         done = True
-        hidden = output[0]
+        hidden = output if isinstance(output, Tensor) else output[0]
         chosen = hidden[rows, positions].unsqueeze(1)
         if isinstance(output, tuple):
             return (chosen, *output[1:])

@@ -57,6 +57,7 @@ class Settings:
     pool: int = 16
     seed: int = 0
     head: str = "auto"
+    trainable: str | None = None
     in_place: bool = False
     threads: int | None = None
 
