@@ -85,13 +85,17 @@ def finetune(
     overflow: Overflow = "truncate",
     dtype: Dtype = "float32",
     head: Head = "auto",
+    trainable: Annotated[
+        str | None,
+        Option(help="Train only parameters with such names: *norm*,lm_head*.", rich_help_panel=METHOD),
+    ] = None,
     fallback_model: Fallback = None,
     method: Annotated[str, Option(help="mezo, spsa, spzo, one-sided, fzoo or tree.", rich_help_panel=METHOD)] = "spzo",
     blocks: Annotated[
         int | None, Option(help="Cut the layers into so many equal blocks.", rich_help_panel=METHOD)
     ] = None,
     split: Annotated[
-        str | None, Option(help="Where blocks begin: layers (12,24) or fractions (0.5).", rich_help_panel=METHOD)
+        str | None, Option(help="Where blocks begin: layers (12,24), fractions (0.5), head.", rich_help_panel=METHOD)
     ] = None,
     outer: Annotated[int, Option(help="spzo: directions of the first block.", rich_help_panel=METHOD)] = 1,
     inner: Annotated[int, Option(help="spzo: directions of the second block for each.", rich_help_panel=METHOD)] = 4,

@@ -235,3 +235,15 @@ def test_the_loss_of_the_step_is_measured_before_its_update(
     perturb_(base, Noise(record.seed), 1e-3)
     with torch.no_grad():
         assert float(run.prepared.scorer.loss(base, batch)) == pytest.approx(record.losses[0], abs=1e-5)
+
+
+def test_only_the_trainable_parameters_move_and_replay_knows(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    model = tiny("llama")
+    told = settings(model, rows, trainable="*norm*", split="head", variant="decoupled", lr="1e-2,1e-1")
+    result = finetune(told, tmp_path / "out", Said())
+    before, after = (load(str(folder), "float32").model.state_dict() for folder in (model, tmp_path / "out" / "model"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "norm" in name}
+    assert replay(str(model), tmp_path / "out" / "journal.bz", tmp_path / "again")["digest"] == result["final_digest"]
+    with pytest.raises(UserError, match="--trainable 'nrom' matches no parameter"):
+        finetune(settings(model, rows, trainable="nrom"), tmp_path / "other", Said())
