@@ -98,6 +98,8 @@ def test_a_real_model_on_real_data(stories: Path, tmp_path: Path) -> None:
             "qwen2",
             {"method": "one-sided", "dtype": "bfloat16", "stochastic_rounding": True, "eps": "1e-2", "blocks": 2},
         ),
+        ("llama", {"method": "spzo", "split": "head", "variant": "decoupled", "lr": "1e-4,1e-1"}),
+        ("opt", {"method": "spsa", "trainable": "*norm*,*fc?.weight"}),
         ("gpt2", {"method": "spsa", "directions": 2, "dtype": "float16", "train_rows": 30}),
     ],
 )
@@ -135,6 +137,20 @@ def test_language_modelling(tiny: Tiny, tmp_path: Path) -> None:
     assert result["before"].keys() == {"rows", "loss", "perplexity"}
     assert result["before"]["perplexity"] == pytest.approx(math.exp(result["before"]["loss"]))
     assert replay(str(tiny("llama")), tmp_path / "out" / "journal.bz", tmp_path / "again")["verified"]
+
+
+def test_only_the_named_parameters_are_trained(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    result = finetune(settings(tiny("llama"), rows, method="mezo", trainable="*norm*"), tmp_path / "out")
+    before, after = (load(str(folder), "float32").model for folder in (tiny("llama"), tmp_path / "out" / "model"))
+    moved = {
+        name
+        for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    assert moved == {name for name, _ in before.named_parameters() if "norm" in name}
+    assert result["parameters"] == sum(p.numel() for n, p in before.named_parameters() if "norm" in n)
+    with pytest.raises(UserError, match="matches no parameter"):
+        finetune(settings(tiny("llama"), rows, trainable="*adapter*"), tmp_path / "other")
 
 
 def test_a_dry_run_writes_nothing_and_counts_what_a_run_counts(
