@@ -9,7 +9,7 @@ from typing import Any
 
 from blockzo.finetune.data import Example
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.tasks import Task, fields
+from blockzo.finetune.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Encoder:
         # a space before the label word belongs to the word in every tokenizer in use
         self.space = " " if before.endswith(" ") else ""
         self.before, self.after = before.removesuffix(" "), after
-        unread = set(task.columns) - set(fields(before)) if kind == "causal" else set()
+        unread = {name for name in task.columns if f"{{{name}}}" not in before} if kind == "causal" else set()
         if unread and task.masked_template is None:
             raise UserError(
                 f"the template {task.template!r} has {', '.join(sorted(unread))} after the label word, which a causal model "

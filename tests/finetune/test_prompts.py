@@ -109,6 +109,8 @@ def test_columns_that_a_causal_model_would_never_read(llama: Any) -> None:
     task = Task("custom", "{premise}? {label}, {hypothesis}", WORDS)
     with pytest.raises(UserError, match="has hypothesis after the label word"):
         Encoder(llama, task, "causal", 256)
+    with pytest.raises(UserError, match="has text after the label word"):
+        Encoder(llama, Task("custom", "{label} {text}", WORDS), "causal", 256)
 
 
 def test_digests_see_texts_labels_and_templates(llama: Any) -> None:
