@@ -140,6 +140,10 @@ def test_output_folders_that_cannot_be_used(
     assert code == 2 and "is not empty (it holds thesis.txt)" in err
     code, _, err = call(*told(tiny("llama"), rows, full / "thesis.txt" / "run"))
     assert code == 2 and "is a file: choose another --output" in err
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "journal.bz.77.new").write_text("killed before the first step")
+    output.new_folder(begun)
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "journal.bz").write_text("")
     code, _, err = call(*told(tiny("llama"), rows, tmp_path / "done"))
