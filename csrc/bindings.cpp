@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "cpu/threads.h"
 #include "include/blockzo/cpu.h"
 
 namespace py = pybind11;
@@ -12,7 +13,8 @@ using namespace blockzo;
 namespace {
 
 typedef std::tuple<uintptr_t, int, uint32_t, std::vector<int64_t>, std::vector<int64_t>> ViewTuple;
-typedef std::tuple<uint64_t, int, std::vector<uint32_t>, std::vector<float>, float, bool> StepTuple;
+// coefficients come as double, which holds every float32 and which no float mode flushes to 0
+typedef std::tuple<uint64_t, int, std::vector<uint32_t>, std::vector<double>, double, bool> StepTuple;
 
 View make_view(const ViewTuple& v) {
   const auto& [data, dtype, stream, sizes, strides] = v;
@@ -21,7 +23,9 @@ View make_view(const ViewTuple& v) {
 
 Step make_step(const StepTuple& s) {
   const auto& [seed, distribution, directions, coefficients, factor, stochastic] = s;
-  return Step{seed, distribution, directions, coefficients, factor, stochastic};
+  const IeeeArithmetic arithmetic;
+  std::vector<float> numbers(coefficients.begin(), coefficients.end());
+  return Step{seed, distribution, directions, std::move(numbers), (float)factor, stochastic};
 }
 
 }  // namespace

@@ -21,6 +21,15 @@ inline wide_floats load_half(const uint16_t* p) {
 inline void store_half(uint16_t* p, wide_floats x) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+inline wide_floats round_half(wide_floats x) {
+  return (wide_floats)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+typedef uint32_t wide_bits __attribute__((vector_size(32)));
+inline wide_bits widen_16(const uint16_t* p) { return (wide_bits)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline void narrow_16(uint16_t* p, wide_bits x) {
+  const __m256i packed = _mm256_packus_epi32((__m256i)x, (__m256i)x);  // twice within each half
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
 bool runs_here() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
 }

@@ -22,6 +22,12 @@ inline wide_floats load_half(const uint16_t* p) {
 inline void store_half(uint16_t* p, wide_floats x) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+inline wide_floats round_half(wide_floats x) {
+  return (wide_floats)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+typedef uint32_t wide_bits __attribute__((vector_size(64)));
+inline wide_bits widen_16(const uint16_t* p) { return (wide_bits)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+inline void narrow_16(uint16_t* p, wide_bits x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)x)); }
 bool runs_here() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2");

@@ -23,6 +23,21 @@ inline wide_floats load_half(const uint16_t* p) {
 inline void store_half(uint16_t* p, wide_floats x) {
   for (int k = 0; k < LANES; ++k) p[k] = float_to_half(x[k]);
 }
+inline wide_floats round_half(wide_floats x) {
+  for (int k = 0; k < LANES; ++k) x[k] = half_to_float(float_to_half(x[k]));
+  return x;
+}
+typedef uint32_t wide_bits __attribute__((vector_size(16)));
+typedef uint16_t half_bits __attribute__((vector_size(8)));
+inline wide_bits widen_16(const uint16_t* p) {
+  half_bits x;
+  memcpy(&x, p, sizeof x);
+  return __builtin_convertvector(x, wide_bits);
+}
+inline void narrow_16(uint16_t* p, wide_bits x) {
+  const half_bits low = __builtin_convertvector(x, half_bits);
+  memcpy(p, &low, sizeof low);
+}
 bool runs_here() { return true; }
 #include "../include/blockzo/gaussian.h"
 #include "kernels.inl"

@@ -2,13 +2,9 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
-#if defined(_OPENMP)
-#include <omp.h>
-#else
-#include <thread>
-#endif
 
 #include "table.h"
+#include "threads.h"
 
 namespace blockzo {
 namespace {
@@ -55,24 +51,6 @@ View collapsed(const View& tensor) {
     }
   }
   return result;
-}
-
-constexpr int64_t GRAIN = 1 << 16;  // fewer weights than this a thread are not worth waking one
-
-template <class Body>
-void in_parallel(int64_t total, int threads, const Body& body) {
-  const int64_t most = std::max<int64_t>(1, total / GRAIN);
-  const int count = (int)std::min<int64_t>(std::max(1, threads), most);
-  if (count == 1) return body(0, 1);
-#if defined(_OPENMP)
-#pragma omp parallel num_threads(count)
-  body(omp_get_thread_num(), omp_get_num_threads());
-#else
-  std::vector<std::thread> others;
-  for (int t = 1; t < count; ++t) others.emplace_back([&body, t, count] { body(t, count); });
-  body(0, count);
-  for (std::thread& other : others) other.join();
-#endif
 }
 
 // Part of [0, count) that thread `number` of `threads` works on, if the whole list has `total` weights and this tensor begins at `before`.
@@ -268,29 +246,33 @@ void rows(void* out, const void* weight, int dtype, int64_t width, const int64_t
 void project(const View& tensor, const Step& step, double* totals, int threads) {
   const View view = collapsed(tensor);
   const int64_t size = elements(view), item = size_of(view.dtype), chunks = (size + CHUNK - 1) / CHUNK;
-  const size_t directions = step.directions.size();
+  const int64_t directions = (int64_t)step.directions.size();
   const KernelTable* table = current();
-  std::vector<double> sums((size_t)chunks * directions);
-  in_parallel(size * (int64_t)directions, threads, [&](int number, int of) {
-    std::vector<float> x(CHUNK), z(CHUNK);
-    std::vector<char> raw((size_t)(CHUNK * 4));
-    for (int64_t c = chunks * number / of; c < chunks * (number + 1) / of; ++c) {
-      const int64_t first = c * CHUNK, n = std::min(CHUNK, size - first);
-      std::memset(raw.data(), 0, raw.size());
-      if (dense(view))
-        std::memcpy(raw.data(), (const char*)view.data + first * item, (size_t)(n * item));
-      else
-        gather(raw.data(), view, first, n);
-      table->widen(raw.data(), view.dtype, x.data(), CHUNK);
-      for (size_t k = 0; k < directions; ++k) {
-        table->fill(z.data(), first, CHUNK, step.seed, step.distribution, view.stream, step.directions[k]);
-        sums[(size_t)c * directions + k] = table->dot(x.data(), z.data());
+  // as many chunks at a time as give a few MB of sums
+  const int64_t most = std::max<int64_t>(64, ((int64_t)1 << 19) / std::max<int64_t>(1, directions));
+  std::vector<double> sums((size_t)(std::min(chunks, most) * directions));
+  std::fill(totals, totals + directions, 0.0);
+  for (int64_t begin = 0; begin < chunks; begin += most) {
+    const int64_t held = std::min(most, chunks - begin);
+    in_parallel(held * CHUNK * directions, threads, [&](int number, int of) {
+      alignas(64) float x[CHUNK], z[CHUNK];
+      alignas(64) char raw[CHUNK * 4];
+      for (int64_t c = held * number / of; c < held * (number + 1) / of; ++c) {
+        const int64_t first = (begin + c) * CHUNK, n = std::min(CHUNK, size - first);
+        std::memset(raw, 0, sizeof raw);
+        if (dense(view))
+          std::memcpy(raw, (const char*)view.data + first * item, (size_t)(n * item));
+        else
+          gather(raw, view, first, n);
+        table->widen(raw, view.dtype, x, CHUNK);
+        for (int64_t k = 0; k < directions; ++k) {
+          table->fill(z, first, CHUNK, step.seed, step.distribution, view.stream, step.directions[(size_t)k]);
+          sums[(size_t)(c * directions + k)] = table->dot(x, z);
+        }
       }
-    }
-  });
-  for (size_t k = 0; k < directions; ++k) {
-    totals[k] = 0.0;
-    for (int64_t c = 0; c < chunks; ++c) totals[k] += sums[(size_t)c * directions + k];
+    });
+    for (int64_t c = 0; c < held; ++c)
+      for (int64_t k = 0; k < directions; ++k) totals[k] += sums[(size_t)(c * directions + k)];
   }
 }
 

@@ -19,6 +19,10 @@ inline wide_floats load_half(const uint16_t* p) {
 inline void store_half(uint16_t* p, wide_floats x) {
   vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x)));
 }
+inline wide_floats round_half(wide_floats x) { return (wide_floats)vcvt_f32_f16(vcvt_f16_f32((float32x4_t)x)); }
+typedef uint32_t wide_bits __attribute__((vector_size(16)));
+inline wide_bits widen_16(const uint16_t* p) { return (wide_bits)vmovl_u16(vld1_u16(p)); }
+inline void narrow_16(uint16_t* p, wide_bits x) { vst1_u16(p, vmovn_u32((uint32x4_t)x)); }
 bool runs_here() { return true; }
 #include "../include/blockzo/gaussian.h"
 #include "kernels.inl"

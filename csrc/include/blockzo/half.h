@@ -1,9 +1,10 @@
 // float16 <-> float32 by integers: exact one way, rounded to nearest even the other, NaN quieted with its payload kept.
 #pragma once
-#include <stdint.h>
 #include <string.h>
 
-inline float half_to_float(uint16_t half) {
+#include "philox.h"
+
+BLOCKZO_HD float half_to_float(uint16_t half) {
   const uint32_t sign = (uint32_t)(half & 0x8000u) << 16, rest = half & 0x7FFFu;
   float value;
   if (rest >= 0x7C00u) {  // infinity or NaN
@@ -20,7 +21,7 @@ inline float half_to_float(uint16_t half) {
   return value;
 }
 
-inline uint16_t float_to_half(float value) {
+BLOCKZO_HD uint16_t float_to_half(float value) {
   uint32_t bits;
   memcpy(&bits, &value, 4);
   const uint16_t sign = (uint16_t)((bits >> 16) & 0x8000u);
