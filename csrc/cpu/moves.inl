@@ -1,11 +1,17 @@
 // One term met by the weight on its way through the registers: read, moved, rounded, written.
 
+// Weights are asked for one tile ahead, so that memory goes on streaming while the next tile's words are made (measured: from 0.95 to
+// 0.99 of the speed of tensor.add_).
+constexpr int64_t AHEAD = TILE;
+
 template <class In, class Out, Mode MODE>
 struct MoveSink {
   const typename In::type* in;
   typename Out::type* out;
   float factor;
   INLINE void take(int64_t at, vf cz) const {
+    __builtin_prefetch(in + at + AHEAD);
+    if ((const void*)in != (const void*)out) __builtin_prefetch(out + at + AHEAD, 1);
     const vf w = In::get(in + at);
     // a sum begins at +0, which makes a +0 of the -0 that c * z may be; a single perturbation does not
     if (MODE == PERTURB)
