@@ -1,0 +1,90 @@
+"""The README's table, drawn from `benchmarks/results.csv` and nothing else.
+
+python benchmarks/table.py [--write]        prints it, or puts it into README.md between its two marks
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.harness import RESULTS, read
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- from benchmarks/results.csv: python benchmarks/table.py --write -->", "<!-- end -->"
+ADD, EAGER = "speed relative to add_", "times faster than torch.normal"
+SHOWN = {
+    (
+        "perturb_ rademacher float32",
+        ADD,
+    ): "`perturb_` Rademacher float32, 64 Mi weights: speed of `tensor.add_(scalar)`",
+    ("perturb_ rademacher bfloat16", ADD): "the same, bfloat16",
+    ("perturb_ gaussian float32", ADD): "`perturb_` Gaussian float32: speed of `tensor.add_(scalar)`",
+    ("perturb_ rademacher float32", EAGER): "`perturb_` Rademacher float32 against `torch.normal`, multiply, add",
+    ("perturb_ gaussian float32", EAGER): "the same, Gaussian",
+    (
+        "replay_ 1000 rademacher float32",
+        "times faster than one by one",
+    ): "`replay_` of 1,000 Rademacher updates of 16 Mi float32 weights against one by one",
+    (
+        "MeZO step perturbed",
+        "share beyond two forwards",
+    ): "MeZO step, OPT-125M shape, 8 x 32 tokens, float32: share beyond two plain forwards",
+    ("MeZO step in place", "share beyond two forwards"): "the same, in place",
+    ("MeZO step perturbed", "peak RSS over inference"): "peak memory of that step over inference",
+    (
+        "SPZO coupled 1 x 4",
+        "counted: FLOPs saved",
+    ): "SPZO coupled, split in half, inner 4: FLOPs against n-SPSA with as many late directions",
+    ("SPZO coupled 1 x 4", "measured: time saved"): "the same, wall time",
+    ("60 steps, seed 0", "gain over zero-shot"): "main job: accuracy over zero-shot, seed 0",
+    ("60 steps, seed 1", "gain over zero-shot"): "the same, seed 1",
+    ("60 steps, seed 2", "gain over zero-shot"): "the same, seed 2",
+    ("300 steps, seed 0", "gain over calibrated zero-shot"): "longer run: accuracy over the calibrated zero-shot",
+}
+
+
+def markdown() -> str:
+    rows = {(row["case"], row["metric"]): row for row in read(RESULTS)}
+    lines = ["| figure | measured (p20 to p80) | goal | |", "|---|---|---|---|"]
+    for key, text in SHOWN.items():
+        row = rows.get(key)
+        if row is None:
+            lines.append(f"| {text} | not measured yet | | |")
+            continue
+        value, goal = float(row["p50"]), row["target"]
+        spread = "" if row["rounds"] == "1" else f" ({float(row['p20']):.3g} to {float(row['p80']):.3g})"
+        sign, _, bound = goal.partition(" ")
+        met = not goal or (value >= float(bound) if sign == ">=" else value <= float(bound))
+        unit = "" if not row["unit"] else f" {row['unit']}"
+        lines.append(f"| {text} | {value:.3g}{unit}{spread} | {goal} | {'met' if met else '**missed**'} |")
+    machines = sorted({row["machine"] for row in rows.values()})
+    dates = sorted({row["date"] for row in rows.values()})
+    lines += [
+        "",
+        f"Machine: {'; '.join(machines)}. Dates: {', '.join(dates)}. Versions and commands: `benchmarks/results.csv`.",
+    ]
+    return "\n".join(lines)
+
+
+def placed(readme: str) -> str:
+    """README text with the table between its marks."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{markdown()}\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    if parser.parse_args().write:
+        README.write_text(placed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(markdown())
+
+
+if __name__ == "__main__":
+    main()
