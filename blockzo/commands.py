@@ -139,7 +139,7 @@ def finetune(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a model on a task by forward passes; writes the model, a journal of a few KB and a report."""
+    """Fine-tune a model on a task by forward passes; writes the model, a small journal and a report."""
     from blockzo import finetune as tuning
     from blockzo.finetune.plan import describe
 

@@ -1,4 +1,4 @@
-"""`blockzo replay`: the fine-tuned model from its base and a journal of a few KB, bit for bit."""
+"""`blockzo replay`: the fine-tuned model from its base and a small journal, bit for bit."""
 
 from __future__ import annotations
 
