@@ -43,7 +43,7 @@ SHOWN = {
     ("60 steps, seed 0", "gain over zero-shot"): "main job: accuracy over zero-shot, seed 0",
     ("60 steps, seed 1", "gain over zero-shot"): "the same, seed 1",
     ("60 steps, seed 2", "gain over zero-shot"): "the same, seed 2",
-    ("300 steps, seed 0", "gain over calibrated zero-shot"): "longer run: accuracy over the calibrated zero-shot",
+    ("240 steps, seed 0", "gain over calibrated zero-shot"): "longer run: accuracy over the calibrated zero-shot",
 }
 
 

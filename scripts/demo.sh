@@ -9,6 +9,5 @@ scripts/setup.sh
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 exec "${BLOCKZO_VENV:-.venv}/bin/blockzo" finetune \
     --model smollm2-135m --fallback-model stories15m --task sst2 --output runs/demo \
-    --template 'Review: {text}\nSentiment: {label}' --labels '0=Negative,1=Positive' \
-    --trainable '*norm*' --method spzo --variant decoupled --split head --outer 1 --inner 32 \
-    --lr 1e-3,5 --eps 1e-2 --schedule linear --batch 16 --steps 60 --eval-every 20 --eval-rows 128 "$@"
+    --trainable '*norm*' --method spzo --variant decoupled --split head --outer 1 --inner 64 \
+    --lr 2e-4,2 --eps 1e-2 --schedule linear --batch 16 --steps 60 --eval-every 20 --eval-rows 128 "$@"
