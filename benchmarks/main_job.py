@@ -2,8 +2,8 @@
 
     python benchmarks/main_job.py [--seeds 0 1 2] [--long] [--no-save]
 
-Each run is `scripts/demo.sh` with another seed (4 to 5 minutes on two cores), the long one 240 steps at a lower rate. A run that is
-there (runs/main-job/NAME/summary.json) is read and not repeated, so the command can be stopped and started again.
+Each run is `scripts/demo.sh` with another seed (4 to 5 minutes on two cores), the long one 240 steps at a lower rate. A run that
+is there (runs/main-job/NAME/summary.json) is read and not repeated, so the command can be stopped and started again.
 """
 
 from __future__ import annotations
