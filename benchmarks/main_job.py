@@ -2,7 +2,7 @@
 
     python benchmarks/main_job.py [--seeds 0 1 2] [--long] [--no-save]
 
-Each run is `scripts/demo.sh` with another seed (4 to 5 minutes on two cores), the long one 240 steps at a lower rate. A run that
+Each run is `scripts/demo.sh` with another seed (4 to 5 minutes on two cores), the long one has 240 steps. A run that
 is there (runs/main-job/NAME/summary.json) is read and not repeated, so the command can be stopped and started again.
 """
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import Spread, Table
 
 ROOT = Path(__file__).resolve().parents[1]
-LONG = ["--steps", "240", "--lr", "1.5e-4,1.5", "--eval-every", "40"]
+LONG = ["--steps", "240", "--eval-every", "40"]
 
 
 def run(name: str, options: list[str]) -> dict[str, Any]:

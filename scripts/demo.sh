@@ -10,4 +10,4 @@ export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 exec "${BLOCKZO_VENV:-.venv}/bin/blockzo" finetune \
     --model smollm2-135m --fallback-model stories15m --task sst2 --output runs/demo \
     --trainable '*norm*' --method spzo --variant decoupled --split head --outer 1 --inner 64 \
-    --lr 2e-4,2 --eps 1e-2 --schedule linear --batch 16 --steps 60 --eval-every 20 --eval-rows 128 "$@"
+    --lr 1e-4,0.7 --eps 1e-2 --schedule linear --batch 16 --steps 60 --eval-every 20 --eval-rows 128 "$@"
