@@ -16,18 +16,23 @@ WORDS = "it was terrible great bad good the a film story of is and but not very 
 
 @pytest.fixture(scope="session")
 def stories() -> Path:
-    assert (STORIES / "model.safetensors").is_file(), f"{STORIES} is missing"
-    return STORIES
+    return _beside_the_repository(STORIES)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    assert (SHARED / "data" / "sst2").is_dir(), f"{SHARED / 'data'} is missing"
-    return SHARED / "data"
+    return _beside_the_repository(SHARED / "data")
+
+
+def _beside_the_repository(path: Path) -> Path:
+    """A plain clone has no shared folder and skips what needs it; CI has one, and there a skip is a failure."""
+    if not path.is_dir():
+        pytest.skip(f"{path.name} is not beside the repository")
+    return path
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> Callable[[str], Path]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """tiny(name) -> folder of a small random model with a tokenizer."""
     made: dict[str, Path] = {}
 
