@@ -44,3 +44,12 @@ def test_both_commands_are_there_and_executable() -> None:
     for command in ("scripts/demo.sh", "scripts/test.sh"):
         assert command in README.read_text(encoding="utf-8")
         assert (README.parent / command).stat().st_mode & 0o100
+
+
+def test_the_accuracies_are_those_of_the_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    rows = [row for row in table.read(table.RESULTS) if row["benchmark"] == "main job"]
+    shown = [r for r in rows if r["metric"].split()[0] in ("accuracy", "calibrated_accuracy", "auc")]
+    assert len(shown) == 4 * 6
+    for row in shown:
+        assert f"{float(row['p50']):.3f}" in text, (row["case"], row["metric"])
