@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
@@ -109,22 +109,28 @@ class Tree(_Described):
 
 
 @dataclass(frozen=True)
-class SPSA(_Described):
-    """`directions` symmetric pairs over the whole model: g = mean_i (l(w + eps z_i) - l(w - eps z_i)) / (2 eps) z_i."""
+class _Whole(_Described):
+    """All blocks are moved together: the coupled tree with one direction a block under each of the first."""
 
     directions: int = 1
+    _one_sided: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _positive(directions=self.directions)
 
     def _levels(self, blocks: int) -> Tree:
-        return Tree((self.directions, *[1] * (blocks - 1)))
+        return Tree((self.directions, *[1] * (blocks - 1)), self._one_sided)
 
     def tree(self, blocks: int) -> EvaluationTree:
         return self._levels(blocks).tree(blocks)
 
     def scalars(self, losses: Sequence[float], eps: Sequence[float]) -> Scalars:
         return self._levels(len(eps)).scalars(losses, eps)
+
+
+@dataclass(frozen=True)
+class SPSA(_Whole):
+    """`directions` symmetric pairs over the whole model: g = mean_i (l(w + eps z_i) - l(w - eps z_i)) / (2 eps) z_i."""
 
 
 @dataclass(frozen=True)
@@ -139,22 +145,10 @@ class MeZO(_Described):
 
 
 @dataclass(frozen=True)
-class OneSided(_Described):
+class OneSided(_Whole):
     """`directions` forward differences against one unmoved loss: g = mean_i (l(w + eps z_i) - l(w)) / eps z_i."""
 
-    directions: int = 1
-
-    def __post_init__(self) -> None:
-        _positive(directions=self.directions)
-
-    def _levels(self, blocks: int) -> Tree:
-        return Tree((self.directions, *[1] * (blocks - 1)), one_sided=True)
-
-    def tree(self, blocks: int) -> EvaluationTree:
-        return self._levels(blocks).tree(blocks)
-
-    def scalars(self, losses: Sequence[float], eps: Sequence[float]) -> Scalars:
-        return self._levels(len(eps)).scalars(losses, eps)
+    _one_sided: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
