@@ -19,6 +19,19 @@ def copy(
     stream: int,
     threads: int,
 ) -> None: ...
+def panel(
+    out: int,
+    out_dtype: int,
+    source: int,
+    dtype: int,
+    rows: int,
+    width: int,
+    apart: int,
+    start: int,
+    step: _Step,
+    stream: int,
+    threads: int,
+) -> None: ...
 def rows(
     out: int,
     weight: int,
@@ -26,6 +39,17 @@ def rows(
     width: int,
     chosen_rows: int,
     count: int,
+    step: _Step,
+    stream: int,
+    threads: int,
+) -> None: ...
+def linear(
+    sizes: tuple[int, int, int, int],
+    x: tuple[int, int, int, int],
+    weight: tuple[int, int, int, int],
+    noise: tuple[int, int],
+    bias: tuple[int, int, int],
+    out: int,
     step: _Step,
     stream: int,
     threads: int,

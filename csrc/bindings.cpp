@@ -49,12 +49,38 @@ PYBIND11_MODULE(_native, m) {
     py::gil_scoped_release release;
     copy(reinterpret_cast<void*>(out), out_dtype, reinterpret_cast<const void*>(source), dtype, count, start, s, stream, threads);
   });
+  m.def("panel", [](uintptr_t out, int out_dtype, uintptr_t source, int dtype, int64_t rows, int64_t width, int64_t apart,
+                    int64_t start, const StepTuple& step, uint32_t stream, int threads) {
+    const Step s = make_step(step);
+    py::gil_scoped_release release;
+    panel(reinterpret_cast<void*>(out), out_dtype, reinterpret_cast<const void*>(source), dtype, rows, width, apart, start, s,
+          stream, threads);
+  });
   m.def("rows", [](uintptr_t out, uintptr_t weight, int dtype, int64_t width, uintptr_t chosen_rows, int64_t count,
                    const StepTuple& step, uint32_t stream, int threads) {
     const Step s = make_step(step);
     py::gil_scoped_release release;
     rows(reinterpret_cast<void*>(out), reinterpret_cast<const void*>(weight), dtype, width,
          reinterpret_cast<const int64_t*>(chosen_rows), count, s, stream, threads);
+  });
+  // sizes: groups, tokens, rows, width. x: address, dtype, strides of groups and rows. weight: address, dtype, stride of rows,
+  // address of the scales. noise: start, stride of rows. bias: address, dtype, stride of groups
+  m.def("linear", [](const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes,
+                     const std::tuple<uintptr_t, int, int64_t, int64_t>& x,
+                     const std::tuple<uintptr_t, int, int64_t, uintptr_t>& weight, const std::tuple<int64_t, int64_t>& noise,
+                     const std::tuple<uintptr_t, int, int64_t>& bias, uintptr_t out, const StepTuple& step, uint32_t stream,
+                     int threads) {
+    const auto at = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
+    const auto [groups, tokens, rows, width] = sizes;
+    const auto [x_at, x_dtype, x_group, x_row] = x;
+    const auto [weight_at, weight_dtype, weight_row, scales] = weight;
+    const auto [bias_at, bias_dtype, bias_group] = bias;
+    const Linear call{groups,  tokens,  rows,       width,    at(x_at),        x_dtype,     x_group,
+                      x_row,   at(weight_at), weight_dtype, weight_row, (const float*)at(scales), std::get<0>(noise),
+                      std::get<1>(noise), at(bias_at), bias_dtype, bias_group, at(out)};
+    const Step s = make_step(step);
+    py::gil_scoped_release release;
+    linear(call, s, stream, threads);
   });
   m.def("project", [](const ViewTuple& tensor, const StepTuple& step, int threads) {
     const View view = make_view(tensor);

@@ -18,6 +18,7 @@ from torch import Tensor
 from blockzo.noise import Noise, check_stream
 from blockzo.ops import backends
 from blockzo.ops.digest import digest
+from blockzo.ops.linear import perturbed_linear
 from blockzo.ops.params import Params, Target, check_finite, check_tensor, targets
 from blockzo.ops.steps import Step, make_step
 from blockzo.record import Record, decay_factor
@@ -26,6 +27,7 @@ __all__ = [
     "digest",
     "perturb_",
     "perturbed_copy",
+    "perturbed_linear",
     "perturbed_rows",
     "project",
     "replay_",
@@ -97,6 +99,7 @@ def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int]
         groups.setdefault(block, []).append(target)
     for block, members in groups.items():
         steps = [record_step(record, block) for record in records]
+        steps = [step for step in steps if any(step.coefficients) or step.factor != 1.0]
         if steps:
             for backend, part in backends.split(members):
                 backend.replay_(part, steps)
@@ -114,7 +117,7 @@ def _block_of(name: str, layout: Mapping[str, int], count: int) -> int:
 def record_step(record: Record, block: int) -> Step:
     part = record.blocks[block]
     return make_step(
-        Noise(record.seed, record.distribution),
+        record.noise(block),
         part.directions,
         part.coefficients,
         decay_factor(part.decay),

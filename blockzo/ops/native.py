@@ -11,10 +11,13 @@ from torch import Tensor
 
 # after torch, whose OpenMP runtime the extension then shares: two pools would fight over the cores
 from blockzo import _native
+from blockzo.ops import panels
 from blockzo.ops.params import Target
+from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.steps import Step
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_INTEGERS = {8: 3, 4: 4}
 _PERTURB, _SHIFT, _UPDATE = range(3)
 
 _forced = os.environ.get("BLOCKZO_ISA")
@@ -99,3 +102,69 @@ def sample(count: int, start: int, seed: int, distribution: str, stream: int, di
     gaussian = int(distribution == "gaussian")
     _native.sample(out.data_ptr(), count, start, seed, gaussian, stream, direction, torch.get_num_threads())
     return out
+
+
+def perturbed_linear(
+    x: Tensor,
+    weight: Tensor | QuantizedWeight,
+    bias: Tensor | None,
+    start: int,
+    step: Step,
+    stream: int,
+    path: str | None = None,
+) -> Tensor:
+    """`path`: one of `panels.PATHS`, for tests and benchmarks; None takes the one that was measured to be fastest."""
+    path = path or panels.choose_path(x, weight, _native.chosen())
+    if path == "tiles" or isinstance(weight, QuantizedWeight):
+        return _tiles(x, weight, bias, start, step, stream)
+    return panels.perturbed_linear(x, weight, bias, start, step, stream, path == "narrow panels")
+
+
+def _tiles(
+    x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None, start: int, step: Step, stream: int
+) -> Tensor:
+    groups, tokens, width = x.shape
+    rows = weight.shape[0]
+    x_group, x_row, x_column = x.stride()
+    if x_column != 1 and width > 1:
+        x = x.contiguous()
+        x_group, x_row, _ = x.stride()
+    if bias is not None and rows > 1 and bias.stride(-1) != 1:
+        bias = bias.contiguous()
+    if isinstance(weight, QuantizedWeight):
+        held = (weight.data.data_ptr(), _INTEGERS[weight.bits], weight.data.stride(0), weight.scale.data_ptr())
+        apart = width
+    else:
+        apart = weight.stride(0)
+        held = (weight.data_ptr(), _DTYPES[weight.dtype], apart, 0)
+    out = torch.empty(groups, tokens, rows, dtype=x.dtype)
+    _native.linear(
+        (groups, tokens, rows, width),
+        (x.data_ptr(), _DTYPES[x.dtype], x_group, x_row),
+        held,
+        (start, apart),
+        (0, 0, 0) if bias is None else (bias.data_ptr(), _DTYPES[bias.dtype], bias.stride(0) if bias.dim() == 2 else 0),
+        out.data_ptr(),
+        _step(step),
+        stream,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def move_panel(out: Tensor, rows: Tensor, start: int, step: Step, stream: int) -> None:
+    """`rows` [n, width], unit stride along `width`, moved into the dense `out`; row r begins at start + r * rows.stride(0)."""
+    count, width = rows.shape
+    _native.panel(
+        out.data_ptr(),
+        _DTYPES[out.dtype],
+        rows.data_ptr(),
+        _DTYPES[rows.dtype],
+        count,
+        width,
+        rows.stride(0),
+        start,
+        _step(step),
+        stream,
+        torch.get_num_threads(),
+    )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blockzo.noise import noise_at, noise_range, rounding_bits
 from blockzo.ops.params import Target
+from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.steps import Step
 
 CHUNK = 1 << 20
@@ -114,6 +115,28 @@ def perturbed_rows(out: Tensor, weight: Tensor, rows: Tensor, step: Step, stream
     index = rows.view(-1, 1) * width + torch.arange(width, device=weight.device)
     z = noise_at(index.reshape(-1), step.seed, step.distribution, stream, direction).view(index.shape)
     out.copy_((weight[rows].float() + scale * z).to(out.dtype))
+
+
+def perturbed_linear(
+    x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None, start: int, step: Step, stream: int
+) -> Tensor:
+    """x [G, T, K] times (weight + c_g z_g) of its group, in float32; result [G, T, N] in the dtype of `x`."""
+    if isinstance(weight, QuantizedWeight):
+        weight = weight.dequantize()
+    rows, width = weight.shape
+    index = start + torch.arange(rows, device=weight.device).view(-1, 1) * weight.stride(0)
+    index = (index + torch.arange(width, device=weight.device)).reshape(-1)
+    outs = []
+    for group, (direction, scale) in enumerate(zip(step.directions, step.coefficients, strict=True)):
+        moved = weight.float()
+        if scale != 0.0:
+            z = noise_at(index, step.seed, step.distribution, stream, direction).view(rows, width)
+            moved = moved + scale * z
+        out = x[group].float() @ moved.t()
+        if bias is not None:
+            out = out + (bias if bias.dim() == 1 else bias[group]).float()
+        outs.append(out.to(x.dtype))
+    return torch.stack(outs)
 
 
 def project(found: Sequence[Target], step: Step) -> list[float]:

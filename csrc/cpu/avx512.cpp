@@ -4,12 +4,14 @@
 #include <immintrin.h>
 #pragma GCC push_options
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,f16c,avx2,bmi2")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,f16c,avx2,bmi2,fma")
 namespace blockzo {
 namespace {
 #define LANES 16
 #define VARIABLE_SHIFT true
 #define NAME "avx512"
+#define ROWS_2 12
+#define ROWS_1 12
 typedef float wide_floats __attribute__((vector_size(64)));
 typedef uint64_t wide_words __attribute__((vector_size(64)));
 inline wide_words mul_words(wide_words a, uint32_t b) {
@@ -28,6 +30,10 @@ inline wide_floats round_half(wide_floats x) {
 typedef uint32_t wide_bits __attribute__((vector_size(64)));
 inline wide_bits widen_16(const uint16_t* p) { return (wide_bits)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
 inline void narrow_16(uint16_t* p, wide_bits x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)x)); }
+inline wide_bits widen_8(const int8_t* p) { return (wide_bits)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline wide_floats multiply_add(wide_floats a, wide_floats b, wide_floats c) {
+  return (wide_floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
 bool runs_here() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2");

@@ -8,6 +8,8 @@ namespace {
 #define LANES 4
 #define VARIABLE_SHIFT false
 #define NAME "baseline"
+#define ROWS_2 6
+#define ROWS_1 6
 typedef float wide_floats __attribute__((vector_size(16)));
 typedef uint64_t wide_words __attribute__((vector_size(16)));
 inline wide_words mul_words(wide_words a, uint32_t b) { return (a & 0xFFFFFFFFull) * (uint64_t)b; }
@@ -38,6 +40,12 @@ inline void narrow_16(uint16_t* p, wide_bits x) {
   const half_bits low = __builtin_convertvector(x, half_bits);
   memcpy(p, &low, sizeof low);
 }
+inline wide_bits widen_8(const int8_t* p) {
+  wide_bits x;
+  for (int k = 0; k < LANES; ++k) x[k] = (uint32_t)(int32_t)p[k];
+  return x;
+}
+inline wide_floats multiply_add(wide_floats a, wide_floats b, wide_floats c) { return a * b + c; }
 bool runs_here() { return true; }
 #include "../include/blockzo/gaussian.h"
 #include "kernels.inl"

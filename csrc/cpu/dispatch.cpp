@@ -160,6 +160,8 @@ std::vector<std::string> available() {
 
 std::string chosen() { return current()->name; }
 
+const KernelTable* chosen_table() { return current(); }
+
 void choose(const std::string& name) {
   for (const KernelTable* table : tables())
     if (name == table->name && table->runs_here()) {
@@ -225,6 +227,20 @@ void copy(void* out, int out_dtype, const void* source, int dtype, int64_t count
               start + last, [&](const void* from, void* to, int64_t base, int64_t n) {
                 table->perturb(from, dtype, to, out_dtype, base, n, step, stream, step.coefficients[0]);
               });
+  });
+}
+
+void panel(void* out, int out_dtype, const void* source, int dtype, int64_t rows, int64_t width, int64_t apart, int64_t start,
+           const Step& step, uint32_t stream, int threads) {
+  if (apart == width || rows == 1) return copy(out, out_dtype, source, dtype, rows * width, start, step, stream, threads);
+  const KernelTable* table = current();
+  const int64_t in_item = size_of(dtype), out_item = size_of(out_dtype);
+  in_parallel(rows * width, threads, [&](int number, int of) {
+    for (int64_t r = rows * number / of; r < rows * (number + 1) / of; ++r)
+      in_groups((const char*)source + r * apart * in_item, in_item, (char*)out + r * width * out_item, out_item,
+                start + r * apart, start + r * apart + width, [&](const void* from, void* to, int64_t base, int64_t n) {
+                  table->perturb(from, dtype, to, out_dtype, base, n, step, stream, step.coefficients[0]);
+                });
   });
 }
 

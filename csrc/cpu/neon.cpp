@@ -7,6 +7,8 @@ namespace {
 #define LANES 4
 #define VARIABLE_SHIFT true
 #define NAME "neon"
+#define ROWS_2 12
+#define ROWS_1 12
 typedef float wide_floats __attribute__((vector_size(16)));
 typedef uint64_t wide_words __attribute__((vector_size(16)));
 inline wide_words mul_words(wide_words a, uint32_t b) {
@@ -23,6 +25,14 @@ inline wide_floats round_half(wide_floats x) { return (wide_floats)vcvt_f32_f16(
 typedef uint32_t wide_bits __attribute__((vector_size(16)));
 inline wide_bits widen_16(const uint16_t* p) { return (wide_bits)vmovl_u16(vld1_u16(p)); }
 inline void narrow_16(uint16_t* p, wide_bits x) { vst1_u16(p, vmovn_u32((uint32x4_t)x)); }
+inline wide_bits widen_8(const int8_t* p) {
+  int32_t four;
+  memcpy(&four, p, sizeof four);
+  return (wide_bits)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
+}
+inline wide_floats multiply_add(wide_floats a, wide_floats b, wide_floats c) {
+  return (wide_floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
 bool runs_here() { return true; }
 #include "../include/blockzo/gaussian.h"
 #include "kernels.inl"

@@ -2,25 +2,36 @@
 
 constexpr int BLOCKS = TILE / GROUP;  // Rademacher blocks of a tile
 
-// Words of `count` consecutive blocks, four each, in the order of the blocks. `words` has room for whole vectors.
-INLINE void make_words(uint32_t* words, uint64_t first, int count, uint64_t seed, uint32_t stream, uint32_t direction) {
-  for (int b = 0; b < count; b += QLANES) {
-    const vq block = (first + (uint64_t)b) + lane_numbers();
-    vq x[4] = {block, block >> 32, (uint64_t)stream | vq{}, (uint64_t)direction | vq{}};
-    philox<VectorWords>(x, seed);
-    const vq low = (x[0] & 0xFFFFFFFFull) | (x[1] << 32), high = (x[2] & 0xFFFFFFFFull) | (x[3] << 32);
-    vq a, z;
-    interleave_pairs(low, high, a, z);
-    store(words + 4 * b, a);
-    store(words + 4 * b + LANES, z);
-  }
+// Words of any QLANES blocks, four each, in the order of the blocks.
+INLINE void make_words(uint32_t* words, vq block, uint64_t seed, uint32_t stream, uint32_t direction) {
+  vq x[4] = {block, block >> 32, (uint64_t)stream | vq{}, (uint64_t)direction | vq{}};
+  philox<VectorWords>(x, seed);
+  const vq low = (x[0] & 0xFFFFFFFFull) | (x[1] << 32), high = (x[2] & 0xFFFFFFFFull) | (x[3] << 32);
+  vq a, z;
+  interleave_pairs(low, high, a, z);
+  store(words, a);
+  store(words + LANES, z);
 }
+
+// The same of `count` consecutive blocks. `words` has room for whole vectors.
+INLINE void make_words(uint32_t* words, uint64_t first, int count, uint64_t seed, uint32_t stream, uint32_t direction) {
+  for (int b = 0; b < count; b += QLANES)
+    make_words(words + 4 * b, (first + (uint64_t)b) + lane_numbers(), seed, stream, direction);
+}
+
+struct ShiftTable {
+  alignas(64) uint32_t amount[32];
+  constexpr ShiftTable() : amount() {
+    for (int k = 0; k < 32; ++k) amount[k] = VARIABLE_SHIFT ? (uint32_t)(31 - k) : (uint32_t)1 << k;
+  }
+};
+constexpr ShiftTable SHIFTS;
 
 // Bit k of a word moved to the sign bit, for lanes k = part * LANES + 0, 1, ...
 struct SignShift {
   vu amount[32 / LANES];
-  SignShift() {
-    for (int k = 0; k < 32; ++k) amount[k / LANES][k % LANES] = VARIABLE_SHIFT ? (uint32_t)(31 - k) : (uint32_t)1 << k;
+  INLINE SignShift() {
+    for (int part = 0; part < 32 / LANES; ++part) amount[part] = load<vu>(SHIFTS.amount + part * LANES);
   }
   INLINE vf apply(uint32_t word, int part, vf scale) const {
     const vu bits = splat_bits(word);

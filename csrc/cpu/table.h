@@ -1,6 +1,7 @@
 // One table of kernels per instruction set. A null pointer: the set is not compiled for this architecture.
 #pragma once
 #include "../include/blockzo/cpu.h"
+#include "linear.h"
 
 namespace blockzo {
 
@@ -20,11 +21,16 @@ struct KernelTable {
   void (*fill)(float* out, int64_t base, int64_t count, uint64_t seed, int distribution, uint32_t stream, uint32_t direction);
   void (*widen)(const void* in, int dtype, float* out, int64_t count);
   double (*dot)(const float* x, const float* z);  // CHUNK elements
+  int token_lanes;                                // tokens of one vector
+  int token_tile;                                 // and of one tile of packed x
+  void (*linear_pack)(const LinearPlan& plan, int64_t tile);
+  void (*linear_rows)(const LinearPlan& plan, int64_t first, int64_t last, float* room);
 };
 
 const KernelTable* baseline_table();
 const KernelTable* avx2_table();
 const KernelTable* avx512_table();
 const KernelTable* neon_table();
+const KernelTable* chosen_table();
 
 }  // namespace blockzo

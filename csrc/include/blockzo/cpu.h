@@ -6,7 +6,8 @@
 
 namespace blockzo {
 
-enum DType { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+// INT8 and INT4 are weights of `linear` alone, one float32 scale a row; INT4 holds value + 8, two to a byte, the even column low.
+enum DType { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4 };
 enum Distribution { RADEMACHER = 0, GAUSSIAN = 1 };
 // PERTURB: w + c z for one direction.  SHIFT: w + sum.  UPDATE: w * factor - sum.  Sums are float32, from 0, in order.
 enum Mode { PERTURB = 0, SHIFT = 1, UPDATE = 2 };
@@ -28,6 +29,23 @@ struct View {
   std::vector<int64_t> sizes, strides;
 };
 
+// A linear layer for `groups` groups of `tokens` rows each, all of them [tokens, width]; strides count elements (INT4: bytes).
+struct Linear {
+  int64_t groups, tokens, rows, width;
+  const void* x;
+  int x_dtype;
+  int64_t x_group, x_row;  // x_group 0: every group reads the same x
+  const void* weight;      // [rows, width]
+  int weight_dtype;
+  int64_t weight_row;
+  const float* weight_scales;     // INT8, INT4: [rows]
+  int64_t start, noise_row;       // element (n, k) has the noise of index start + n * noise_row + k
+  const void* bias;               // null, [rows] or [groups, rows]
+  int bias_dtype;
+  int64_t bias_group;
+  void* out;  // [groups, tokens, rows] in x_dtype
+};
+
 // Instruction sets: "baseline", "avx2", "avx512", "neon".
 std::vector<std::string> compiled();
 std::vector<std::string> available();
@@ -42,9 +60,17 @@ void apply(const std::vector<View>& tensors, const std::vector<Step>& steps, Mod
 void copy(void* out, int out_dtype, const void* source, int dtype, int64_t count, int64_t start, const Step& step,
           uint32_t stream, int threads);
 
+// The same for `rows` rows of `width` that lie `apart` elements from each other, in memory and in the noise; out is dense.
+void panel(void* out, int out_dtype, const void* source, int dtype, int64_t rows, int64_t width, int64_t apart, int64_t start,
+           const Step& step, uint32_t stream, int threads);
+
 // out[m] = round(weight[rows[m]] + c z of that row); weight is [*, width].
 void rows(void* out, const void* weight, int dtype, int64_t width, const int64_t* chosen_rows, int64_t count, const Step& step,
           uint32_t stream, int threads);
+
+// out[g] = x[g] (weight + c_g z_g)^T + bias[g], in float32: one chain of additions over k for each number of the result, whatever the
+// threads, the groups and the number of tokens.
+void linear(const Linear& call, const Step& step, uint32_t stream, int threads);
 
 // totals[k] = <tensor, z_k> in float64: 16 lanes over chunks of 4,096 elements, chunks added in order.
 void project(const View& tensor, const Step& step, double* totals, int threads);

@@ -1,0 +1,84 @@
+"""A linear layer whose weight is moved while it is multiplied, for several directions in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blockzo.noise import Noise, check_stream
+from blockzo.ops import backends, reference
+from blockzo.ops.params import DTYPES, check_tensor
+from blockzo.ops.quantized import QuantizedWeight
+from blockzo.ops.steps import make_step
+
+
+def perturbed_linear(
+    x: Tensor,
+    weight: Tensor | QuantizedWeight,
+    bias: Tensor | None,
+    noise: Noise,
+    stream: str | int,
+    directions: Sequence[int],
+    scales: Sequence[float],
+    start: int = 0,
+) -> Tensor:
+    """x @ (weight + scale * z).T + bias, with a direction and a scale for each group of rows; nothing is written.
+
+    Args:
+        x: [..., K]; its rows (all dimensions but the last, flattened) are G equal groups in order.
+        weight: [N, K] with unit stride along K: the whole logical tensor or a slice of its rows or columns. Element (n, k) has
+            the noise of index `start + n * weight.stride(0) + k`. Or a `QuantizedWeight`: dequantised, then moved; `start` is 0.
+        bias: None, [N], or [G, N] (one row a group, already moved).
+        directions, scales: G of each. A scale of 0 leaves the weight of that group as it is.
+        start: index of the first element of `weight` in its logical tensor.
+
+    Returns:
+        Tensor of shape [..., N] and the dtype of `x`. Products and sums are float32, and 16-bit weights are widened and the move
+        is not rounded back; unless the CPU multiplies 16-bit numbers itself, x has the dtype of the weight and a group has 48
+        rows or more: then the moved weight and the bias are rounded to that dtype. A group's values do not depend on the others.
+
+    Raises:
+        ValueError: shapes, dtypes or the number of groups do not fit.
+    """
+    if isinstance(weight, QuantizedWeight):
+        if start:
+            raise ValueError(f"start is {start}; expected 0 for a quantized weight, which is always whole")
+    else:
+        _check_weight(weight, stream, start)
+    groups = len(directions)
+    rows, width = weight.shape
+    if not x.dim() or x.shape[-1] != width:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected [..., {width}] for a weight of {rows} x {width}")
+    for name, tensor in (("x", x), ("bias", bias)):
+        if tensor is not None and (tensor.dtype not in DTYPES or tensor.device != weight.device):
+            raise ValueError(
+                f"{name} is {tensor.dtype} on {tensor.device}; expected float32, bfloat16 or float16 on {weight.device}, as "
+                "the weight is"
+            )
+    count = x.numel() // width if width else x.shape[:-1].numel()
+    if not groups or count % groups:
+        raise ValueError(f"x has {count} rows for {groups} directions; expected equal groups, one a direction")
+    if bias is not None and bias.shape not in ((rows,), (groups, rows)):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({rows},) or ({groups}, {rows})")
+    step = make_step(noise, directions, scales)
+    flat = x.reshape(groups, count // groups, width)
+    with torch.no_grad():
+        held = weight.data if isinstance(weight, QuantizedWeight) else weight
+        backend = backends.for_tensor(held) if rows and width and count else reference
+        out = backend.perturbed_linear(flat, weight, bias, start, step, check_stream(stream))
+    return out.view(*x.shape[:-1], rows)
+
+
+def _check_weight(weight: Tensor, stream: str | int, start: int) -> None:
+    check_tensor(str(stream), weight)
+    if weight.dim() != 2 or (weight.shape[1] > 1 and weight.stride(1) != 1):
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)} and strides {weight.stride()}; expected [N, K] with unit stride along K"
+        )
+    last = start + (weight.shape[0] - 1) * weight.stride(0) + weight.shape[1]
+    if start < 0 or last >= 1 << 63:
+        raise ValueError(
+            f"start is {start} for a weight of shape {tuple(weight.shape)}; indices must lie in [0, 2**63)"
+        )

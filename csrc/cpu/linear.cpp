@@ -1,0 +1,86 @@
+// `linear`: which groups share what, the scratch, and the work of the threads.
+#include <algorithm>
+#include <memory>
+
+#include "table.h"
+#include "threads.h"
+
+namespace blockzo {
+namespace {
+
+std::vector<LinearDirection> share_noise(const Step& step) {
+  const IeeeArithmetic arithmetic;  // or a subnormal scale might compare equal to 0
+  std::vector<LinearDirection> found;
+  for (size_t g = 0; g < step.directions.size(); ++g) {
+    const float scale = step.coefficients[g];
+    const bool noisy = scale != 0.0f;
+    const uint32_t direction = noisy ? step.directions[g] : 0;
+    auto along = std::find_if(found.begin(), found.end(),
+                              [&](const LinearDirection& d) { return d.noisy == noisy && d.direction == direction; });
+    if (along == found.end()) along = found.insert(found.end(), LinearDirection{direction, noisy, {}});
+    auto move = std::find_if(along->moves.begin(), along->moves.end(), [&](const LinearMove& m) { return m.scale == scale; });
+    if (move == along->moves.end()) move = along->moves.insert(move, LinearMove{scale, {}});
+    move->groups.push_back((int)g);
+  }
+  return found;
+}
+
+// Memory of a thread that is kept from call to call: a forward pass makes a hundred calls of the same few sizes.
+class Scratch {
+ public:
+  float* floats(int64_t count) {
+    if (count > size_) {
+      memory_.reset();
+      memory_.reset(new char[(size_t)count * 4 + 64]);
+      size_ = count;
+    }
+    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) / 64 * 64);
+  }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  int64_t size_ = 0;
+};
+
+int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+// Columns in blocks of equal size, in whole words of signs.
+int depth_of(int64_t width) {
+  const int64_t blocks = std::max<int64_t>(1, (width + DEPTH - 1) / DEPTH);
+  return (int)std::max<int64_t>(32, round_up((width + blocks - 1) / blocks, 32));
+}
+
+}  // namespace
+
+void linear(const Linear& call, const Step& step, uint32_t stream, int threads) {
+  if (!call.groups || !call.tokens || !call.rows) return;
+  const KernelTable* table = chosen_table();
+  LinearPlan plan{call, step.seed, step.distribution, stream, share_noise(step), depth_of(call.width), 0, 0, 0, 0, 0, 0, nullptr};
+  const int64_t tile = table->token_tile, at_once = std::max(tile, TOKENS_AT_ONCE / call.groups / tile * tile);
+  const int64_t packs = call.x_group ? call.groups : 1;
+  static thread_local Scratch packed;
+  for (; plan.first_token < call.tokens; plan.first_token += at_once) {
+    plan.tokens = std::min(at_once, call.tokens - plan.first_token);
+    plan.padded = round_up(plan.tokens, table->token_lanes);
+    plan.tiles = (plan.padded + tile - 1) / tile;
+    plan.packed = packed.floats(packs * plan.padded * call.width);
+    const int64_t pack_tiles = packs * plan.tiles;
+    in_parallel(packs * plan.padded * call.width / 4, threads, [&](int number, int of) {
+      for (int64_t t = pack_tiles * number / of; t < pack_tiles * (number + 1) / of; ++t) table->linear_pack(plan, t);
+    });
+    // a stride of a power of two would crowd few sets of the first-level cache
+    const int64_t stride = plan.stride = call.groups * plan.padded + 16;
+    const int64_t panel = std::clamp<int64_t>(PANEL_SUMS / stride / ROW_TILE * ROW_TILE, ROW_TILE, PANEL_ROWS);
+    plan.panel = panel;
+    const int64_t row_tiles = (call.rows + ROW_TILE - 1) / ROW_TILE;
+    in_parallel(call.rows * call.width * (stride / 8 + 1), threads, [&](int number, int of) {
+      static thread_local Scratch scratch;
+      float* room = scratch.floats(panel * (2 * LINE + stride));
+      const int64_t first = row_tiles * number / of * ROW_TILE;
+      const int64_t last = std::min(call.rows, row_tiles * (number + 1) / of * ROW_TILE);
+      for (int64_t row = first; row < last; row += panel) table->linear_rows(plan, row, std::min(last, row + panel), room);
+    });
+  }
+}
+
+}  // namespace blockzo

@@ -1,0 +1,180 @@
+// Rows of a weight, moved and widened into a scratch: w + (c * z), each operation rounded on its own, for any start and any stride.
+
+constexpr int SIGN_BLOCKS = DEPTH / (int)GROUP + 1;  // that DEPTH columns can touch
+constexpr int PAIR_BLOCKS = DEPTH / 8 + 1;
+
+// LANES weights of one row as float32, and the `left` that its end may leave, without a read beyond.
+template <class Io>
+struct DenseRow {
+  const typename Io::type* row;
+  INLINE vf get(int64_t k) const { return Io::get(row + k); }
+  INLINE vf partial(int64_t k, int left) const {
+    typename Io::type padded[LANES] = {};
+    memcpy(padded, row + k, sizeof(*row) * (size_t)left);
+    return Io::get(padded);
+  }
+};
+
+struct Int8Row {
+  const int8_t* row;
+  float scale;
+  INLINE vf get(int64_t k) const {
+    return __builtin_convertvector((vi)widen_8(row + k), vf) * scale;
+  }
+  INLINE vf partial(int64_t k, int left) const {
+    int8_t padded[LANES] = {};
+    memcpy(padded, row + k, (size_t)left);
+    return Int8Row{padded, scale}.get(0);
+  }
+};
+
+struct Int4Row {
+  const uint8_t* row;
+  float scale;
+  // Each lane gets the word of eight numbers that its own is in.
+  static INLINE vu spread(const uint8_t* p) {
+    uint32_t words[2] = {};
+    memcpy(words, p, LANES / 2);
+#if LANES == 16
+    return __builtin_shufflevector(splat_bits(words[0]), splat_bits(words[1]), 0, 0, 0, 0, 0, 0, 0, 0, 16, 16, 16, 16, 16, 16, 16, 16);
+#else
+    return splat_bits(words[0]);
+#endif
+  }
+  INLINE vf get(int64_t k) const {
+    const uint8_t* p = row + k / 2;
+    vu amount;
+    for (int j = 0; j < LANES; ++j) amount[j] = (uint32_t)(j % 8 * 4);
+    return __builtin_convertvector((vi)(spread(p) >> amount & 15u) - 8, vf) * scale;
+  }
+  INLINE vf partial(int64_t k, int left) const {
+    uint8_t padded[LANES / 2] = {};
+    memcpy(padded, row + k / 2, (size_t)(left + 1) / 2);
+    return Int4Row{padded, scale}.get(0);
+  }
+};
+
+template <class Row>
+INLINE void widen_row(const Row& row, int count, float* out) {
+  int k = 0;
+  for (; k + LANES <= count; k += LANES) store(out + k, row.get(k));
+  if (k < count) store(out + k, row.partial(k, count - k));
+}
+
+// `words` begins with the word that holds the sign of the first column, `shift` bits up.
+template <int MOVES, class Row>
+INLINE void move_signs(const Row& row, int count, const uint32_t* words, int shift, const float* scales, float* const* out) {
+  const SignShift signs;
+  vf c[MOVES];
+  for (int m = 0; m < MOVES; ++m) c[m] = splat(scales[m]);
+  const auto word_at = [&](int k) { return (uint32_t)((words[k / 32] | (uint64_t)words[k / 32 + 1] << 32) >> shift); };
+  int k = 0;
+  for (; k + 32 <= count; k += 32) {
+    const uint32_t word = word_at(k);
+    for (int part = 0; part < 32 / LANES; ++part) {
+      const vf w = row.get(k + part * LANES);
+      for (int m = 0; m < MOVES; ++m) store(out[m] + k + part * LANES, w + signs.apply(word, part, c[m]));
+    }
+  }
+  for (int part = 0; k < count; ++part, k += LANES) {
+    const vf w = k + LANES <= count ? row.get(k) : row.partial(k, count - k);
+    for (int m = 0; m < MOVES; ++m) store(out[m] + k, w + signs.apply(word_at(k / 32 * 32), part, c[m]));
+  }
+}
+
+template <int MOVES, class Row>
+INLINE void move_values(const Row& row, int count, const float* z, const float* scales, float* const* out) {
+  int k = 0;
+  for (; k < count; k += LANES) {
+    const vf w = k + LANES <= count ? row.get(k) : row.partial(k, count - k), value = load<vf>(z + k);
+    for (int m = 0; m < MOVES; ++m) store(out[m] + k, w + value * scales[m]);
+  }
+}
+
+// Noise of one tile of rows and one block of columns, kept while the moves along its direction are made.
+struct TileNoise {
+  alignas(64) uint32_t words[4 * (ROW_TILE * SIGN_BLOCKS > PAIR_BLOCKS ? ROW_TILE * SIGN_BLOCKS : PAIR_BLOCKS) + 64];
+  alignas(64) float values[ROW_TILE][PAIR_BLOCKS * 8 + 2 * LANES];
+  int blocks;
+
+  // All rows at once, so that short rows fill the lanes of Philox as well as long ones.
+  INLINE void make_signs(const LinearPlan& plan, uint32_t direction, uint64_t index, int rows, int count) {
+    alignas(64) uint64_t numbers[ROW_TILE * SIGN_BLOCKS + QLANES];
+    blocks = 0;
+    for (int r = 0; r < rows; ++r) {
+      const uint64_t at = index + (uint64_t)(r * plan.call.noise_row);
+      const int touched = (int)((at % GROUP + (uint64_t)count + GROUP - 1) / GROUP);
+      blocks = touched > blocks ? touched : blocks;
+    }
+    int number = 0;
+    for (int r = 0; r < rows; ++r)
+      for (int b = 0; b < blocks; ++b)
+        numbers[number++] = (index + (uint64_t)(r * plan.call.noise_row)) / GROUP + (uint64_t)b;
+    for (int pad = number; pad % QLANES; ++pad) numbers[pad] = 0;
+    for (int b = 0; b < number; b += QLANES)
+      make_words(words + 4 * b, load<vq>(numbers + b), plan.seed, plan.stream, direction);
+  }
+
+  INLINE void make_values(const LinearPlan& plan, uint32_t direction, uint64_t index, int rows, int count) {
+    for (int r = 0; r < rows; ++r) {
+      const uint64_t at = index + (uint64_t)(r * plan.call.noise_row);
+      const int touched = (int)((at % 8 + (uint64_t)count + 7) / 8);
+      make_words(words, at / 8, touched, plan.seed, plan.stream, direction);
+      for (int q = 0; q < 4 * touched; q += LANES) {
+        vf even, odd, first, second;
+        gaussian_pair<VectorFloat>(load<vu>(words + q), even, odd);
+        interleave(even, odd, first, second);
+        store(values[r] + 2 * q, first);
+        store(values[r] + 2 * q + LANES, second);
+      }
+    }
+  }
+};
+
+// Rows [row, row + rows) and columns [column, column + count) by one or two moves into moved[move][row][LINE].
+template <int MOVES, class MakeRow>
+INLINE void move_tile(const LinearPlan& plan, const LinearDirection& along, const TileNoise& noise, uint64_t index, int rows, int count,
+                      const float* scales, float* const* moved, const MakeRow& make_row) {
+  for (int r = 0; r < rows; ++r) {
+    float* out[MOVES];
+    for (int m = 0; m < MOVES; ++m) out[m] = moved[m] + r * LINE;
+    const uint64_t at = index + (uint64_t)(r * plan.call.noise_row);
+    const auto row = make_row(r);
+    if (!along.noisy) {
+      widen_row(row, count, out[0]);
+    } else if (plan.distribution == RADEMACHER) {
+      const int bit = (int)(at % GROUP);
+      move_signs<MOVES>(row, count, noise.words + r * noise.blocks * 4 + bit / 32, bit % 32, scales, out);
+    } else {
+      move_values<MOVES>(row, count, noise.values[r] + at % 8, scales, out);
+    }
+  }
+}
+
+template <int MOVES>
+inline void move_tile(const LinearPlan& plan, const LinearDirection& along, const TileNoise& noise, int64_t row, int rows,
+                      int64_t column, int count, const float* scales, float* const* moved) {
+  const Linear& call = plan.call;
+  const uint64_t index = (uint64_t)(call.start + row * call.noise_row + column);
+  const auto with = [&](const auto& make_row) {
+    move_tile<MOVES>(plan, along, noise, index, rows, count, scales, moved, make_row);
+  };
+  const auto dense = [&](auto io) {
+    typedef decltype(io) Io;
+    const auto* first = (const typename Io::type*)call.weight + row * call.weight_row + column;
+    with([&](int r) { return DenseRow<Io>{first + r * call.weight_row}; });
+  };
+  if (call.weight_dtype == FLOAT32) {
+    dense(Float32());
+  } else if (call.weight_dtype == BFLOAT16) {
+    dense(BFloat16());
+  } else if (call.weight_dtype == FLOAT16) {
+    dense(Float16());
+  } else if (call.weight_dtype == INT8) {
+    const int8_t* first = (const int8_t*)call.weight + row * call.weight_row + column;
+    with([&](int r) { return Int8Row{first + r * call.weight_row, call.weight_scales[row + r]}; });
+  } else {
+    const uint8_t* first = (const uint8_t*)call.weight + row * call.weight_row + column / 2;
+    with([&](int r) { return Int4Row{first + r * call.weight_row, call.weight_scales[row + r]}; });
+  }
+}
