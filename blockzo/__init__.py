@@ -3,12 +3,14 @@
 from blockzo import ops
 from blockzo.blocks import Blocks
 from blockzo.cost import Cost, cost
-from blockzo.estimators import FZOO, SPSA, SPZO, MeZO, OneSided, Tree
+from blockzo.estimators import FZOO, SPSA, SPZO, Decoupled, MeZO, OneSided, Tree
+from blockzo.groups import perturbed_losses
 from blockzo.journal import Journal, JournalError
 from blockzo.noise import Noise, stream_id
 from blockzo.ops import digest, perturb_, project, replay_, shift_, update_
 from blockzo.optim import ZO, StepResult
 from blockzo.perturb import perturbed
+from blockzo.planner import Auto
 from blockzo.record import BlockUpdate, Record
 
 __version__ = "0.1.0"
@@ -17,9 +19,11 @@ __all__ = [
     "SPSA",
     "SPZO",
     "ZO",
+    "Auto",
     "BlockUpdate",
     "Blocks",
     "Cost",
+    "Decoupled",
     "Journal",
     "JournalError",
     "MeZO",
@@ -33,6 +37,7 @@ __all__ = [
     "ops",
     "perturb_",
     "perturbed",
+    "perturbed_losses",
     "project",
     "replay_",
     "shift_",

@@ -41,7 +41,8 @@ class Blocks:
             Hugging Face models bring their own.
 
     Embeddings belong to the first block and the head to the last; a tied parameter to the block that uses it first.
-    Attributes: `layers`, `starts` (first layer of each block), `layout` (canonical name of every trainable parameter -> block).
+    Attributes: `layers`, `starts` (first layer of each block), `layout` (canonical name of every trainable parameter -> block),
+    `places` (the same for every parameter).
 
     Raises:
         ValueError: no single list of layers was found, or the boundaries do not fit it.
@@ -59,7 +60,9 @@ class Blocks:
         self.layers_name, self.layers = _find_layers(model, layers) if needs_layers or layers is not None else ("", [])
         self.starts = [0, *_layer_numbers(boundaries, len(self.layers))]
         self._configs = _configs_with_cache(model)
-        self.layout = self._assign(example) if len(self.starts) > 1 else dict.fromkeys(named_tensors(model), 0)
+        every = named_tensors(model, trainable_only=False)
+        self.places = self._assign(every, example) if len(self.starts) > 1 else dict.fromkeys(every, 0)
+        self.layout = {name: self.places[name] for name in named_tensors(model)}
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -142,14 +145,14 @@ class Blocks:
             for config, value in before:
                 config.use_cache = value
 
-    def _assign(self, example: Mapping[str, Any] | None) -> dict[str, int]:
+    def _assign(self, every: Mapping[str, Tensor], example: Mapping[str, Any] | None) -> dict[str, int]:
         order = _first_use(self.model, self.layers, example, self._without_cache)
         inside: dict[int, int] = {}
         for index, layer in enumerate(self.layers):
             for parameter in layer.parameters():
                 inside.setdefault(id(parameter), index)
         result = {}
-        for name, tensor in named_tensors(self.model).items():
+        for name, tensor in every.items():
             number = order.get(id(tensor), inside.get(id(tensor)))
             if number is None:
                 number = 0 if _looks_like_embedding(self.model, name) else len(self.layers)

@@ -43,69 +43,134 @@ class _Described:
         return {"name": type(self).__name__, **vars(self)}
 
 
+def contrasts(
+    tree: EvaluationTree, losses: Sequence[float], eps: Sequence[float], base: float = 0.0, mirrored: bool = True
+) -> Scalars:
+    """The rule that all methods share: block b, direction k has the mean of sign * (loss - base) / eps_b over the leaves that it
+    moves, divided by the number of directions of b. `mirrored` trees move every direction by both signs, and the base cancels.
+    """
+    terms: Scalars = [{} for _ in range(tree.blocks)]
+    seen: list[dict[int, list[float]]] = [{} for _ in range(tree.blocks)]
+    for moves, loss in zip(tree.leaf_moves(), losses, strict=True):
+        for move in moves:
+            values = seen[move.block].setdefault(move.direction, [])
+            values += [move.sign * loss] if mirrored else [move.sign * loss, -move.sign * base]
+    for block, found in enumerate(seen):
+        for direction, values in sorted(found.items()):
+            leaves = len(values) if mirrored else len(values) // 2
+            terms[block][direction] = math.fsum(values) / (leaves * len(found) * eps[block])
+    return terms
+
+
+def _counts(what: str, values: Sequence[int]) -> tuple[int, ...]:
+    values = tuple(values)
+    if not values or not any(values) or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
+        raise ValueError(
+            f"{what} is {values}; expected a number of directions for each block, 0 or more and not all of them 0"
+        )
+    return values
+
+
 @dataclass(frozen=True)
 class Tree(_Described):
-    """Coupled split perturbations of any depth: block d has levels[d] directions under each direction of block d-1.
+    """Split perturbations of any depth: block d has levels[d] directions under each direction of the moved block before it.
 
-    Both signs run down the whole path, and the loss difference of a path serves every block on it; a block uses the mean over
-    what lies below. `one_sided` evaluates + only, against one unmoved loss. Levels must be as many as blocks.
+    A block with 0 directions is not moved: it is run once under what is moved before it. Levels must be as many as blocks.
+
+    Args:
+        signs: "coupled": the sign of the first moved block runs down the whole path, and the loss difference of a path serves
+            every block on it; "crossed": every block tries both signs under both signs of the blocks before it, so that its
+            scalar is free of their noise to first order.
+        one_sided: sign + only, against one unmoved loss.
     """
 
     levels: tuple[int, ...]
     one_sided: bool = False
+    signs: str = "coupled"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "levels", tuple(self.levels))
-        for level in self.levels:
-            _positive(level=level)
-        if not self.levels:
-            raise ValueError("levels is empty; expected a number of directions for each block")
-
-    def _padded(self, blocks: int) -> tuple[int, ...]:
-        if blocks != len(self.levels):
-            raise ValueError(f"{len(self.levels)} levels of directions for {blocks} blocks; expected one level a block")
-        return self.levels
+        object.__setattr__(self, "levels", _counts("levels", self.levels))
+        if self.signs not in ("coupled", "crossed"):
+            raise ValueError(f"signs is {self.signs!r}; expected coupled or crossed")
+        if self.one_sided and self.signs == "crossed":
+            raise ValueError('one-sided evaluation has only the sign +; expected signs="coupled"')
 
     def tree(self, blocks: int) -> EvaluationTree:
-        levels = self._padded(blocks)
+        if blocks != len(self.levels):
+            raise ValueError(f"{len(self.levels)} levels of directions for {blocks} blocks; expected one level a block")
 
-        def grow(depth: int, parent: int, sign: int) -> tuple[Node, ...]:
+        def grow(depth: int, parent: int, signs: tuple[int, ...]) -> tuple[Node, ...]:
             if depth == blocks:
                 return ()
-            numbers = range(parent * levels[depth], (parent + 1) * levels[depth])
+            count = self.levels[depth]
+            if not count:
+                return (Node(depth, depth + 1, (), grow(depth + 1, parent, signs)),)
             return tuple(
-                Node(depth, depth + 1, (BlockMove(depth, i, sign),), grow(depth + 1, i, sign)) for i in numbers
+                Node(depth, depth + 1, (BlockMove(depth, i, sign),), grow(depth + 1, i, self._below(sign)))
+                for i in range(parent * count, (parent + 1) * count)
+                for sign in signs
             )
 
-        roots: list[Node] = [Node(0, blocks)] if self.one_sided else []
-        for i in range(levels[0]):
-            for sign in (1,) if self.one_sided else (1, -1):
-                roots.append(joined(Node(0, 1, (BlockMove(0, i, sign),), grow(1, i, sign))))
-        return EvaluationTree(blocks, tuple(roots))
+        roots = grow(0, 0, (1,) if self.one_sided else (1, -1))
+        base = (Node(0, blocks),) if self.one_sided else ()
+        return EvaluationTree(blocks, base + tuple(joined(root) for root in roots))
 
-    def slopes(self, losses: Sequence[float], levels: Sequence[int]) -> list[float]:
-        """Loss differences of the paths, in the order of the last block's directions, to be divided by eps."""
-        below = math.prod(levels[1:])
-        if self.one_sided:
-            return [loss - losses[0] for loss in losses[1:]]
-        result = []
-        for i in range(levels[0]):
-            plus = losses[2 * i * below : (2 * i + 1) * below]
-            minus = losses[(2 * i + 1) * below : (2 * i + 2) * below]
-            result += [(a - b) / 2 for a, b in zip(plus, minus, strict=True)]
-        return result
+    def _below(self, sign: int) -> tuple[int, ...]:
+        return (1, -1) if self.signs == "crossed" else (sign,)
 
     def scalars(self, losses: Sequence[float], eps: Sequence[float]) -> Scalars:
-        levels = self._padded(len(eps))
-        slopes = self.slopes(losses, levels)
-        result: Scalars = []
-        for depth in range(len(levels)):
-            count = math.prod(levels[: depth + 1])
-            below = len(slopes) // count
-            result.append(
-                {k: math.fsum(slopes[k * below : (k + 1) * below]) / (len(slopes) * eps[depth]) for k in range(count)}
+        tree = self.tree(len(eps))
+        if self.one_sided:
+            base = losses[0]
+            return contrasts(tree, losses, eps, base, mirrored=False)
+        return contrasts(tree, losses, eps)
+
+
+@dataclass(frozen=True)
+class Decoupled(_Described):
+    """Every block for itself: directions[b] directions of block b, all other blocks unmoved; 0 leaves a block out.
+
+    The activations before each moved block are made once, unmoved.
+
+    Args:
+        directions: for each block.
+        one_sided: sign + only, against one unmoved loss; else symmetric pairs.
+        centre: evaluates the unmoved loss of pairs too, which gives the curvature along every direction,
+            (l+ + l- - 2 l0) / eps^2.
+    """
+
+    directions: tuple[int, ...]
+    one_sided: bool = False
+    centre: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directions", _counts("directions", self.directions))
+
+    def tree(self, blocks: int) -> EvaluationTree:
+        if blocks != len(self.directions):
+            raise ValueError(
+                f"{len(self.directions)} numbers of directions for {blocks} blocks; expected one number a block"
             )
-        return result
+        last = max(block for block, count in enumerate(self.directions) if count)
+        signs = (1,) if self.one_sided else (1, -1)
+
+        def grow(block: int) -> tuple[Node, ...]:
+            """The unmoved block with all that follows it, then the directions of this block."""
+            rest: tuple[Node, ...] = ()
+            if block < last:
+                rest = (Node(block, block + 1, (), grow(block + 1)),)
+            elif self.centre or self.one_sided:
+                rest = (Node(block, blocks),)
+            moved = range(self.directions[block])
+            return rest + tuple(Node(block, blocks, (BlockMove(block, k, sign),)) for k in moved for sign in signs)
+
+        return EvaluationTree(blocks, tuple(joined(root) for root in grow(0)))
+
+    def scalars(self, losses: Sequence[float], eps: Sequence[float]) -> Scalars:
+        tree = self.tree(len(eps))
+        return (
+            contrasts(tree, losses, eps, losses[0], mirrored=False) if self.one_sided else contrasts(tree, losses, eps)
+        )
 
 
 @dataclass(frozen=True)
@@ -199,45 +264,18 @@ class SPZO(_Described):
     def tree(self, blocks: int) -> EvaluationTree:
         if blocks != 2:
             raise ValueError(
-                f"SPZO splits a model in two, this one has {blocks} block(s); expected one boundary (or Tree)"
+                f"SPZO splits a model in two, this one has {blocks} block(s); expected one boundary (or Tree, Decoupled)"
             )
-        if self.variant == "coupled":
-            return Tree((self.outer, self.inner)).tree(2)
-        if self.variant == "crossed":
-            return EvaluationTree(
-                2,
-                tuple(
-                    Node(0, 1, (BlockMove(0, i, sign),), self._pairs(i * self.inner, (i + 1) * self.inner))
-                    for i in range(self.outer)
-                    for sign in (1, -1)
-                ),
-            )
-        late = Node(0, 1, (), self._pairs(0, self.outer * self.inner))
-        early = [Node(0, 2, (BlockMove(0, i, sign),)) for i in range(self.outer) for sign in (1, -1)]
-        return EvaluationTree(2, (late, *early))
-
-    @staticmethod
-    def _pairs(start: int, stop: int) -> tuple[Node, ...]:
-        return tuple(Node(1, 2, (BlockMove(1, j, sign),)) for j in range(start, stop) for sign in (1, -1))
+        return self._general.tree(2)
 
     def scalars(self, losses: Sequence[float], eps: Sequence[float]) -> Scalars:
-        if self.variant == "coupled":
-            return Tree((self.outer, self.inner)).scalars(losses, eps)
-        total = self.outer * self.inner
+        return self._general.scalars(losses, eps)
+
+    @property
+    def _general(self) -> Tree | Decoupled:
         if self.variant == "decoupled":
-            late = {j: (losses[2 * j] - losses[2 * j + 1]) / (2 * eps[1] * total) for j in range(total)}
-            rest = losses[2 * total :]
-            early = {i: (rest[2 * i] - rest[2 * i + 1]) / (2 * eps[0] * self.outer) for i in range(self.outer)}
-            return [early, late]
-        early, late = {}, {}
-        for i in range(self.outer):
-            at = 4 * i * self.inner
-            plus, minus = losses[at : at + 2 * self.inner], losses[at + 2 * self.inner : at + 4 * self.inner]
-            early[i] = (math.fsum(plus) - math.fsum(minus)) / (4 * eps[0] * self.inner * self.outer)
-            for j in range(self.inner):
-                difference = plus[2 * j] - plus[2 * j + 1] + minus[2 * j] - minus[2 * j + 1]
-                late[i * self.inner + j] = difference / (4 * eps[1] * total)
-        return [early, late]
+            return Decoupled((self.outer, self.outer * self.inner))
+        return Tree((self.outer, self.inner), signs=self.variant)
 
 
 def default_blocks(model: nn.Module, method: Method) -> Blocks:

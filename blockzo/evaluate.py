@@ -1,4 +1,4 @@
-"""The executor: runs an evaluation tree, node after node, and returns the losses of its leaves.
+"""The executor: runs an evaluation tree, siblings in groups, and returns the losses of its leaves.
 
 Two ways. Perturbed (the default): weights are moved where they are consumed and never written. In place: weights are written
 and restored, for models that need it; a restore is not exact in floating point, so a journal of it says that it is inexact.
@@ -9,16 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from blockzo import ops
 from blockzo.blocks import Blocks
+from blockzo.groups import Activations, Grouping, MaxGroup, group_losses, run_groups
 from blockzo.noise import Noise
 from blockzo.ops.params import Target, targets
-from blockzo.perturb import Move, PerturbedForward
+from blockzo.perturb import Index, Move, PerturbedForward
 from blockzo.record import BlockUpdate
 from blockzo.tree import BlockMove, EvaluationTree, Node, Walker
 
@@ -46,71 +50,119 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class Evaluation:
-    """What one tree gave: `losses` of the leaves in order, forward `flops`, and ids of the parameters that were `used`."""
+    """What one tree gave: `losses` of the leaves in order, forward `flops`, and ids of the parameters that were `used`.
+
+    `kept_bytes`: activations kept between blocks, at most at once.
+    """
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.flops = 0
+        self.flops = self.kept_bytes = 0
         self.used: set[int] = set()
 
-    def loss(self, value: Any, moves: Sequence[BlockMove]) -> float:
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    def count(self, mode: PerturbedForward) -> None:
+        self.flops += mode.flops
+        self.used |= mode.used
+
+
+def check_loss(loss: float, moves: Sequence[BlockMove | None]) -> float:
+    if not math.isfinite(loss):
+        where = ", ".join(f"block {m.block} direction {m.direction} sign {m.sign:+d}" for m in moves if m is not None)
+        raise ValueError(
+            f"the loss is {loss} at {where or 'unmoved weights'}; expected a finite number. The step was not applied: "
+            "lower eps or the learning rate, or look at the batch"
+        )
+    return loss
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A node of the tree: the moves of all blocks up to its last, its parent's number in its group, its first leaf's number."""
+
+    node: Node
+    path: tuple[BlockMove | None, ...]
+    parent: int
+    leaf: int
+
+
+class PerturbedExecutor:
+    """Evaluates a tree without writing a weight, siblings in groups.
+
+    Args:
+        noise: of the step, or one for each block.
+        eps: size of a move, one a block.
+        max_group: evaluations that run as one batch at most; "auto": by measured memory, and only where it is faster. Kept
+            activations are those of (levels of the tree) x (evaluations in a group).
+    """
+
+    def __init__(
+        self, blocks: Blocks, noise: Noise | Sequence[Noise], eps: Sequence[float], max_group: MaxGroup = "auto"
+    ) -> None:
+        self.blocks, self.eps = blocks, eps
+        self.noises = [noise] * len(blocks) if isinstance(noise, Noise) else list(noise)
+        if len(self.noises) != len(blocks):
             raise ValueError(
-                f"loss_fn returned {found}; expected a tensor with one element, the mean loss of the batch"
+                f"noise has {len(self.noises)} entries for {len(blocks)} blocks; expected one, or one a block"
             )
-        loss = float(value.float())
-        if not math.isfinite(loss):
-            where = (
-                ", ".join(f"block {m.block} direction {m.direction} sign {m.sign:+d}" for m in moves)
-                or "unmoved weights"
-            )
-            raise ValueError(
-                f"the loss is {loss} at {where}; expected a finite number. The step was not applied: "
-                "lower eps or the learning rate, or look at the batch"
-            )
-        return loss
-
-
-class PerturbedExecutor(Walker):
-    """Evaluates a tree without writing a weight."""
-
-    def __init__(self, blocks: Blocks, noise: Noise, eps: Sequence[float]) -> None:
-        super().__init__(len(blocks))
-        self.blocks, self.noise, self.eps = blocks, noise, eps
         self.members = members(blocks)
-        self._moves: dict[BlockMove, list[Move]] = {}
+        device = next((t.tensor.device for block in self.members for t in block), torch.device("cpu"))
+        self.grouping = Grouping(blocks, max_group, device)
+        self._indices: dict[tuple[int, ...], Index] = {}
 
     def run(self, tree: EvaluationTree, forward: Callable[[], Any]) -> Evaluation:
         result = Evaluation()
+        result.losses = [math.nan] * tree.leaves
+        self.grouping.many_rows = False
 
-        def visit(node: Node, kept: object) -> object:
-            mode = PerturbedForward(self._on_path(node.stop), self._later(node.stop))
-            try:
-                with mode:
-                    output = self.blocks.run(forward, node.first, node.stop, kept)
-            finally:
-                result.flops += mode.flops
-                result.used |= mode.used
-            if node.children:
-                return output
-            return result.loss(output, [move for move in self.state if move is not None])
+        def visit(places: Sequence[_Place], kept: Activations | None, held: int) -> None:
+            result.kept_bytes = max(result.kept_bytes, held)
+            alike: dict[tuple[int, int], list[_Place]] = {}
+            for place in places:
+                alike.setdefault((place.node.first, place.node.stop), []).append(place)
+            for waiting in alike.values():
+                for part, output, mode in self.grouping.each(waiting, partial(self._run, forward, kept)):
+                    result.count(mode)
+                    if part[0].node.stop < len(self.blocks):
+                        children = [child for at, place in enumerate(part) for child in _children(place, at)]
+                        visit(children, output, held + output.nbytes)
+                        continue
+                    for place, loss in zip(part, group_losses(output, len(part)), strict=True):
+                        result.losses[place.leaf] = check_loss(loss, place.path)
 
         with evaluation_mode(self.blocks.model):
-            result.losses = [float(loss) for loss in self.walk(tree, visit)]  # type: ignore[arg-type]
+            visit(_places(tree.roots, (), 0, 0), None, 0)
         return result
 
-    def _on_path(self, stop: int) -> list[Move]:
-        """Blocks before `first` too: a tied weight of theirs may be used again here."""
-        return [move for state in self.state[:stop] if state is not None for move in self._block_moves(state)]
+    def _run(
+        self,
+        forward: Callable[[], Any],
+        kept: Activations | None,
+        part: Sequence[_Place],
+        row_limit: int | None,
+        measure: bool,
+    ) -> tuple[Activations, PerturbedForward]:
+        first, stop = part[0].node.first, part[0].node.stop
+        # blocks before `first` too: a tied weight of theirs may be used again here
+        moves = {b: self._move(b, moved) for b in range(stop) if any(moved := [place.path[b] for place in part])}
+        moved_blocks = tuple(moves)
+        if moved_blocks not in self._indices:
+            self._indices[moved_blocks] = Index({block: self.members[block] for block in moved_blocks})
+        return run_groups(
+            lambda before: self.blocks.run(forward, first, stop, before),
+            None if kept is None else kept.take([place.parent for place in part]),
+            self._indices[moved_blocks],
+            moves,
+            len(part),
+            self._later(stop),
+            row_limit,
+            measure,
+        )
 
-    def _block_moves(self, move: BlockMove) -> list[Move]:
-        if move not in self._moves:
-            scale = move.sign * self.eps[move.block]
-            self._moves[move] = [
-                Move(t.name, t.tensor, self.noise, move.direction, scale) for t in self.members[move.block]
-            ]
-        return self._moves[move]
+    def _move(self, block: int, moves: Sequence[BlockMove | None]) -> Move:
+        """Of one block in all groups; a group that does not move it has scale 0."""
+        directions = tuple(0 if move is None else move.direction for move in moves)
+        scales = tuple(0.0 if move is None else move.sign * self.eps[block] for move in moves)
+        return Move(self.noises[block], directions, scales)
 
     def _later(self, stop: int) -> dict[int, str]:
         return {
@@ -123,15 +175,34 @@ class PerturbedExecutor(Walker):
         }
 
 
+def _places(nodes: Sequence[Node], path: tuple[BlockMove | None, ...], parent: int, leaf: int) -> list[_Place]:
+    result = []
+    for node in nodes:
+        wanted = {move.block: move for move in node.moves}
+        moves = (*path, *(wanted.get(block) for block in range(node.first, node.stop)))
+        result.append(_Place(node, moves, parent, leaf))
+        leaf += _leaves(node)
+    return result
+
+
+def _children(place: _Place, parent: int) -> list[_Place]:
+    return _places(place.node.children, place.path, parent, place.leaf)
+
+
+def _leaves(node: Node) -> int:
+    return sum(map(_leaves, node.children)) if node.children else 1
+
+
 class InPlaceExecutor(Walker):
     """Evaluates a tree by moving the weights themselves, one pass from each state to the next.
 
     After `run` the weights are still moved: `finish` folds the restore into the update, `restore` undoes the move.
     """
 
-    def __init__(self, blocks: Blocks, noise: Noise, eps: Sequence[float]) -> None:
+    def __init__(self, blocks: Blocks, noise: Noise | Sequence[Noise], eps: Sequence[float]) -> None:
         super().__init__(len(blocks))
-        self.blocks, self.noise, self.eps = blocks, noise, eps
+        self.blocks, self.eps = blocks, eps
+        self.noises = [noise] * len(blocks) if isinstance(noise, Noise) else list(noise)
         self.members = [{t.name: t.tensor for t in block} for block in members(blocks)]
         self.passes = 0
 
@@ -141,11 +212,12 @@ class InPlaceExecutor(Walker):
         def visit(node: Node, kept: object) -> object:
             with PerturbedForward() as mode:
                 output = self.blocks.run(forward, node.first, node.stop, kept)
-            result.flops += mode.flops
-            result.used |= mode.used
+            result.count(mode)
             if node.children:
                 return output
-            return result.loss(output, [move for move in self.state if move is not None])
+            leaves, spec = tree_flatten(output)
+            (loss,) = group_losses(Activations(leaves, [False] * len(leaves), spec), 1)
+            return check_loss(loss, self.state)
 
         try:
             with evaluation_mode(self.blocks.model):
@@ -164,7 +236,7 @@ class InPlaceExecutor(Walker):
             terms[current.direction] = -self._scale(current)
         if target is not None:
             terms[target.direction] = terms.get(target.direction, 0.0) + self._scale(target)
-        ops.shift_(self.members[block], self.noise, list(terms.items()))
+        ops.shift_(self.members[block], self.noises[block], list(terms.items()))
         self.state[block] = target
         self.passes += 1
 
@@ -182,7 +254,7 @@ class InPlaceExecutor(Walker):
                 terms[current.direction] = terms.get(current.direction, 0.0) + undo
             ops.update_(
                 self.members[block],
-                self.noise,
+                self.noises[block],
                 list(terms.values()),
                 list(terms),
                 decay=update.decay,

@@ -22,8 +22,9 @@ class Journal:
     """Records of one run. Made by `create`, `resume` (both may append) or `open` (reads only).
 
     Attributes: `path`, `base_digest` (of the weights it begins at, or None), `layout` (parameter name -> block), `metadata`
-    (settings), `exact` (False where losses were evaluated in place, so that replay is approximate), `finished`,
-    `final_digest` (of the weights after the last record, once finished), `dropped` (bytes of a torn last record, removed).
+    (settings), `exact` (False where losses were evaluated in place, so that replay is approximate), `plan` (what the planner
+    measured before its first step, or None), `finished`, `final_digest` (of the weights after the last record, once finished),
+    `dropped` (bytes of a torn last record, removed).
     """
 
     def __init__(self, path: Path, header: dict[str, Any], parsed: fmt.Parsed, file: int | None) -> None:
@@ -33,6 +34,7 @@ class Journal:
         self.metadata: dict[str, Any] = header["metadata"]
         self.exact: bool = header["exact"]
         self.final_digest: str | None = None
+        self.plan: dict[str, Any] | None = None
         self.finished = False
         self.dropped = parsed.torn
         self._records: list[Record] = []
@@ -161,6 +163,10 @@ class Journal:
                     f"the end names {step} steps, the file holds {len(self._records)}; the file is damaged"
                 )
             self.finished, self.final_digest = True, digest
+        elif kind == fmt.PLAN:
+            if self._records or self.plan is not None:
+                raise JournalError("a plan does not stand before the first step; the file is damaged")
+            self.plan = fmt.decode_plan(body)
         else:
             raise JournalError(f"a record has the unknown kind {kind}; it was written by a newer blockzo")
 
@@ -190,6 +196,18 @@ class Journal:
     def add_digest(self, digest: str) -> None:
         """Notes the digest of the weights after the last record, so that a replay can be checked half-way."""
         self._write(fmt.DIGEST, fmt.encode_digest(len(self._records) - 1, digest))
+
+    def add_plan(self, plan: Mapping[str, Any]) -> None:
+        """Notes what the planner measured; once, before the first step.
+
+        Args:
+            plan: "costs", a positive number for each block.
+        """
+        if self._records or self.plan is not None:
+            raise JournalError(
+                f"{self.path} holds a plan or {len(self)} steps; a plan stands once, before the first step"
+            )
+        self._write(fmt.PLAN, fmt.encode_plan(plan))
 
     def finish(self, digest: str) -> None:
         """Ends the run: `digest` is of the weights after the last record. Nothing can be appended afterwards."""

@@ -8,8 +8,10 @@ body   = u8 kind, payload
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +20,11 @@ from blockzo.record import BlockUpdate, Record
 
 MAGIC = b"\x89blockzo journal\r\n\x1a\n"
 VERSION = 1
-HEADER, STEP, DIGEST, FINISH = 0, 1, 2, 3
+HEADER, STEP, DIGEST, FINISH, PLAN = 0, 1, 2, 3, 4
 MAX_BODY = 1 << 26
 MAX_HEADER = 1 << 28
 
-_STOCHASTIC, _GAUSSIAN, _IN_ORDER = 1, 2, 4
+_STOCHASTIC, _GAUSSIAN, _IN_ORDER, _MIXED = 1, 2, 4, 8
 _LENGTH = struct.Struct("<II")
 _STEP = struct.Struct("<BHIQI")
 _BLOCK = struct.Struct("<Iddd")
@@ -138,12 +140,15 @@ def _decode_header(body: bytes) -> dict[str, Any]:
 def encode_record(record: Record) -> bytes:
     flags = _STOCHASTIC * record.stochastic_rounding | _GAUSSIAN * (record.distribution == "gaussian")
     in_order = all(block.directions == tuple(range(len(block.directions))) for block in record.blocks)
-    flags |= _IN_ORDER * in_order
+    mixed = any(block.distribution not in (None, record.distribution) for block in record.blocks)
+    flags |= _IN_ORDER * in_order | _MIXED * mixed
     parts = [_STEP.pack(flags, len(record.blocks), record.step, record.seed, len(record.losses))]
     parts.append(struct.pack(f"<{len(record.losses)}f", *record.losses))
     for block in record.blocks:
         count = len(block.directions)
         parts.append(_BLOCK.pack(count, block.lr, block.eps, block.decay))
+        if mixed:
+            parts.append(bytes((DISTRIBUTIONS.index(block.distribution or record.distribution),)))
         if not in_order:
             parts.append(struct.pack(f"<{count}I", *block.directions))
         parts.append(struct.pack(f"<{count}f", *block.coefficients))
@@ -160,19 +165,28 @@ def decode_record(payload: bytes) -> Record:
         for _ in range(blocks):
             number, lr, eps, decay = _BLOCK.unpack_from(payload, at)
             at += _BLOCK.size
+            distribution = None
+            if flags & _MIXED:
+                (code,) = struct.unpack_from("<B", payload, at)
+                at += 1
+                if code >= len(DISTRIBUTIONS):
+                    raise JournalError(
+                        f"a block has the unknown distribution {code}; it was written by a newer blockzo"
+                    )
+                distribution = DISTRIBUTIONS[code]
             directions = tuple(range(number)) if flags & _IN_ORDER and 4 * number <= len(payload) else ()
             if not flags & _IN_ORDER:
                 directions = struct.unpack_from(f"<{number}I", payload, at)
                 at += 4 * number
             coefficients = struct.unpack_from(f"<{number}f", payload, at)
             at += 4 * number
-            updates.append(BlockUpdate(directions, coefficients, lr, eps, decay))
+            updates.append(BlockUpdate(directions, coefficients, lr, eps, decay, distribution))
     except struct.error as error:
         raise JournalError(f"a record is shorter than its counts say ({error})") from error
-    if at != len(payload) or flags & ~(_STOCHASTIC | _GAUSSIAN | _IN_ORDER):
+    if at != len(payload) or flags & ~(_STOCHASTIC | _GAUSSIAN | _IN_ORDER | _MIXED):
         raise JournalError("a record has bytes or flags that this blockzo does not know")
-    distribution = DISTRIBUTIONS[bool(flags & _GAUSSIAN)]
-    return Record(step, seed, distribution, tuple(updates), losses, stochastic_rounding=bool(flags & _STOCHASTIC))
+    default = DISTRIBUTIONS[bool(flags & _GAUSSIAN)]
+    return Record(step, seed, default, tuple(updates), losses, stochastic_rounding=bool(flags & _STOCHASTIC))
 
 
 def encode_digest(step: int, digest: str) -> bytes:
@@ -183,3 +197,18 @@ def decode_digest(payload: bytes) -> tuple[int, str]:
     if len(payload) < 5:
         raise JournalError("a digest record is too short")
     return struct.unpack_from("<I", payload)[0], payload[4:].decode("ascii")
+
+
+def encode_plan(plan: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(plan), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("utf-8")
+
+
+def decode_plan(payload: bytes) -> dict[str, Any]:
+    try:
+        plan = json.loads(payload)
+    except ValueError as error:
+        raise JournalError(f"a plan cannot be read ({error})") from error
+    costs = plan.get("costs") if isinstance(plan, dict) else None
+    if not isinstance(costs, list) or not all(isinstance(c, (int, float)) and 0 < c < math.inf for c in costs):
+        raise JournalError("a plan lacks its costs, a positive number for each block")
+    return plan

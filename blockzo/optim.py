@@ -12,11 +12,14 @@ from torch import nn
 
 from blockzo import ops
 from blockzo.blocks import Blocks
+from blockzo.cost import measure_seconds
 from blockzo.estimators import Method, MeZO, Scalars, default_blocks
 from blockzo.evaluate import Evaluation, InPlaceExecutor, LossFunction, PerturbedExecutor, hugging_face_loss
+from blockzo.groups import MaxGroup
 from blockzo.journal import Journal, JournalError
 from blockzo.noise import Noise, check_seed
 from blockzo.ops.params import named_tensors, targets
+from blockzo.planner import Auto, Planner, StepPlan, fine_blocks, planned_method
 from blockzo.record import BlockUpdate, Record, float32
 
 Rate = float | Sequence[float] | Callable[[int], float | Sequence[float]]
@@ -59,11 +62,13 @@ class ZO:
         model: its trainable parameters are float32, bfloat16 or float16.
         loss_fn: (model, batch) -> tensor with one element. May be stopped by an exception that passes through it.
             Where None: `model(**batch).loss`.
-        method: MeZO(), SPSA(n), SPZO(outer, inner, variant), OneSided(n), FZOO(n) or Tree(levels).
-        blocks: Blocks(model, boundaries). Where None: in half for methods that need two blocks, else one block.
-        lr: learning rate; one a block; or a function step -> either.
+        method: MeZO(), SPSA(n), SPZO(outer, inner, variant), OneSided(n), FZOO(n), Tree(levels), Decoupled(directions), or
+            "auto" (`Auto()`): a planner measures the blocks and chooses what to move at every step (docs/planner.md).
+        blocks: Blocks(model, boundaries). Where None: in half for methods that need two blocks, several for "auto", else one.
+        lr: learning rate; one a block; or a function step -> either. With "auto" a factor on the planned rates, 1 where None;
+            else 1e-6 where None.
         eps: size of the perturbation; one number or one a block.
-        distribution: "rademacher" or "gaussian".
+        distribution: "rademacher" or "gaussian"; one or one a block.
         seed: of the run, in [0, 2**64); step t uses `step_seed(seed, t)`.
         weight_decay: decoupled; a step multiplies weights by 1 - lr * weight_decay.
         stochastic_rounding: for bfloat16 and float16 weights.
@@ -71,6 +76,8 @@ class ZO:
             holds are replayed at once.
         evaluate: "perturbed" (weights are not written to evaluate a loss) or "in_place" (written and restored: not exact, so the
             journal must be one made with exact=False).
+        max_group: evaluations that run as one batch at most; "auto": by measured memory, and only where it is faster; 1: one
+            after the other.
 
     Raises:
         ValueError: the settings do not fit each other or the model.
@@ -80,37 +87,51 @@ class ZO:
         self,
         model: nn.Module,
         loss_fn: LossFunction | None = None,
-        method: Method | None = None,
+        method: Method | Auto | str | None = None,
         blocks: Blocks | None = None,
-        lr: Rate = 1e-6,
+        lr: Rate | None = None,
         eps: float | Sequence[float] = 1e-3,
-        distribution: str = "rademacher",
+        distribution: str | Sequence[str] = "rademacher",
         seed: int = 0,
         weight_decay: float = 0.0,
         stochastic_rounding: bool = False,
         journal: Journal | None = None,
         evaluate: str = "perturbed",
+        max_group: MaxGroup = "auto",
     ) -> None:
         self.model = model
         self.loss_fn = loss_fn or hugging_face_loss
-        self.method: Method = method or MeZO()
-        self.blocks = blocks or default_blocks(model, self.method)
+        if isinstance(method, str):
+            if method != "auto":
+                raise ValueError(f'method is {method!r}; expected "auto" or a method such as blockzo.MeZO()')
+            method = Auto()
+        self.method: Method | Auto = method or MeZO()
+        if isinstance(self.method, Auto):
+            self.blocks = blocks or fine_blocks(model)
+        else:
+            self.blocks = blocks or default_blocks(model, self.method)
         if self.blocks.model is not model:
             raise ValueError("blocks were cut from another model; expected Blocks of the model that is trained")
         if evaluate not in ("perturbed", "in_place"):
             raise ValueError(f'evaluate is {evaluate!r}; expected "perturbed" or "in_place"')
         if not targets(model):
             raise ValueError("the model has no trainable parameter; expected one with requires_grad")
-        self.tree = self.method.tree(len(self.blocks))
-        self.lr = lr
+        self.planner: Planner | None = None
+        if isinstance(self.method, Auto):
+            if evaluate == "in_place":
+                raise ValueError('method "auto" evaluates perturbed forwards; expected evaluate="perturbed"')
+        else:
+            self.method.tree(len(self.blocks))
+        self.lr: Rate = lr if lr is not None else 1.0 if isinstance(self.method, Auto) else 1e-6
         self.eps = _per_block("eps", eps, len(self.blocks))
         if any(e <= 0 or float32(e) == 0 for e in self.eps):
             raise ValueError(f"eps is {eps}; expected a positive number")
-        self.distribution = Noise(0, distribution).distribution
+        self.distributions = _distributions(distribution, len(self.blocks))
         self.seed = check_seed(seed)
         self.weight_decay = float(weight_decay)
         self.stochastic_rounding = stochastic_rounding
         self.evaluate = evaluate
+        self.max_group = max_group
         self.step_number = 0
         self.journal = journal
         self._unused_checked = False
@@ -149,25 +170,57 @@ class ZO:
                 raise ValueError(f"the record has {len(record.blocks)} blocks, the model {len(self.blocks)}")
         ops.replay_(self.model, records, self.blocks.layout)
         self.step_number += len(records)
+        if self.planner is not None:
+            for record in records:
+                self.planner.observe(record)
+
+    def method_of(self, record: Record) -> Method:
+        """The method that a record of this run was made with."""
+        return planned_method(record) if isinstance(self.method, Auto) else self.method
+
+    def _plan(self, batch: Any) -> StepPlan:
+        seed = step_seed(self.seed, self.step_number)
+        rates = tuple(self.rates(self.step_number))
+        if not isinstance(self.method, Auto):
+            return StepPlan(self.method, rates, tuple(self.eps), seed)
+        if self.planner is None:
+            costs = self.method.costs or measure_seconds(self.blocks, lambda: self.loss_fn(self.model, batch))
+            self._start_planner(costs)
+            if self.journal is not None:
+                assert self.planner is not None
+                self.journal.add_plan({"costs": self.planner.costs})
+        assert self.planner is not None
+        return self.planner.plan(self.step_number, lambda step: step_seed(self.seed, step), rates)
+
+    def _start_planner(self, costs: Sequence[float]) -> None:
+        assert isinstance(self.method, Auto)
+        if len(costs) != len(self.blocks):
+            raise ValueError(f"costs has {len(costs)} entries for {len(self.blocks)} blocks; expected one a block")
+        trainable = [block in set(self.blocks.layout.values()) for block in range(len(self.blocks))]
+        self.planner = Planner(self.method, costs, trainable, self.eps)
+
+    def _noise(self, seed: int) -> Noise | list[Noise]:
+        noises = [Noise(seed, distribution) for distribution in self.distributions]
+        return noises[0] if len(set(noises)) == 1 else noises
 
     def _estimate(self, batch: Any) -> StepResult:
-        noise = Noise(step_seed(self.seed, self.step_number), self.distribution)
+        plan = self._plan(batch)
+        noise, tree = self._noise(plan.seed), plan.method.tree(len(self.blocks))
         if self.evaluate == "perturbed":
-            found = PerturbedExecutor(self.blocks, noise, self.eps).run(
-                self.tree, lambda: self.loss_fn(self.model, batch)
-            )
+            walker = PerturbedExecutor(self.blocks, noise, plan.eps, self.max_group)
+            found = walker.run(tree, lambda: self.loss_fn(self.model, batch))
         else:
-            executor = InPlaceExecutor(self.blocks, noise, self.eps)
-            found = executor.run(self.tree, lambda: self.loss_fn(self.model, batch))
+            executor = InPlaceExecutor(self.blocks, noise, plan.eps)
+            found = executor.run(tree, lambda: self.loss_fn(self.model, batch))
             executor.restore()
-        return self._result(noise, found)
+        return self._result(plan, found)
 
     def _step_in_place(self, batch: Any) -> StepResult:
-        noise = Noise(step_seed(self.seed, self.step_number), self.distribution)
-        executor = InPlaceExecutor(self.blocks, noise, self.eps)
-        found = executor.run(self.tree, lambda: self.loss_fn(self.model, batch))
+        plan = self._plan(batch)
+        executor = InPlaceExecutor(self.blocks, self._noise(plan.seed), plan.eps)
+        found = executor.run(plan.method.tree(len(self.blocks)), lambda: self.loss_fn(self.model, batch))
         try:
-            result = self._result(noise, found)
+            result = self._result(plan, found)
             self._commit(result.record)
         except BaseException:
             executor.restore()
@@ -176,32 +229,32 @@ class ZO:
         self.step_number += 1
         return result
 
-    def _result(self, noise: Noise, found: Evaluation) -> StepResult:
+    def _result(self, plan: StepPlan, found: Evaluation) -> StepResult:
         self._check_used(found)
-        scalars = self.method.scalars(found.losses, self.eps)
-        rates = self.rates(self.step_number)
+        losses = tuple(float32(loss) for loss in found.losses)
+        scalars = plan.method.scalars(losses, plan.eps)
+        applied = scalars if self.planner is None else self.planner.scalars(scalars)
         updates = tuple(
             BlockUpdate(
                 tuple(block),
                 tuple(lr * s for s in block.values()),
                 lr=lr,
                 eps=eps,
-                decay=lr * self.weight_decay,
+                # a block without directions rests: its weights do not decay either
+                decay=lr * self.weight_decay if block else 0.0,
+                distribution=distribution,
             )
-            for block, lr, eps in zip(scalars, rates, self.eps, strict=True)
+            for block, lr, eps, distribution in zip(applied, plan.rates, plan.eps, self.distributions, strict=True)
         )
-        losses = tuple(float32(loss) for loss in found.losses)
         record = Record(
             self.step_number,
-            noise.seed,
-            self.distribution,
+            plan.seed,
+            self.distributions[0],
             updates,
             losses,
             stochastic_rounding=self.stochastic_rounding,
         )
-        return StepResult(
-            math.fsum(losses) / len(losses), scalars, losses, noise.seed, len(losses), found.flops, record
-        )
+        return StepResult(math.fsum(losses) / len(losses), scalars, losses, plan.seed, len(losses), found.flops, record)
 
     def _check_used(self, found: Evaluation) -> None:
         if self._unused_checked:
@@ -237,7 +290,23 @@ class ZO:
                 raise JournalError(
                     f"the journal begins at weights {journal.base_digest}, this model has {found}; load the base model it names"
                 )
+        self.take_plan(journal)
         self.replay(journal.records())
+
+    def take_plan(self, journal: Journal) -> None:
+        """Before records of a journal are replayed: what its planner had measured. Nothing for other methods."""
+        if isinstance(self.method, Auto):
+            if journal.plan is not None:
+                self._start_planner(journal.plan["costs"])
+            elif len(journal):
+                raise JournalError('the journal holds steps but no plan; it was not written with method="auto"')
+
+
+def _distributions(value: str | Sequence[str], blocks: int) -> list[str]:
+    values = [value] * blocks if isinstance(value, str) else list(value)
+    if len(values) != blocks:
+        raise ValueError(f"distribution has {len(values)} entries for {blocks} blocks; expected one or one a block")
+    return [Noise(0, v).distribution for v in values]
 
 
 def _per_block(what: str, value: float | Sequence[float], blocks: int) -> list[float]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from blockzo.noise import DISTRIBUTIONS, check_direction, check_seed
+from blockzo.noise import DISTRIBUTIONS, Noise, check_direction, check_seed
 
 RECORD_VERSION = 1
 
@@ -30,6 +30,7 @@ class BlockUpdate:
     """What one step does to one block: `w <- round(w * (1 - decay) - sum_k coefficients[k] * z[directions[k]])`.
 
     `coefficients` are float32 values that already hold the learning rate; `lr` and `eps` say how they came about.
+    `distribution` is that of this block's noise; the record's where None. No directions and no decay: nothing changes.
     """
 
     directions: tuple[int, ...]
@@ -37,8 +38,11 @@ class BlockUpdate:
     lr: float = 0.0
     eps: float = 0.0
     decay: float = 0.0
+    distribution: str | None = None
 
     def __post_init__(self) -> None:
+        if self.distribution is not None and self.distribution not in DISTRIBUTIONS:
+            raise ValueError(f"distribution is {self.distribution!r}; expected one of {', '.join(DISTRIBUTIONS)}")
         if len(self.directions) != len(self.coefficients):
             raise ValueError(
                 f"{len(self.coefficients)} coefficients for {len(self.directions)} directions; expected one each"
@@ -85,10 +89,18 @@ class Record:
             raise ValueError(f"distribution is {self.distribution!r}; expected one of {', '.join(DISTRIBUTIONS)}")
         if self.version != RECORD_VERSION:
             raise ValueError(f"record version is {self.version}; this blockzo knows version {RECORD_VERSION}")
+        # one form for one meaning, so that a record survives its bytes
+        same = self.distribution
+        blocks = (replace(b, distribution=None) if b.distribution == same else b for b in self.blocks)
+        object.__setattr__(self, "blocks", tuple(blocks))
         if not self.blocks:
             raise ValueError("a record has no blocks; expected an update for each block of the model")
         if not 0 <= self.step < 1 << 32:
             raise ValueError(f"step is {self.step}; expected an integer in [0, 2**32)")
+
+    def noise(self, block: int) -> Noise:
+        """The noise of one block."""
+        return Noise(self.seed, self.blocks[block].distribution or self.distribution)
 
     @property
     def directions(self) -> tuple[tuple[int, ...], ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,54 @@ class EvaluationTree:
         """Forward FLOPs of one step, from the forward FLOPs of each block."""
         return sum(runs * flops for runs, flops in zip(self.runs, block_flops, strict=True))
 
-    def kept_levels(self) -> set[int]:
-        """Blocks after which activations are kept; walked depth first, one set of each is alive at a time."""
-        return {node.stop for node in self.nodes() if node.children}
+    def groups(self, max_group: int = 1) -> Iterator[tuple[Node, int, tuple[tuple[int, int], ...]]]:
+        """Batches of equal evaluations, in the order they run: a node of the batch, how many it has, what is kept meanwhile.
+
+        Kept: (blocks run, number of activations) of every level above. Nodes that run the same blocks after parents of one batch
+        run together, `max_group` at most.
+        """
+
+        def visit(nodes: Sequence[Node], kept: tuple[tuple[int, int], ...]) -> Iterator[Any]:
+            alike: dict[tuple[int, int], list[Node]] = {}
+            for node in nodes:
+                alike.setdefault((node.first, node.stop), []).append(node)
+            for waiting in alike.values():
+                size = -(-len(waiting) // -(-len(waiting) // max_group))
+                for at in range(0, len(waiting), size):
+                    part = waiting[at : at + size]
+                    yield part[0], len(part), kept
+                    children = [child for node in part for child in node.children]
+                    if children:
+                        yield from visit(children, (*kept, (part[0].stop, len(part))))
+
+        return visit(self.roots, ())
+
+    def weight_reads(self, max_group: int = 1) -> list[int]:
+        """How many times the weights of each block are read in one step, a batch of evaluations reading them once."""
+        reads = [0] * self.blocks
+        for node, _, _ in self.groups(max_group):
+            for block in range(node.first, node.stop):
+                reads[block] += 1
+        return reads
+
+    def kept_bytes(self, block_bytes: Sequence[int], max_group: int = 1) -> int:
+        """Most bytes of activations kept at once, from those that each block leaves."""
+        return max(sum(count * block_bytes[stop - 1] for stop, count in kept) for _, _, kept in self.groups(max_group))
+
+    def leaf_moves(self) -> list[tuple[BlockMove, ...]]:
+        """What is moved at each leaf, its whole path taken together."""
+        result: list[tuple[BlockMove, ...]] = []
+
+        def walk(node: Node, path: tuple[BlockMove, ...]) -> None:
+            path += node.moves
+            if not node.children:
+                result.append(path)
+            for child in node.children:
+                walk(child, path)
+
+        for root in self.roots:
+            walk(root, ())
+        return result
 
     def in_place_passes(self, sizes: Sequence[int]) -> float:
         """Passes over the weights of an in-place step, the final restore folded into the update.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -28,7 +29,21 @@ TWO_BLOCKS = [
     bz.SPSA(2),
     bz.OneSided(2),
 ]
-THREE_BLOCKS = [bz.Tree((1, 2, 2)), bz.Tree((2, 1, 3), one_sided=True), bz.MeZO()]
+THREE_BLOCKS = [
+    bz.MeZO(),
+    bz.Tree((1, 2, 2)),
+    bz.Tree((2, 1, 3), one_sided=True),
+    bz.Tree((0, 2, 2)),
+    bz.Tree((2, 0, 2)),
+    bz.Tree((0, 3, 0), one_sided=True),
+    bz.Tree((1, 2, 1), signs="crossed"),
+    bz.Tree((2, 0, 1), signs="crossed"),
+    bz.Decoupled((2, 1, 3)),
+    bz.Decoupled((0, 2, 0), centre=True),
+    bz.Decoupled((1, 0, 2), centre=True),
+    bz.Decoupled((2, 0, 0)),
+    bz.Decoupled((1, 0, 3), one_sided=True),
+]
 CASES = [(m, []) for m in ONE_BLOCK] + [(m, [2]) for m in TWO_BLOCKS] + [(m, [1, 3]) for m in THREE_BLOCKS]
 
 
@@ -78,17 +93,36 @@ class Naive:
                     late[j] = (pp - pm + mp - mm) / (4 * eps[1] * p * k)
                     early[i] += (pp - mp + pm - mm) / (4 * eps[0] * p * k)
             return [early, late]
+        if isinstance(method, bz.Decoupled):
+            base = self()
+            other = (lambda b, k: self((b, k, -1))) if not method.one_sided else (lambda b, k: base)
+            width = 1 if method.one_sided else 2
+            return [
+                {k: (self((b, k, 1)) - other(b, k)) / (width * eps[b] * n) for k in range(n)}
+                for b, n in enumerate(method.directions)
+            ]
         levels = (method.outer, method.inner) if isinstance(method, bz.SPZO) else method.levels
-        one_sided = getattr(method, "one_sided", False)
-        total = math.prod(levels)
+        moved = [b for b, level in enumerate(levels) if level]
+        counts = [levels[b] for b in moved]
         result: list[dict[int, float]] = [{} for _ in levels]
-        base = self() if one_sided else 0.0
-        for leaf in range(total):
-            path = [(b, leaf // math.prod(levels[b + 1 :])) for b in range(len(levels))]
-            plus = self(*((b, i, 1) for b, i in path))
-            slope = plus - base if one_sided else (plus - self(*((b, i, -1) for b, i in path))) / 2
-            for b, i in path:
-                result[b][i] = result[b].get(i, 0.0) + slope / (eps[b] * total)
+        base = self()
+        for leaf in range(math.prod(counts)):
+            path = [(b, leaf // math.prod(counts[place + 1 :])) for place, b in enumerate(moved)]
+            if getattr(method, "signs", "coupled") == "crossed":
+                patterns = list(itertools.product((1, -1), repeat=len(moved)))
+            else:
+                patterns = [(1,) * len(moved), (-1,) * len(moved)]
+            if getattr(method, "one_sided", False):
+                slope = self(*((b, i, 1) for b, i in path)) - base
+                slopes = [slope] * len(moved)
+            else:
+                losses = [self(*((b, i, s) for (b, i), s in zip(path, signs, strict=True))) for signs in patterns]
+                slopes = [
+                    sum(signs[place] * loss for signs, loss in zip(patterns, losses, strict=True)) / len(patterns)
+                    for place in range(len(moved))
+                ]
+            for (b, i), slope in zip(path, slopes, strict=True):
+                result[b][i] = result[b].get(i, 0.0) + slope / (eps[b] * math.prod(counts))
         return result
 
 
@@ -101,7 +135,9 @@ def expected_weights(model: nn.Module, record: bz.Record, layout: dict[str, int]
         total = torch.zeros(parameter.shape)
         for direction, coefficient in zip(part.directions, part.coefficients, strict=True):
             total = total + coefficient * noise.sample(name, parameter.shape, direction)
-        value = parameter.detach().float() * torch.tensor(1.0 - part.lr * decay, dtype=torch.float64).float()
+        # a block without directions rests
+        rate = part.lr * decay if part.directions else 0.0
+        value = parameter.detach().float() * torch.tensor(1.0 - rate, dtype=torch.float64).float()
         result[name] = (value - total).to(parameter.dtype)
     return result
 
@@ -215,17 +251,33 @@ def test_unbiased_and_variance_of_the_table(method, block1, block2, distribution
         assert float((mean[block] - slopes[block]).norm()) < 4 * standard_error
 
 
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.booleans())
-@settings(deadline=None, max_examples=60)
-def test_trees_of_any_depth_count_what_they_run(levels: list[int], one_sided: bool) -> None:
-    method = bz.Tree(tuple(levels), one_sided)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5).filter(any), st.sampled_from(["one", "coupled", "crossed"]))
+@settings(deadline=None, max_examples=80)
+def test_trees_of_any_depth_count_what_they_run(levels: list[int], kind: str) -> None:
+    one_sided, signs = kind == "one", "crossed" if kind == "crossed" else "coupled"
+    method = bz.Tree(tuple(levels), one_sided, signs)
     tree = method.tree(len(levels))
-    sides = 1 if one_sided else 2
-    counts = [math.prod(levels[: d + 1]) for d in range(len(levels))]
-    assert tree.leaves == sides * counts[-1] + one_sided
-    assert tree.runs == [sides * c + one_sided for c in counts]
+    runs, directions = [], []
+    for depth, level in enumerate(levels):
+        moved = [count for count in levels[: depth + 1] if count]
+        sides = 1 if one_sided or not moved else 2 ** len(moved) if signs == "crossed" else 2
+        runs.append(math.prod(moved) * sides + one_sided)
+        directions.append(math.prod(moved) if level else 0)
+    assert tree.runs == runs and tree.leaves == runs[-1]
     scalars = method.scalars([0.5] * tree.leaves, [1e-3] * len(levels))
-    assert [len(s) for s in scalars] == counts and all(v == 0 for block in scalars for v in block.values())
+    assert [len(s) for s in scalars] == directions and all(v == 0 for block in scalars for v in block.values())
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any), st.sampled_from(["", "centre", "one_sided"]))
+@settings(deadline=None, max_examples=60)
+def test_decoupled_counts_what_it_runs(directions: list[int], option: str) -> None:
+    """F of the unmoved blocks once, and F of a moved block and all after it for each sign of each direction."""
+    tree = bz.Decoupled(tuple(directions), **({option: True} if option else {})).tree(len(directions))
+    sides = 1 if option == "one_sided" else 2
+    last = max(block for block, count in enumerate(directions) if count)
+    chain = [1 if option or block < last else 0 for block in range(len(directions))]
+    assert tree.runs == [chain[b] + sides * sum(directions[: b + 1]) for b in range(len(directions))]
+    assert tree.leaves == sides * sum(directions) + bool(option)
 
 
 def test_spzo_flops_against_spsa_with_as_many_late_directions() -> None:
@@ -269,8 +321,13 @@ def test_in_place_agrees_with_perturbed(method, cut) -> None:
         (lambda: bz.SPZO(1, 2, "both"), "coupled, crossed or decoupled"),
         (lambda: bz.SPZO().tree(3), "expected one boundary"),
         (lambda: bz.FZOO(1), "two or more"),
-        (lambda: bz.Tree(()), "levels is empty"),
+        (lambda: bz.Tree(()), "0 or more and not all"),
         (lambda: bz.Tree((1, 2)).tree(3), "one level a block"),
+        (lambda: bz.Tree((0, 0)), "not all"),
+        (lambda: bz.Tree((1, 1), signs="both"), "coupled or crossed"),
+        (lambda: bz.Tree((1, 1), one_sided=True, signs="crossed"), "only the sign"),
+        (lambda: bz.Decoupled((1, -1)), "0 or more"),
+        (lambda: bz.Decoupled((1, 2)).tree(3), "one number a block"),
     ],
 )
 def test_bad_settings(make, text: str) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import blockzo as bz
+from blockzo.evaluate import PerturbedExecutor
+from blockzo.ops.params import named_tensors
 from tests.core import zoo
 
 
@@ -92,7 +94,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(evaluate: str, tmp_path: Path
     layout = bz.Blocks(model, []).layout
     before = copy.deepcopy(model.state_dict())
     with bz.Journal.create(tmp_path / "j", layout=layout, exact=evaluate == "perturbed") as journal:
-        zo = bz.ZO(model, loss, evaluate=evaluate, journal=journal)
+        zo = bz.ZO(model, loss, evaluate=evaluate, journal=journal, max_group=1)
         with pytest.raises(ValueError, match="loss is nan at block 0 direction 0 sign -1"):
             zo.step(batch)
         assert len(journal) == 0
@@ -198,7 +200,29 @@ def test_journals_of_other_runs_are_refused(tmp_path: Path) -> None:
         bz.ZO(model, journal=journal, evaluate="in_place")
 
 
-def test_cost_is_what_happens() -> None:
+class Ran:
+    """Watches an executor: runs of each block, bytes of weights its batches read, most bytes kept between blocks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, model: nn.Module, blocks: bz.Blocks) -> None:
+        self.runs, self.reads, self.peak = [0] * len(blocks), 0, 0
+        names = named_tensors(model, trainable_only=False)
+        kept: dict[int, int] = {}
+        run = PerturbedExecutor._run
+
+        def watched(executor, forward, before, part, *rest):
+            node = part[0].node
+            for block in range(node.first, node.stop):
+                self.runs[block] += len(part)
+                self.reads += sum(t.nbytes for n, t in names.items() if blocks.places[n] == block)
+            self.peak = max(self.peak, sum(size for stop, size in kept.items() if stop <= node.first))
+            output, mode = run(executor, forward, before, part, *rest)
+            kept[node.stop] = sum(leaf.nbytes for leaf in output.leaves if isinstance(leaf, torch.Tensor))
+            return output, mode
+
+        monkeypatch.setattr(PerturbedExecutor, "_run", watched)
+
+
+def test_cost_is_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = zoo.make("llama"), zoo.batch()
     for method in (bz.MeZO(), bz.SPZO(1, 4), bz.SPZO(2, 2, "crossed"), bz.SPZO(1, 3, "decoupled"), bz.OneSided(3)):
         zo = bz.ZO(model, method=method)
@@ -206,6 +230,23 @@ def test_cost_is_what_happens() -> None:
         assert zo.step(batch).flops == cost.flops
         # activations: 3 sequences x 11 tokens x 32 float32 values, after the first block of two
         assert cost.activation_bytes == (3 * 11 * 32 * 4 if len(zo.blocks) == 2 else 0)
+    # three and more blocks; a block without directions runs once; some weights frozen
+    model.model.layers[1].requires_grad_(False)
+    blocks = bz.Blocks(model, [1, 2, 3])
+    for method in (
+        bz.Tree((1, 0, 2, 2)),
+        bz.Decoupled((0, 1, 0, 2), centre=True),
+        bz.Tree((2, 2, 1, 1), signs="crossed"),
+    ):
+        for group in (1, 3):
+            zo = bz.ZO(model, method=method, blocks=blocks, max_group=group)
+            zo.estimate(batch)  # the first group of a model is checked against evaluations alone
+            ran = Ran(monkeypatch, model, blocks)
+            cost = bz.cost(blocks, method, batch=batch, max_group=group)
+            result = zo.step(batch)
+            assert result.flops == cost.flops and ran.runs == cost.forwards_per_block
+            assert (ran.reads, ran.peak) == (cost.weight_reads, cost.activation_bytes)
+            monkeypatch.undo()
     shape = bz.cost(model, bz.SPZO(1, 4), (3, 11))
     assert shape.forwards_per_block == [2, 8] and shape.weight_passes == 1.0
     with pytest.raises(ValueError, match="batch_shape"):

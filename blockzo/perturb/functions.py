@@ -1,0 +1,230 @@
+"""What the perturbed forward knows of torch functions: where a moved weight is consumed, and how groups run as one batch.
+
+A handler takes the mode and the function's own arguments, and returns NotImplemented where the case is not one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blockzo import ops
+from blockzo.perturb import batched
+from blockzo.perturb.parameters import Move, Parameter
+
+if TYPE_CHECKING:
+    from blockzo.perturb.mode import PerturbedForward
+
+Handler = Callable[..., Any]
+
+PANEL_BYTES = 16 << 20
+"""A panel this small stays in a last-level cache between the kernel that makes it and the GEMM that reads it."""
+
+
+def _linear(mode: PerturbedForward, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    found = mode.find(weight)
+    if found is None:
+        return _shared_linear(mode, input, weight, bias)
+    return _product(mode, input, found, weight, bias)
+
+
+def _product(
+    mode: PerturbedForward, x: Tensor, found: tuple[Parameter, int], weight: Tensor, bias: Tensor | None = None
+) -> Any:
+    """x @ weight.T + bias, where `weight` [N, K] is a large moved parameter or a view of one."""
+    parameter, start = found
+    if parameter.small or not parameter.contiguous or weight.dim() != 2 or not x.dim():
+        return NotImplemented
+    if x.dtype != weight.dtype or x.shape[-1] != weight.shape[1] or torch.is_autocast_enabled(weight.device.type):
+        return NotImplemented
+    stack, moved_bias = mode.lower_all(x), _bias(mode, bias)
+    if stack is None or moved_bias is NotImplemented:
+        return NotImplemented
+    move = mode.moves[parameter.block]
+    if weight.stride(1) == 1 or weight.shape[1] == 1:
+        out = ops.perturbed_linear(
+            stack, weight, moved_bias, move.noise, parameter.stream, move.directions, move.scales, start
+        )
+    elif weight.t().is_contiguous():
+        out = _by_panels(mode, stack, move, parameter.stream, start, weight.t(), moved_bias)
+    else:
+        return NotImplemented
+    return mode.lift(out)
+
+
+def _by_panels(
+    mode: PerturbedForward, x: Tensor, move: Move, stream: int, start: int, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """x [groups, ..., K] times the moved `weight` [K, N], a few of its rows at a time through a reused scratch."""
+    width, columns = weight.shape
+    step = max(1, PANEL_BYTES // max(1, columns * weight.element_size()))
+    # partial sums of several panels are not rounded to 16 bits
+    dtype = weight.dtype if step >= width else torch.float32
+    flat = x.reshape(move.groups, -1, width).to(dtype)
+    out = torch.zeros(*flat.shape[:2], columns, dtype=dtype, device=x.device)
+    if bias is not None:
+        out += bias.unsqueeze(-2)
+    for first in range(0, width, step):
+        part = weight[first : first + step]
+        panel = mode.scratch(part, part.numel(), dtype).view(part.shape)
+        for group, (direction, scale) in enumerate(zip(move.directions, move.scales, strict=True)):
+            ops.perturbed_copy(part, move.noise, stream, scale, direction, start + first * columns, panel)
+            out[group].addmm_(flat[group, :, first : first + step], panel)
+    return out.to(x.dtype).view(*x.shape[:-1], columns)
+
+
+def _bias(mode: PerturbedForward, bias: Tensor | None) -> Any:
+    """None, [N] or [groups, N], moved."""
+    if bias is None:
+        return None
+    found = mode.find(bias)
+    if found is not None:
+        copies = mode.copies(bias, found)
+        return copies if bias.dim() == 1 else NotImplemented
+    lowered = mode.lower(bias)
+    return NotImplemented if lowered is None or bias.dim() != 1 else lowered[0]
+
+
+def _shared_linear(mode: PerturbedForward, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """A linear layer with one weight for all groups: one product of all their rows."""
+    if mode.level is None or batched.is_batched(weight) or not input.dim():
+        return NotImplemented
+    stack, moved_bias = mode.lower(input), _bias(mode, bias)
+    if stack is None or moved_bias is NotImplemented:
+        return NotImplemented
+    own_bias = moved_bias is not None and moved_bias.dim() == 2
+    if not stack[1] and not own_bias:
+        return NotImplemented
+    if not own_bias:
+        return mode.lift(F.linear(stack[0], weight, moved_bias))
+    out = F.linear(stack[0], weight)
+    rows = (1,) * (input.dim() - 1)
+    return mode.lift((out if stack[1] else out.unsqueeze(0)) + moved_bias.view(mode.groups, *rows, -1))
+
+
+def _matmul(mode: PerturbedForward, input: Tensor, other: Tensor) -> Any:
+    found = mode.find(other)
+    if found is not None:
+        return _product(mode, input, found, other.t()) if other.dim() == 2 else NotImplemented
+    found = mode.find(input)
+    if found is None or input.dim() != 2 or other.dim() != 2:
+        return NotImplemented
+    out = _product(mode, other.t(), found, input)
+    return out if out is NotImplemented else out.t()
+
+
+def _rmatmul(mode: PerturbedForward, input: Tensor, other: Tensor) -> Any:
+    return _matmul(mode, other, input)
+
+
+def _addmm(mode: PerturbedForward, input: Tensor, mat1: Tensor, mat2: Tensor, beta: float = 1, alpha: float = 1) -> Any:
+    found = mode.find(mat2)
+    if found is None or mat2.dim() != 2 or (beta, alpha) != (1, 1):
+        return NotImplemented
+    return _product(mode, mat1, found, mat2.t(), input)
+
+
+def _rows(mode: PerturbedForward, weight: Any, rows: Any) -> Any:
+    """weight[rows], noise made for these rows only."""
+    found = mode.find(weight)
+    if found is None or not isinstance(rows, Tensor) or rows.is_floating_point() or rows.dtype == torch.bool:
+        return NotImplemented
+    parameter, start = found
+    lowered = mode.lower(rows)
+    if lowered is None or parameter.small or weight.dim() != 2 or not weight.is_contiguous():
+        return NotImplemented
+    width = weight.shape[1]
+    if not parameter.contiguous or start % width or parameter.tensor.numel() % width:
+        return NotImplemented
+    if rows.numel() > weight.shape[0]:
+        # more lookups than rows: one moved copy of the table is the cheaper
+        return F.embedding(rows, mode.moved(weight))
+    table, move = parameter.tensor.view(-1, width), mode.moves[parameter.block]
+    index, own = lowered[0] + start // width if start else lowered[0], lowered[1]
+    outs = [
+        ops.perturbed_rows(table, index[group] if own else index, move.noise, parameter.stream, scale, direction)
+        for group, (direction, scale) in enumerate(zip(move.directions, move.scales, strict=True))
+    ]
+    return mode.lift(torch.stack(outs)) if mode.level is not None else outs[0]
+
+
+def _getitem(mode: PerturbedForward, input: Any, index: Any) -> Any:
+    if isinstance(index, Tensor) and index.numel() and not index.is_floating_point() and index.dtype != torch.bool:
+        index = torch.where(index < 0, index + input.shape[0], index)
+    return _rows(mode, input, index)
+
+
+def _embedding(
+    mode: PerturbedForward,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    return NotImplemented if max_norm is not None else _rows(mode, weight, input)
+
+
+def _index_select(mode: PerturbedForward, input: Any, dim: int, index: Any) -> Any:
+    return _rows(mode, input, index) if dim == 0 else NotImplemented
+
+
+def _attention(
+    mode: PerturbedForward,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Groups become sequences of one larger batch, so that torch's own attention kernel serves them."""
+    lowered = [found for tensor in (query, key, value) if (found := mode.lower(tensor)) is not None]
+    sequences = query.shape[0]
+    alike = all(t.dim() == 4 and t.shape[0] == sequences for t in (query, key, value))
+    if len(lowered) < 3 or not any(own for _, own in lowered) or not alike or dropout_p:
+        return NotImplemented
+    if attn_mask is not None:
+        mask = mode.lower(attn_mask)
+        # a mask that is one for all sequences serves the larger batch as it is
+        if mask is None or (mask[1] and attn_mask.dim() != 4):
+            return NotImplemented
+        if attn_mask.dim() == 4 and (mask[1] or attn_mask.shape[0] != 1):
+            attn_mask = _fold(mode.groups, sequences, *mask)
+    q, k, v = (_fold(mode.groups, sequences, *found) for found in lowered)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return mode.lift(out.view(mode.groups, sequences, *out.shape[1:]))
+
+
+def _fold(groups: int, sequences: int, tensor: Tensor, own: bool) -> Tensor:
+    """[groups * sequences, ...] of [groups, 1 or sequences, ...], or of what all groups share."""
+    stack = tensor if own else tensor.unsqueeze(0)
+    return stack.expand(groups, sequences, *stack.shape[2:]).reshape(groups * sequences, *stack.shape[2:])
+
+
+TAUGHT: dict[Handler, Handler] = {
+    F.linear: _linear,
+    F.embedding: _embedding,
+    torch.Tensor.__getitem__: _getitem,
+    torch.Tensor.index_select: _index_select,
+    torch.index_select: _index_select,
+    torch.addmm: _addmm,
+    torch.Tensor.addmm: _addmm,
+    torch.Tensor.__rmatmul__: _rmatmul,
+    **dict.fromkeys((torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__), _matmul),
+}
+"""Functions that consume a moved parameter without a copy of it."""
+
+GROUPED: dict[Handler, Handler] = {F.linear: _shared_linear, F.scaled_dot_product_attention: _attention}
+"""Functions of unmoved parameters and activations that run better on all groups than through `torch.vmap`'s own rules."""
+
+ROWS: dict[Handler, int] = {F.linear: 0, F.embedding: 0, torch.addmm: 1, torch.Tensor.addmm: 1}
+"""Functions that work token by token, and which argument holds the tokens."""

@@ -1,0 +1,244 @@
+"""The mode: it sees every torch function of a forward and hands it moved values in place of parameters.
+
+A parameter is recognised by identity, a view of it by its storage. Functions that `functions.py` knows make the noise where the
+weight is consumed; views stay views of the unmoved parameter until something reads them; all else gets a moved copy of that one
+tensor.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from blockzo.flops import count_flops
+from blockzo.perturb import batched
+from blockzo.perturb.functions import GROUPED, ROWS, TAUGHT
+from blockzo.perturb.kinds import Kind, kind_of
+from blockzo.perturb.parameters import Index, Move, Parameter
+from blockzo.perturb.small import SmallParameters
+
+_told: set[str] = set()
+"""Functions that a copy was reported for; once a process is enough."""
+
+
+class Outgrown(Exception):
+    """A forward has more rows than it was to have."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(f"{rows} rows")
+        self.rows = rows
+
+
+class PerturbedForward(TorchFunctionMode):
+    """Runs torch functions on moved weights, and counts FLOPs and the parameters that were used.
+
+    Args:
+        index: the parameters to move; all others are used as they are.
+        moves: for every block of the index, how.
+        barred: parameters that must not be used here, id -> reason (a later block's, see `blocks.py`).
+        groups, level: how many evaluations run together, and the level of the `torch.vmap` they run under; None: one alone.
+        row_limit: a linear layer or lookup of more rows a group raises `Outgrown`.
+        measure: look at the sizes of all operations (`footprint`).
+
+    Attributes:
+        used: ids of the parameters that were used. flops: of all groups. rows: of the largest linear layer, one group.
+        footprint: bytes of the operands and results of the largest operation, parameters left out.
+    """
+
+    def __init__(
+        self,
+        index: Index | None = None,
+        moves: Mapping[int, Move] | None = None,
+        barred: Mapping[int, str] | None = None,
+        groups: int = 1,
+        level: int | None = None,
+        row_limit: int | None = None,
+        measure: bool = False,
+    ) -> None:
+        super().__init__()
+        self.index, self.moves, self.barred = index or Index({}), moves or {}, barred or {}
+        self.groups, self.level, self.row_limit, self.measure = groups, level, row_limit, measure
+        self.used: set[int] = set()
+        self.flops = self.rows = self.footprint = 0
+        self.small = {block: SmallParameters(held, self.moves[block]) for block, held in self.index.small.items()}
+        self._by_id, self._by_storage = self.index.by_id, self.index.by_storage
+        self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        kind = kind_of(func)
+        if kind is Kind.FACT:
+            return func(*args, **kwargs)
+        moved = self._look(args)
+        if kwargs:
+            moved = self._look(kwargs.values()) or moved
+        place = ROWS.get(func)
+        if place is not None and len(args) > place:
+            self._count_rows(args[place], func is not torch.nn.functional.embedding)
+        result = NotImplemented
+        if moved:
+            result = self._on_moved(func, kind, args, kwargs)
+        elif self.level is not None and func in GROUPED:
+            result = GROUPED[func](self, *args, **kwargs)
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
+        self.flops += self.groups * count_flops(func, args, kwargs, result)
+        if self.measure:
+            operands = sum(map(_nbytes, (*args, *kwargs.values())))
+            self.footprint = max(self.footprint, operands + sum(map(_nbytes, tree_leaves(result))))
+        return result
+
+    def find(self, value: Any) -> tuple[Parameter, int] | None:
+        """The moved parameter that a tensor is or looks into, and where in it the tensor begins."""
+        parameter = self._by_id.get(id(value))
+        if parameter is not None:
+            return parameter, 0
+        if not self._by_storage or not isinstance(value, Tensor):
+            return None
+        if batched.is_batched(value) or value.layout is not torch.strided:
+            return None
+        storage = self._by_storage.get(value.untyped_storage().data_ptr())
+        return None if storage is None else storage.find(value)
+
+    def moved(self, value: Any) -> Any:
+        """`value`, or what it is here where it is a moved parameter or a view of one."""
+        found = self.find(value)
+        if found is None:
+            return value
+        copies = self.copies(value, found)
+        return copies[0] if self.level is None else batched.lift(copies, self.level)
+
+    def copies(self, view: Tensor, found: tuple[Parameter, int]) -> Tensor:
+        """[groups, *shape of the view]: its moved values."""
+        parameter, start = found
+        block = parameter.block
+        whole = self.small[block].copies(parameter) if parameter.small else parameter.copies(self.moves[block])
+        if self.measure and not parameter.small:
+            self.footprint = max(self.footprint, 2 * _nbytes(whole))
+        if view is parameter.tensor:
+            return whole
+        dense = whole.view(self.groups, -1)
+        strides = (dense.stride(0), *view.stride())
+        return dense.as_strided((self.groups, *view.shape), strides, dense.storage_offset() + start)
+
+    def lower(self, tensor: Tensor) -> tuple[Tensor, bool] | None:
+        """A tensor without its groups, see `batched.lower`; None where a `vmap` of the model's own is at work."""
+        if not batched.is_batched(tensor):
+            return tensor, False
+        if self.level is None:
+            return None
+        plain, grouped = batched.lower(tensor, self.level)
+        return (plain, True) if grouped and not batched.is_batched(plain) else None
+
+    def lower_all(self, tensor: Tensor) -> Tensor | None:
+        """The same with the groups in dimension 0, shared or not; without that dimension where one runs alone."""
+        found = self.lower(tensor)
+        if found is None or self.level is None:
+            return None if found is None else tensor
+        plain, grouped = found
+        return plain if grouped else plain.unsqueeze(0).expand(self.groups, *plain.shape)
+
+    def lift(self, tensor: Tensor) -> Tensor:
+        """Undoes `lower_all`."""
+        return tensor if self.level is None else batched.lift(tensor, self.level)
+
+    def scratch(self, like: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
+        key = (like.device, dtype)
+        held = self._scratch.get(key)
+        if held is None or held.numel() < numel:
+            held = torch.empty(numel, dtype=dtype, device=like.device)
+            self._scratch[key] = held
+        return held[:numel]
+
+    def _on_moved(self, func: Callable[..., Any], kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = NotImplemented
+        if kind is Kind.VIEW:
+            result = self._view(func, args, kwargs)
+        if result is NotImplemented and func in TAUGHT and "out" not in kwargs:
+            result = TAUGHT[func](self, *args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        written = [kwargs["out"]] if "out" in kwargs else list(args[:1]) if kind is Kind.WRITES else []
+        if kind is Kind.ADDRESS or any(
+            self.find(leaf) is not None for leaf in (tree_leaves(written) if written else ())
+        ):
+            self._refuse(func, args)
+        self._tell(func, (*args, *kwargs.values()))
+        return func(*_each(self.moved, args), **{name: _each(self.moved, value) for name, value in kwargs.items()})
+
+    def _view(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A view of a parameter is moved when it is read, so that a slice or a transpose costs nothing."""
+        found = self.find(args[0]) if args else None
+        if found is None or not found[0].contiguous:
+            return NotImplemented
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args[1:], kwargs))):
+            return NotImplemented  # an index that copies
+        result = func(*args, **kwargs)
+        if all(self.find(leaf) is not None and leaf.dtype == args[0].dtype for leaf in tree_leaves(result)):
+            return result
+        return NotImplemented
+
+    def _look(self, values: Iterable[Any]) -> bool:
+        """Notes the parameters among these; are any of them moved?"""
+        moved = False
+        for value in values:
+            if isinstance(value, Tensor):
+                if type(value) is not Tensor and isinstance(value, nn.Parameter):
+                    self.used.add(id(value))
+                    if id(value) in self.barred:
+                        raise ValueError(self.barred[id(value)])
+                moved = moved or self.find(value) is not None
+            elif isinstance(value, (list, tuple)):
+                moved = self._look(value) or moved
+        return moved
+
+    def _count_rows(self, input: Any, width: bool) -> None:
+        if isinstance(input, Tensor) and input.numel():
+            self.rows = max(self.rows, input.numel() // (input.shape[-1] if width else 1))
+            if self.row_limit is not None and self.rows > self.row_limit:
+                raise Outgrown(self.rows)
+
+    def _tell(self, func: Callable[..., Any], values: tuple[Any, ...]) -> None:
+        name = getattr(func, "__name__", str(func))
+        if name in _told:
+            return
+        large = [found[0] for value in tree_leaves(values) if (found := self.find(value)) and not found[0].small]
+        if large:
+            _told.add(name)
+            warnings.warn(
+                f"the model hands parameter {large[0].name!r} to {name!r}, which has no perturbed form; it gets a moved copy of "
+                "it, made at each call (results are right; this costs time and the memory of that one tensor)",
+                stacklevel=4,
+            )
+
+    def _refuse(self, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        names = [found[0].name for found in map(self.find, args) if found is not None]
+        raise ValueError(
+            f"the model calls {getattr(func, '__name__', func)!r} on parameter {', '.join(names) or '(in a list)'} inside a "
+            "perturbed forward, which would write the weight or read its memory by address; "
+            'use evaluate="in_place" for this model'
+        )
+
+
+def _each(change: Callable[[Any], Any], values: Any) -> Any:
+    if isinstance(values, tuple) and hasattr(values, "_fields"):
+        return type(values)(*(_each(change, value) for value in values))
+    if isinstance(values, (list, tuple)):
+        return type(values)(_each(change, value) for value in values)
+    return change(values)
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, (list, tuple)):
+        return sum(map(_nbytes, value))
+    if not isinstance(value, Tensor) or (type(value) is not Tensor and isinstance(value, nn.Parameter)):
+        return 0
+    return value.numel() * value.element_size()

@@ -1,0 +1,49 @@
+"""Norm weights, biases and other small parameters: many, and each costs more to ask for than to make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blockzo.ops import backends
+from blockzo.ops.params import Target
+from blockzo.ops.steps import make_step
+from blockzo.perturb.parameters import Move, Parameter
+
+
+class SmallParameters:
+    """The moved values of the small parameters of one block: one pass over one buffer, at first need."""
+
+    def __init__(self, parameters: Sequence[Parameter], move: Move) -> None:
+        self.parameters, self.move = parameters, move
+        self._made: dict[int, Tensor] | None = None
+
+    def copies(self, parameter: Parameter) -> Tensor:
+        """[groups, *shape] of one of the parameters."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made[id(parameter.tensor)]
+
+    @property
+    def nbytes(self) -> int:
+        return self.move.groups * sum(p.tensor.numel() * p.tensor.element_size() for p in self.parameters)
+
+    def _make(self) -> dict[int, Tensor]:
+        alike: dict[tuple[torch.dtype, torch.device], list[Parameter]] = {}
+        for parameter in self.parameters:
+            alike.setdefault((parameter.tensor.dtype, parameter.tensor.device), []).append(parameter)
+        groups, result = self.move.groups, {}
+        for members in alike.values():
+            flat = torch.cat([p.tensor.detach().reshape(-1) for p in members])
+            buffer = flat.view(1, -1) if groups == 1 else flat.repeat(groups, 1)
+            sizes = [p.tensor.numel() for p in members]
+            for row, direction, scale in zip(buffer, self.move.directions, self.move.scales, strict=True):
+                if scale != 0.0:
+                    pieces = row.split(sizes)
+                    found = [Target(p.name, p.stream, piece) for p, piece in zip(members, pieces, strict=True)]
+                    backends.for_tensor(flat).perturb_(found, make_step(self.move.noise, [direction], [scale]))
+            for parameter, part in zip(members, buffer.split(sizes, dim=1), strict=True):
+                result[id(parameter.tensor)] = part.view(groups, *parameter.tensor.shape)
+        return result
