@@ -90,7 +90,9 @@ def finetune(
         Option(help="Train only parameters with such names: *norm*,lm_head*.", rich_help_panel=METHOD),
     ] = None,
     fallback_model: Fallback = None,
-    method: Annotated[str, Option(help="mezo, spsa, spzo, one-sided, fzoo or tree.", rich_help_panel=METHOD)] = "spzo",
+    method: Annotated[
+        str, Option(help="mezo, spsa, spzo, one-sided, fzoo, tree or auto.", rich_help_panel=METHOD)
+    ] = "spzo",
     blocks: Annotated[
         int | None, Option(help="Cut the layers into so many equal blocks.", rich_help_panel=METHOD)
     ] = None,
@@ -106,7 +108,10 @@ def finetune(
     levels: Annotated[
         str | None, Option(help="tree: directions of every block: 1,2,4.", rich_help_panel=METHOD)
     ] = None,
-    lr: Annotated[str, Option(help="Learning rate, or one a block: 1e-6,1e-4.", rich_help_panel=METHOD)] = "1e-6",
+    lr: Annotated[
+        str | None,
+        Option(help="Learning rate (1e-6), or one a block: 1e-6,1e-4; auto: a factor (1).", rich_help_panel=METHOD),
+    ] = None,
     schedule: Annotated[str, Option(help="constant, linear or cosine.", rich_help_panel=METHOD)] = "constant",
     warmup: Annotated[int, Option(help="Steps over which the rate rises.", rich_help_panel=METHOD)] = 0,
     eps: Annotated[str, Option(help="Size of the perturbation, or one a block.", rich_help_panel=METHOD)] = "1e-3",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import blockzo
-from blockzo import ZO, Journal, JournalError, Record, cost, digest
+from blockzo import ZO, Journal, JournalError, MeZO, Record, cost, digest
 from blockzo.finetune import diagnostics, output
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.interrupt import Interrupts
@@ -128,7 +128,7 @@ class Run:
         self.warnings = list(prepared.notes)
         self.before: Scores | None = None
         self.after: Scores | None = None
-        self._flops: dict[tuple[int, ...], float] = {}
+        self._flops: dict[tuple[int, ...], list[int]] = {}
         self._began = time.monotonic()
         self._earlier = 0.0
 
@@ -228,6 +228,7 @@ class Run:
     def _catch_up(self, journal: Journal, metrics: output.Metrics, interrupts: Interrupts) -> None:
         """Brings the weights to the journal's last record, and writes lines of metrics that a kill prevented."""
         records = journal.records()
+        self.zo.take_plan(journal)
         written = min(metrics.steps, len(records))
         self.zo.replay(records[:written])
         if len(records) > written:
@@ -252,7 +253,7 @@ class Run:
         if record is None:
             record, flops = self._step(batch, number)
         else:
-            flops = self._counted(batch)
+            flops = self._counted(batch, record)
             self.zo.apply(record)
         line = {"step": number, **diagnostics.figures(record, self.dtype)}
         line["flops"] = metrics.lines[-1]["flops"] + flops
@@ -284,11 +285,12 @@ class Run:
             ) from error
         return result.record, result.flops
 
-    def _counted(self, batch: Mapping[str, torch.Tensor]) -> float:
+    def _counted(self, batch: Mapping[str, torch.Tensor], record: Record) -> float:
+        """FLOPs of a step that is in the journal."""
         shape = tuple(batch["ids"].shape)
         if shape not in self._flops:
-            self._flops[shape] = cost(self.blocks, self.zo.method, batch=batch, loss_fn=self.loss_fn).flops
-        return self._flops[shape]
+            self._flops[shape] = cost(self.blocks, MeZO(), batch=batch, loss_fn=self.loss_fn).block_flops
+        return self.zo.method_of(record).tree(len(self.blocks)).flops(self._flops[shape])
 
     def _measure(self, rows: list[int], interrupts: Interrupts) -> torch.Tensor:
         def progress(done: int, total: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from blockzo import cost
+from blockzo import Auto, cost
 from blockzo.finetune.block_facts import block_facts
 from blockzo.finetune.loop import Run
 from blockzo.finetune.models import weight_bytes
@@ -33,18 +34,26 @@ def dry_run(settings: Settings, reporter: Reporter | None = None, fallback: str 
     batches = sorted((run.order.rows(step) for step in range(run.order.per_epoch)), key=run.order.width)
     typical = batches[len(batches) // 2]
     batch = prepared.scorer.batch(prepared.train, typical)
-    price = cost(run.blocks, run.zo.method, batch=batch, loss_fn=run.loss_fn)
-    reporter.say("timing two steps")
-    seconds = []
-    for _ in range(TIMED_STEPS + 1):
+    planned = isinstance(run.zo.method, Auto)
+    # a planner visits every block twice before it chooses
+    steps = 2 * len(run.blocks) if planned else TIMED_STEPS
+    reporter.say(f"timing {steps} steps")
+    seconds, results = [], []
+    for _ in range(steps + 1):
         began = time.perf_counter()
-        run.zo.step(batch)
+        results.append(run.zo.step(batch))
         seconds.append(time.perf_counter() - began)
-    step_seconds = min(seconds[1:])
+    prices = [
+        cost(run.blocks, run.zo.method_of(result.record), batch=batch, loss_fn=run.loss_fn)
+        for result in (results if planned else results[-1:])
+    ]
+    price = max(prices, key=lambda found: found.flops)
+    step_seconds = statistics.mean(seconds[1:]) if planned else min(seconds[1:])
     weights = weight_bytes(prepared.model)
     facts = block_facts(run.blocks)
-    for fact, flops, runs in zip(facts, price.block_flops, price.forwards_per_block, strict=True):
-        fact.update(flops=flops, runs_per_step=runs)
+    for number, (fact, flops) in enumerate(zip(facts, price.block_flops, strict=True)):
+        runs = statistics.mean(found.forwards_per_block[number] for found in prices)
+        fact.update(flops=flops, runs_per_step=round(runs, 1) if planned else runs)
     return {
         "schema": 1,
         "command": "finetune --dry-run",
@@ -55,8 +64,8 @@ def dry_run(settings: Settings, reporter: Reporter | None = None, fallback: str 
         "parameters": run.parameters(),
         "blocks": facts,
         "batch": {"rows": len(typical), "tokens": int(batch["ids"].shape[1])},
-        "flops_per_step": price.flops,
-        "forwards_per_step": run.zo.tree.leaves,
+        "flops_per_step": statistics.mean(found.flops for found in prices),
+        "forwards_per_step": statistics.mean(len(result.losses) for result in results),
         "weight_bytes": weights,
         "activation_bytes": price.activation_bytes,
         "resident_bytes": resident_bytes(),

@@ -18,6 +18,7 @@ from blockzo.finetune.prompts import Encoded, Encoder, begin_token, windows
 from blockzo.finetune.scoring import Scorer
 from blockzo.finetune.settings import Settings
 from blockzo.finetune.tasks import Task, find_task
+from blockzo.planner import fine_blocks
 
 Say = Callable[[str], None]
 LM_HOLDOUT = 0.1
@@ -52,7 +53,10 @@ class Prepared:
 
     def blocks(self, settings: Settings) -> Blocks:
         example = self.scorer.inputs(self.scorer.batch(self.train, [0]))
-        return Blocks(self.model, settings.boundaries(), example=example)
+        boundaries = settings.boundaries()
+        if boundaries == "fine":
+            return fine_blocks(self.model, example)
+        return Blocks(self.model, boundaries, example=example)
 
     def order(self, settings: Settings) -> BatchOrder:
         return BatchOrder(self.train.lengths, settings.batch, settings.seed, settings.pool)

@@ -38,7 +38,7 @@ def summary(run: Run, journal: Journal, lines: Sequence[Mapping[str, Any]], draw
         "before": run.before.as_dict(),
         "after": run.after.as_dict(),
         "flops": lines[-1]["flops"],
-        "forwards": run.zo.tree.leaves * run.zo.step_number,
+        "forwards": sum(len(record.losses) for record in journal.records()),
         "seconds": lines[-1]["seconds"],
         "signal": signal(lines),
         "base_digest": run.base_digest,

@@ -11,8 +11,9 @@ from blockzo import estimators
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.schedules import SCHEDULES
 from blockzo.noise import DISTRIBUTIONS
+from blockzo.planner import Auto
 
-METHODS = ("mezo", "spsa", "spzo", "one-sided", "fzoo", "tree")
+METHODS = ("mezo", "spsa", "spzo", "one-sided", "fzoo", "tree", "auto")
 VARIANTS = ("coupled", "crossed", "decoupled")
 
 
@@ -39,7 +40,7 @@ class Settings:
     variant: str = "coupled"
     directions: int | None = None
     levels: str | None = None
-    lr: str = "1e-6"
+    lr: str | None = None
     schedule: str = "constant"
     warmup: int = 0
     eps: str = "1e-3"
@@ -63,6 +64,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         _one_of("--method", self.method, METHODS)
+        if self.lr is None:
+            object.__setattr__(self, "lr", "1" if self.method == "auto" else "1e-6")
         _one_of("--variant", self.variant, VARIANTS)
         _one_of("--schedule", self.schedule, SCHEDULES)
         _one_of("--distribution", self.distribution, DISTRIBUTIONS)
@@ -86,16 +89,21 @@ class Settings:
             raise UserError("--blocks and --split both cut the model; give one of them")
         if any(e <= 0 for e in numbers("--eps", self.eps)):
             raise UserError(f"--eps is {self.eps}; expected positive numbers")
-        if any(rate < 0 for rate in numbers("--lr", self.lr)):
+        if any(rate < 0 for rate in numbers("--lr", self.lr or "")):
             raise UserError(f"--lr is {self.lr}; expected numbers that are not negative")
         cuts = self.boundaries()
-        count = 2 if cuts == "auto" else len(cuts) + 1
+        # how many blocks a planner has, where it cuts by itself, the model alone says
+        count = 1 if cuts == "fine" else 2 if cuts == "auto" else len(cuts) + 1
         for name in ("lr", "eps"):
             found = len(numbers(f"--{name}", getattr(self, name)))
             if found not in (1, count):
                 raise UserError(f"--{name} has {found} numbers for {count} blocks; expected one, or one a block")
+        if self.method == "auto" and self.in_place:
+            raise UserError("--method auto evaluates perturbed forwards; leave --in-place out")
         try:
-            self.estimator().tree(count)
+            estimator = self.estimator()
+            if not isinstance(estimator, Auto):
+                estimator.tree(count)
         except ValueError as error:
             raise UserError(f"{error}. Look at --method, --blocks, --split and --levels") from None
 
@@ -105,21 +113,27 @@ class Settings:
         return self.eval_every or max(1, self.steps // 10)
 
     def boundaries(self) -> str | list[int | float | str]:
-        """What `Blocks` is told: layer numbers or fractions at which blocks begin."""
+        """What `Blocks` is told: layer numbers or fractions at which blocks begin; "fine" for `planner.fine_blocks`."""
         if self.split is not None:
             if self.split == "auto":
                 return "auto"
             return [_boundary(entry.strip()) for entry in self.split.split(",")]
         count = self.blocks
+        if count is None and self.method == "auto":
+            return "fine"
         if count is None:
             count = {"spzo": 2, "tree": len(self._levels())}.get(self.method, 1)
         return [i / count for i in range(1, count)]
 
-    def estimator(self) -> estimators.Method:
+    def estimator(self) -> estimators.Method | Auto:
         directions = self.directions
-        if self.method in ("mezo", "spzo", "tree") and directions is not None:
-            instead = {"mezo": "--method spsa", "spzo": "--outer and --inner", "tree": "--levels"}[self.method]
-            raise UserError(f"--directions does not go with --method {self.method}; use {instead}")
+        if self.method in ("mezo", "spzo", "tree", "auto") and directions is not None:
+            instead = {"mezo": "use --method spsa", "spzo": "use --outer and --inner", "tree": "use --levels"}
+            raise UserError(
+                f"--directions does not go with --method {self.method}; {instead.get(self.method, 'the planner chooses them')}"
+            )
+        if self.method == "auto":
+            return Auto()
         if self.method == "mezo":
             return estimators.MeZO()
         if self.method == "spsa":
@@ -140,8 +154,8 @@ class Settings:
                 )
             return []
         levels = numbers("--levels", self.levels)
-        if any(level != int(level) or level < 1 for level in levels):
-            raise UserError(f"--levels is {self.levels}; expected whole numbers from 1 with commas, one a block")
+        if any(level != int(level) or level < 0 for level in levels):
+            raise UserError(f"--levels is {self.levels}; expected whole numbers with commas, one a block")
         return [int(level) for level in levels]
 
     def as_dict(self) -> dict[str, Any]:
@@ -192,7 +206,7 @@ def resumed(old: Settings, given: Mapping[str, Any]) -> Settings:
 
 
 def _same(name: str, one: Any, other: Any) -> bool:
-    if name in ("lr", "eps"):
+    if name in ("lr", "eps") and one is not None:
         return numbers(f"--{name}", one) == numbers(f"--{name}", other)
     return bool(one == other)
 

@@ -200,6 +200,28 @@ def test_a_second_signal_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_planned_run_goes_on_as_it_would_have(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    """The planner's measured costs are in the journal; the rest of its state follows from the records."""
+    told = arguments(tiny("llama"), rows, 24, method="auto", lr="1")
+    finetune(settings(told), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    journal = Journal.open(tmp_path / "whole" / "journal.bz")
+    assert len({tuple(bool(b.directions) for b in r.blocks) for r in journal.records()}) > 2
+    (tmp_path / "cut" / "journal.bz").unlink()
+    with Journal.create(
+        tmp_path / "cut" / "journal.bz", journal.base_digest, journal.layout, journal.metadata, journal.exact
+    ) as cut:
+        assert journal.plan is not None
+        cut.add_plan(journal.plan)
+        for record in journal.records()[:11]:
+            cut.append(record)
+    for name in ("summary.json", "curve.png", "metrics.jsonl"):
+        (tmp_path / "cut" / name).unlink()
+    shutil.rmtree(tmp_path / "cut" / "model")
+    resume(tmp_path / "cut", {})
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
 def test_a_longer_run_is_the_longer_run(tiny: Tiny, rows: Rows, tmp_path: Path, monkeypatch: Any) -> None:
     """Stopped before its end, a run with a constant rate can be given more steps."""
     out = tmp_path / "out"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from blockzo import FZOO, SPSA, SPZO, MeZO, OneSided, Tree
+from blockzo import FZOO, SPSA, SPZO, Auto, MeZO, OneSided, Tree
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.settings import Settings, resumed
 
@@ -42,6 +42,8 @@ from blockzo.finetune.settings import Settings, resumed
         ({"method": "tree", "levels": "1,2", "split": "1,2"}, "2 levels of directions for 3 blocks"),
         ({"method": "tree", "levels": "1,0.5"}, "--levels is 1,0.5"),
         ({"method": "mezo", "directions": 4}, "use --method spsa"),
+        ({"method": "auto", "directions": 4}, "the planner chooses"),
+        ({"method": "auto", "in_place": True}, "leave --in-place out"),
         ({"method": "fzoo", "directions": 1}, "FZOO needs two or more"),
     ],
 )
@@ -60,6 +62,8 @@ def test_what_cannot_be_is_refused_with_the_options_name(options: dict[str, Any]
         ({"method": "spsa", "directions": 3, "split": "auto"}, SPSA(3), "auto"),
         ({"method": "one-sided", "directions": 2}, OneSided(2), []),
         ({"method": "fzoo"}, FZOO(8), []),
+        ({"method": "auto"}, Auto(), "fine"),
+        ({"method": "auto", "split": "0.5,head"}, Auto(), [0.5, "head"]),
         ({"method": "tree", "levels": "1,2,4"}, Tree((1, 2, 4)), [1 / 3, 2 / 3]),
         ({"method": "tree", "levels": "2,4", "split": "0.75"}, Tree((2, 4)), [0.75]),
     ],
