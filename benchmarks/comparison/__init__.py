@@ -1,0 +1,1 @@
+"""Estimators against each other on real models and data; the command is `benchmarks/estimators.py`."""

@@ -1,0 +1,163 @@
+"""What the CSV says: forward FLOPs and seconds to a fixed accuracy, and their ratios between methods. Nothing else is read."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.comparison.methods import METHODS
+from benchmarks.comparison.store import Point, Runs
+
+SMOOTH = 3
+REFERENCE = "n-spsa"
+SHARES = (1.0, 0.8)
+"""Of the reference's gain in accuracy; 1: the accuracy that it ends with."""
+
+Case = tuple[str, str, int, int]
+"""(model, task, shots, budget): runs of one case are compared."""
+
+
+def cases(runs: Runs) -> list[Case]:
+    """In the order of their first run."""
+    return list(dict.fromkeys((r.model, r.task, r.shots, r.budget) for r in runs if r.stage == "compare"))
+
+
+def of_case(runs: Runs, case: Case) -> dict[str, dict[int, list[Point]]]:
+    """Method -> seed -> its points."""
+    found: dict[str, dict[int, list[Point]]] = {}
+    for run, points in runs.items():
+        if run.stage == "compare" and (run.model, run.task, run.shots, run.budget) == case:
+            found.setdefault(run.method, {})[run.seed] = points
+    return {name: found[name] for name in METHODS if name in found}
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The mean of each value with its neighbours (SMOOTH in all; fewer at the ends): one checkpoint is a few hundred rows."""
+    half = SMOOTH // 2
+    return [statistics.fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+
+
+def end_accuracy(points: Sequence[Point]) -> float:
+    """Mean over the last SMOOTH checkpoints."""
+    return statistics.fmean(point.accuracy for point in points[-SMOOTH:])
+
+
+def target(by_method: Mapping[str, Mapping[int, Sequence[Point]]], share: float = 1.0) -> float | None:
+    """The accuracy to be reached: start + share * (end - start) of the reference, means over seeds; None without gain or runs."""
+    seeds = by_method.get(REFERENCE)
+    if not seeds:
+        return None
+    start = statistics.fmean(points[0].accuracy for points in seeds.values())
+    end = statistics.fmean(end_accuracy(points) for points in seeds.values())
+    return start + share * (end - start) if end > start else None
+
+
+def reached(points: Sequence[Point], accuracy: float, cost: str) -> float:
+    """Cost (a column) at which the smoothed accuracy first is `accuracy`, linear between checkpoints; or infinity."""
+    values = smoothed([point.accuracy for point in points])
+    costs = [float(getattr(point, cost)) for point in points]
+    if values[0] >= accuracy:
+        return costs[0]
+    for i in range(1, len(values)):
+        if points[i].diverged:
+            return math.inf
+        if values[i] >= accuracy:
+            part = (accuracy - values[i - 1]) / (values[i] - values[i - 1])
+            return costs[i - 1] + part * (costs[i] - costs[i - 1])
+    return math.inf
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times less a method costs than a baseline, in one seed.
+
+    `bound`: "" exact; ">=" the baseline never got there, so its whole budget was taken; "<=" the method did not, likewise;
+    "none" neither did, and there is no ratio.
+    """
+
+    seed: int
+    value: float
+    bound: str
+
+
+def ratios(
+    method: Mapping[int, Sequence[Point]], baseline: Mapping[int, Sequence[Point]], accuracy: float, cost: str
+) -> list[Ratio]:
+    """For every seed that both have, but those where the accuracy stands before any training."""
+    found = []
+    for seed in sorted(set(method) & set(baseline)):
+        own, other = reached(method[seed], accuracy, cost), reached(baseline[seed], accuracy, cost)
+        if own == 0.0 or other == 0.0:
+            continue
+        own_all, other_all = (float(getattr(p[-1], cost)) for p in (method[seed], baseline[seed]))
+        if math.isinf(own) and math.isinf(other):
+            found.append(Ratio(seed, math.nan, "none"))
+        elif math.isinf(own):
+            found.append(Ratio(seed, other / own_all, "<="))
+        elif math.isinf(other):
+            found.append(Ratio(seed, other_all / own, ">="))
+        else:
+            found.append(Ratio(seed, other / own, ""))
+    return found
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median and range of ratios. A bound counts as its value; a seed that neither reached counts as 1 (no gain shown)."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+    bounded: int
+    neither: int
+
+    @staticmethod
+    def of(found: Iterable[Ratio]) -> Summary | None:
+        held = list(found)
+        if not held:
+            return None
+        values = [1.0 if ratio.bound == "none" else ratio.value for ratio in held]
+        return Summary(
+            statistics.median(values),
+            min(values),
+            max(values),
+            len(held),
+            sum(ratio.bound in ("<=", ">=") for ratio in held),
+            sum(ratio.bound == "none" for ratio in held),
+        )
+
+
+def candidates(by_method: Mapping[str, object]) -> list[str]:
+    """blockzo's own methods: not those that it is compared with."""
+    return [name for name in by_method if not METHODS[name].base]
+
+
+def best_method(by_method: Mapping[str, Mapping[int, Sequence[Point]]], accuracy: float) -> str | None:
+    """Of the candidates the one with the lowest median FLOPs to the accuracy; of equal ones the higher end accuracy."""
+
+    def rank(name: str) -> tuple[float, float]:
+        costs = [reached(points, accuracy, "flops") for points in by_method[name].values()]
+        return statistics.median(costs), -statistics.fmean(end_accuracy(points) for points in by_method[name].values())
+
+    return min(candidates(by_method), key=rank, default=None)
+
+
+def over_cases(runs: Runs, method: str | None, baseline: str, cost: str, share: float) -> list[Ratio]:
+    """Ratios of all cases and seeds; `method` None: the best of each case."""
+    found: list[Ratio] = []
+    for case in cases(runs):
+        by_method = of_case(runs, case)
+        accuracy = target(by_method, share)
+        if accuracy is None:
+            continue
+        name = method or best_method(by_method, accuracy)
+        if name in by_method and baseline in by_method:
+            found += ratios(by_method[name], by_method[baseline], accuracy, cost)
+    return found
+
+
+def chosen_rates(runs: Runs, case: Case) -> dict[str, str]:
+    return {r.method: r.lr for r in runs if r.stage == "compare" and (r.model, r.task, r.shots, r.budget) == case}
