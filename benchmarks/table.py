@@ -45,27 +45,51 @@ SHOWN = {
     ("60 steps, seed 2", "gain over zero-shot"): "the same, seed 2",
     ("240 steps, seed 0", "gain over calibrated zero-shot"): "longer run: accuracy over the calibrated zero-shot",
 }
+for _name in ("OPT-125M", "Llama 134M"):
+    for _shape in ("16 x 64", "4 x 16"):
+        SHOWN[(f"{_name} float32 {_shape} rademacher", "evaluation over two plain forwards")] = (
+            f"evaluation of a MeZO step, {_name} shape, {_shape} tokens, float32, over two plain forwards"
+        )
+    for _shape in ("16 x 64", "4 x 16"):
+        SHOWN[(f"{_name} bfloat16 {_shape}, no 16-bit products", "evaluation faster than plain forwards")] = (
+            f"the same, bfloat16, {_shape}, AVX2 alone: times faster than torch's bfloat16 forwards"
+        )
+    SHOWN[(f"{_name} 4 directions, both signs, 1 x 16 rademacher", "max_group 8: faster than 1")] = (
+        f"four directions, both signs, 1 x 16 tokens, {_name} shape: one batch against one by one"
+    )
+SHOWN[("stories15M bfloat16, 10000 losses", "perturbed: weights that changed")] = (
+    "stories15M in bfloat16: weights that changed after 10,000 losses"
+)
+SHOWN[("stories15M bfloat16, 10000 losses", "in place: weights that changed")] = "the same, evaluated in place"
+SHOWN[("OPT-125M 8 x 128 MeZO", "peak RSS less kept, over inference")] = (
+    "peak memory of evaluation over inference, OPT-125M shape, 8 x 128 tokens, MeZO"
+)
+SHOWN[("OPT-125M 8 x 128 SPZO 1 x 4", "peak RSS less kept, over inference")] = "the same, SPZO 1 x 4, less what is kept"
+SHOWN[("OPT-125M 8 x 128 SPZO 1 x 4", "kept over stated in advance")] = "what is kept, over what was stated in advance"
 
 
 def markdown() -> str:
     rows = {(row["case"], row["metric"]): row for row in read(RESULTS)}
-    lines = ["| figure | measured (p20 to p80) | goal | |", "|---|---|---|---|"]
+    machines = sorted({row["machine"] for row in rows.values()})
+    letters = {machine: chr(ord("A") + place) for place, machine in enumerate(machines)}
+    lines = ["| figure | measured (p20 to p80) | goal | | on |", "|---|---|---|---|---|"]
     for key, text in SHOWN.items():
         row = rows.get(key)
         if row is None:
-            lines.append(f"| {text} | not measured yet | | |")
+            lines.append(f"| {text} | not measured yet | | | |")
             continue
         value, goal = float(row["p50"]), row["target"]
         spread = "" if row["rounds"] == "1" else f" ({float(row['p20']):.3g} to {float(row['p80']):.3g})"
         sign, _, bound = goal.partition(" ")
         met = not goal or (value >= float(bound) if sign == ">=" else value <= float(bound))
+        verdict = "" if not goal else "met" if met else "**missed**"
         unit = "" if not row["unit"] else f" {row['unit']}"
-        lines.append(f"| {text} | {value:.3g}{unit}{spread} | {goal} | {'met' if met else '**missed**'} |")
-    machines = sorted({row["machine"] for row in rows.values()})
+        lines.append(f"| {text} | {value:.3g}{unit}{spread} | {goal} | {verdict} | {letters[row['machine']]} |")
     dates = sorted({row["date"] for row in rows.values()})
+    named = "; ".join(f"{letter}: {machine}" for machine, letter in letters.items())
     lines += [
         "",
-        f"Machine: {'; '.join(machines)}. Dates: {', '.join(dates)}. Versions and commands: `benchmarks/results.csv`.",
+        f"Machines: {named}. Dates: {', '.join(dates)}. Versions and commands: `benchmarks/results.csv`.",
     ]
     return "\n".join(lines)
 
