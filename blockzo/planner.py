@@ -62,13 +62,13 @@ class Auto:
     """
 
     explore: float = 0.25
-    most: int = 16
+    most: int = 32
     memory: float = 8.0
     step_weight: float = 0.25
-    eps_loss: float = 0.02
-    eps_range: tuple[float, float] = (0.3, 30.0)
+    eps_loss: float = 0.005
+    eps_range: tuple[float, float] = (0.3, 10.0)
     clip: float = 2.0
-    caution: float = 0.33
+    caution: float = 0.6
     window: int = 20
     costs: tuple[float, ...] | None = None
 
@@ -109,6 +109,8 @@ class BlockState:
     confirmed: Mean = field(init=False)
     tried: Mean = field(init=False)
     probes: int = 0
+    since: int = 0
+    usual: float = 0.0
 
     def __post_init__(self) -> None:
         self.energy = Mean(self.memory)
@@ -118,13 +120,37 @@ class BlockState:
 
     @property
     def curvature(self) -> float:
-        """T: E[s^2 c] / E[s^2] with one standard error on top, for it changes sign from direction to direction. Never below the
+        """T; while there are few probes, drawn (its logarithm) to the ratio to the energy that all blocks have in common: the
+        block of the lowest T is chosen, which after one probe is the one whose T was found too low by most.
+        """
+        found = self.measured_curvature
+        if self.usual <= 0:
+            return found
+        prior = math.log(self.usual * max(self.energy.value, 1e-30))
+        drawn = math.exp((PRIOR * prior + self.probes * math.log(found)) / (PRIOR + self.probes))
+        return max(drawn, self.energy.value, 1e-30)
+
+    @property
+    def measured_curvature(self) -> float:
+        """E[s^2 c] / E[s^2] with one standard error on top, for it changes sign from direction to direction. Never below the
         energy: near a fit of a log-likelihood the trace of the Hessian is the mean energy of one example's gradient.
         """
         mean = self.along.value / self.weight.value if self.weight.value > 0 else 0.0
+        return max(max(mean, 0.0) + self.error, self.energy.value, 1e-30)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean curvature."""
         spread = max(0.0, self.squared.value - self.plain.value**2)
-        error = math.sqrt(spread / max(1.0, self.squared.weight))
-        return max(max(mean, 0.0) + error, self.energy.value, 1e-30)
+        return math.sqrt(spread / max(1.0, self.squared.weight))
+
+    @property
+    def known(self) -> bool:
+        """Whether the curvature is known well enough to move by it: the best of many blocks is easily the worst known."""
+        enough = self.probes >= MOST_PROBES or (
+            self.probes >= LEAST_PROBES and 4 * self.error <= self.measured_curvature
+        )
+        return enough and self.since < AGAIN
 
     @property
     def sharpness(self) -> float:
@@ -132,7 +158,9 @@ class BlockState:
         variance of the curvature along a direction is 2 tr H^2.
         """
         mean = self.plain.value
-        return min(self.curvature, math.sqrt(max(0.0, self.squared.value - mean * mean) / 2))
+        found = math.sqrt(max(0.0, self.squared.value - mean * mean) / 2)
+        drawn = (PRIOR * self.curvature / 4 + self.probes * found) / (PRIOR + self.probes)
+        return min(self.curvature, drawn)
 
     @property
     def confidence(self) -> float:
@@ -142,8 +170,8 @@ class BlockState:
         return min(1.0, max(0.05, (0.5 * PRIOR + found * weight) / (PRIOR + weight)))
 
     def rate(self, directions: int) -> float:
-        """A fraction of the best rate: scalars and curvature have heavy tails, which few probes do not show. A third of the best
-        step still gives 5/9 of its decrease.
+        """A fraction f of the best rate: scalars and curvature have heavy tails, which few probes do not show. It still gives
+        f (2 - f) of the best decrease.
         """
         caution = self.caution * self.probes / (self.probes + 3)
         return caution * self.confidence * directions / (self.curvature + (directions - 1) * self.sharpness)
@@ -153,6 +181,14 @@ class BlockState:
 
 
 PRIOR = 4.0
+"""Probes that a first guess counts for."""
+PROBE = 2
+"""Directions of a probe at least."""
+UNSEEN = 0.5
+"""Share of the cost that goes to probes while a block was never visited."""
+LEAST_PROBES, MOST_PROBES, AGAIN = 2, 6, 16
+"""A block is not moved by fewer probes than the first number, nor by fewer than the second where they disagree on the curvature;
+the block in use is looked at again after AGAIN steps."""
 
 
 @dataclass
@@ -223,14 +259,31 @@ class Planner:
             rate = scale[block] * self.guard.factor * self.blocks[block].rate(count)
             return self._move(block, count, self._pending.seed, rate, centre=True, eps=eps)
         unseen = [block for block in self.order if not self.blocks[block].probes]
-        if unseen:
-            return self._probe(unseen[-1], seed_of(step))
-        if self.probed < self.settings.explore * self.spent:
-            return self._probe(self.order[self.turn % len(self.order)], seed_of(step))
+        # while a block is unknown half of the cost goes to finding out; the last one, the cheapest, is asked first
+        share = UNSEEN if unseen else self.settings.explore
+        if len(unseen) == len(self.order) or self.probed < share * self.spent:
+            return self._probe(unseen[-1] if unseen else self.order[self.turn % len(self.order)], seed_of(step))
         return self._best(seed_of(step), scale)
+
+    @property
+    def _seen(self) -> list[int]:
+        return [block for block in self.order if self.blocks[block].probes]
+
+    def _compare(self) -> None:
+        """What curvature over energy is usual (geometric mean), for blocks that were seen seldom."""
+        if not self._seen:
+            return
+        ratios = [self.blocks[b].measured_curvature / max(self.blocks[b].energy.value, 1e-30) for b in self._seen]
+        usual = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+        for block in self.order:
+            self.blocks[block].usual = usual
 
     def observe(self, record: Record) -> None:
         """Learns from a record that `plan` led to."""
+        self._learn(record)
+        self._compare()
+
+    def _learn(self, record: Record) -> None:
         block = self._block(record)
         state, update = self.blocks[block], record.blocks[block]
         count, losses = len(update.directions), record.losses
@@ -239,9 +292,12 @@ class Planner:
         # the first of an odd number is the unmoved loss; pairs lie around it
         self.guard.add(losses[0] if len(losses) != 2 * count else math.fsum(losses) / len(losses))
         if len(losses) == 2 * count + 1:
-            self.probed += cost
+            # a look at the block in use again is not a visit to the others
+            if state.since < AGAIN:
+                self.probed += cost
             self._observe_probe(state, record, block)
             return
+        state.since += 1
         if len(losses) == 2 * count:
             slopes = [(a - b) / (2 * update.eps) for a, b in zip(losses[::2], losses[1::2], strict=True)]
             bias = 0.0
@@ -265,7 +321,7 @@ class Planner:
         for (first, _), (second, _) in zip(self._probe_values(self._pending, block), values, strict=True):
             state.confirmed.add(first * second, 1 / len(values))
             state.tried.add((first * first + second * second) / 2, 1 / len(values))
-        state.probes += 1
+        state.probes, state.since = state.probes + 1, 0
         self._pending = None
         if all(self.blocks[b].probes for b in self.order):
             self.turn += 1
@@ -292,12 +348,12 @@ class Planner:
     def _probe(self, block: int, seed: int) -> StepPlan:
         """As many directions as cost little beside the blocks before."""
         before, after = sum(self.costs[:block]), sum(self.costs[block:])
-        count = min(self.settings.most, 1 + int(before / (2 * after)))
+        count = min(self.settings.most, PROBE + int(before / (4 * after)))
         return self._move(block, count, seed, 0.0, centre=True)
 
     def _best(self, seed: int, scale: Sequence[float]) -> StepPlan:
         best: tuple[float, int, int, bool] | None = None
-        for block in self.order:
+        for block in self._seen:
             state = self.blocks[block]
             count = 1
             while count <= self.settings.most:
@@ -312,6 +368,9 @@ class Planner:
                 count *= 2
         assert best is not None
         _, block, count, one_sided = best
+        state = self.blocks[block]
+        if not state.known:
+            return self._probe(block, seed)
         rate = scale[block] * self.guard.factor * self.blocks[block].rate(count)
         return self._move(block, count, seed, rate, one_sided=one_sided)
 
