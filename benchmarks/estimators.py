@@ -1,6 +1,6 @@
 """Estimators against each other on real models and data: accuracy against forward FLOPs and against wall time.
 
-    python benchmarks/estimators.py --part 1              about six hours on two cores; stop and start it as you like
+    python benchmarks/estimators.py --part 1              about three hours on two cores; stop and start it as you like
     python benchmarks/estimators.py --budget 300 --seeds 13 21 --hours 1
     python benchmarks/estimators.py --table --plot        docs/comparison.md from the CSV, nothing is run
 
@@ -49,7 +49,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", help="of the few-shot splits: 13 21 42 87 100")
     parser.add_argument("--shots", type=int, default=512, choices=[16, 512], help="training rows of each class")
     parser.add_argument(
-        "--budget", type=int, default=1500, help="forward FLOPs of a run, in forwards of a training batch"
+        "--budget", type=int, default=600, help="forward FLOPs of a run, in forwards of a training batch"
     )
     parser.add_argument("--hours", type=float, help="begin no run after so long")
     parser.add_argument(

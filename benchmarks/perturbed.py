@@ -8,7 +8,8 @@ bfloat16  evaluation with bfloat16 weights, against torch's own bfloat16 forward
           16-bit numbers: ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 BLOCKZO_ISA=avx2 python benchmarks/perturbed.py ...
 groups    four directions, both signs, one sequence of 16 tokens: as one batch against one after the other.
 bits      stories15M in bfloat16: its weights after 10,000 losses, and after as many evaluated in place.
-memory    peak RSS of evaluation over plain inference, each in a process of its own; kept activations over those stated.
+memory    peak of evaluation over plain inference, each in a process of its own: of live tensors (weights and scratch included),
+          of RSS, and of RSS where glibc maps every large block by itself; kept activations over those stated.
 """
 
 from __future__ import annotations
@@ -192,43 +193,78 @@ def split_tree(kind: str, model: nn.Module) -> tuple[bz.Blocks, object, int]:
     return bz.Blocks(model, [] if kind == "MeZO" else 0.5), method, 4 if kind.endswith("groups") else 1
 
 
-def run_for_peak(kind: str) -> None:
+def run_for_peak(kind: str, live: bool) -> None:
     model, data = opt_125m(), batch(*MEMORY_BATCH)
     # what building the model took at its worst must not hide what running it takes
     Path("/proc/self/clear_refs").write_text("5")
-    plain_losses(model, data, 2)
-    if kind != "inference":
-        blocks, method, size = split_tree(kind, model)
-        for number in range(2):
-            executor = PerturbedExecutor(blocks, bz.Noise(number), [EPS] * len(blocks), size)
-            executor.run(method.tree(len(blocks)), lambda: last_token_loss(model, data))  # type: ignore[attr-defined]
+
+    def work() -> None:
+        plain_losses(model, data, 2)
+        if kind != "inference":
+            blocks, method, size = split_tree(kind, model)
+            for number in range(2):
+                executor = PerturbedExecutor(blocks, bz.Noise(number), [EPS] * len(blocks), size)
+                executor.run(method.tree(len(blocks)), lambda: last_token_loss(model, data))  # type: ignore[attr-defined]
+
+    if live:
+        print(sum(p.numel() * p.element_size() for p in model.parameters()) + most_live(work))
+        return
+    work()
     status = Path("/proc/self/status").read_text()
-    print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    print(int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) << 10)
+
+
+def most_live(work: Callable[[], None]) -> int:
+    """Most bytes of tensors alive at once of those that `work` makes."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    held = most = 0
+    for event in found.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
 
 
 def memory(table: Table, rounds: int) -> None:
     model, data = opt_125m(), batch(*MEMORY_BATCH)
-    command = [sys.executable, str(Path(__file__).resolve()), "--peak"]
-    found = {
-        kind: [
-            int(subprocess.run([*command, kind], check=True, capture_output=True, text=True).stdout) << 10
-            for _ in range(3)
-        ]
-        for kind in PEAKS
+    blocks_of = {kind: split_tree(kind, model) for kind in PEAKS[1:]}
+    stated = {
+        kind: bz.cost(blocks, method, batch=data, loss_fn=last_token_loss, max_group=size).activation_bytes  # type: ignore[arg-type]
+        for kind, (blocks, method, size) in blocks_of.items()
     }
-    for kind in PEAKS[1:]:
-        blocks, method, size = split_tree(kind, model)
-        cost = bz.cost(blocks, method, batch=data, loss_fn=last_token_loss, max_group=size)  # type: ignore[arg-type]
-        stated = cost.activation_bytes
-        case = f"OPT-125M {MEMORY_BATCH[0]} x {MEMORY_BATCH[1]} {kind}"
-        ratios = [(a - stated) / b for a, b in zip(found[kind], found["inference"], strict=True)]
-        at_most = None if kind.endswith("groups") else 1.02
-        table.add(case, "peak RSS less kept, over inference", Spread.of(ratios), "x", at_most=at_most)
-        if stated:
+    mapped = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
+    for what, option, environment, times, bound in (
+        ("peak of live tensors less kept, over inference", "--live", None, 1, 1.02),
+        ("peak RSS less kept, over inference", "--rss", None, 3, 1.02),
+        ("peak RSS less kept, over inference, MALLOC_MMAP_THRESHOLD_ 256 KiB", "--rss", mapped, 3, None),
+    ):
+        found = {kind: [peak(kind, option, environment) for _ in range(times)] for kind in PEAKS}
+        for kind in PEAKS[1:]:
+            ratios = [(a - stated[kind]) / b for a, b in zip(found[kind], found["inference"], strict=True)]
+            at_most = None if kind.endswith("groups") else bound
+            table.add(memory_case(kind), what, Spread.of(ratios), "x", at_most=at_most)
+    for kind, (blocks, method, size) in blocks_of.items():
+        if stated[kind]:
             executor = PerturbedExecutor(blocks, bz.Noise(0), [EPS] * len(blocks), size)
             kept = executor.run(method.tree(len(blocks)), lambda: last_token_loss(model, data)).kept_bytes  # type: ignore[attr-defined]
-            table.add(case, "kept activations", Spread.of([kept / 2**20]), "MiB")
-            table.add(case, "kept over stated in advance", Spread.of([kept / stated]), "x", at_most=1.05)
+            table.add(memory_case(kind), "kept activations", Spread.of([kept / 2**20]), "MiB")
+            table.add(
+                memory_case(kind), "kept over stated in advance", Spread.of([kept / stated[kind]]), "x", at_most=1.05
+            )
+
+
+def memory_case(kind: str) -> str:
+    return f"OPT-125M {MEMORY_BATCH[0]} x {MEMORY_BATCH[1]} {kind}"
+
+
+def peak(kind: str, option: str, environment: dict[str, str] | None) -> int:
+    """Bytes, of a process of its own."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--peak", kind, option]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return int(done.stdout.splitlines()[-1])
 
 
 SECTIONS = {"step": step, "bfloat16": bfloat16, "groups": groups, "bits": bits, "memory": memory}
@@ -240,9 +276,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--peak", choices=PEAKS, help=argparse.SUPPRESS)
+    parser.add_argument("--live", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rss", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peak:
-        return run_for_peak(given.peak)
+        return run_for_peak(given.peak, given.live)
     table = Table("perturbed")
     for name in given.only:
         SECTIONS[name](table, given.rounds)

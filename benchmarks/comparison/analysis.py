@@ -12,8 +12,29 @@ from benchmarks.comparison.store import Point, Runs
 
 SMOOTH = 3
 REFERENCE = "n-spsa"
-SHARES = (1.0, 0.8)
-"""Of the reference's gain in accuracy; 1: the accuracy that it ends with."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be reached: a share of the reference's gain; 1: what it ends with.
+
+    `measure`: "accuracy", or "loss" (on the same rows), which says more where accuracy moves by a few rows.
+    """
+
+    measure: str = "accuracy"
+    share: float = 1.0
+
+    def values(self, points: Sequence[Point]) -> list[float]:
+        """The measure at each checkpoint; more is better."""
+        return [point.accuracy if self.measure == "accuracy" else -point.loss for point in points]
+
+    def text(self, value: float) -> str:
+        """`value` as its measure is written."""
+        return f"{self.measure} {value if self.measure == 'accuracy' else -value:.3f}"
+
+
+ACCURACY = Goal()
+GOALS = (ACCURACY, Goal("accuracy", 0.8), Goal("loss"))
 
 Case = tuple[str, str, int, int]
 """(model, task, shots, budget): runs of one case are compared."""
@@ -39,32 +60,32 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return [statistics.fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
-def end_accuracy(points: Sequence[Point]) -> float:
+def end(points: Sequence[Point], goal: Goal = ACCURACY) -> float:
     """Mean over the last SMOOTH checkpoints."""
-    return statistics.fmean(point.accuracy for point in points[-SMOOTH:])
+    return statistics.fmean(goal.values(points)[-SMOOTH:])
 
 
-def target(by_method: Mapping[str, Mapping[int, Sequence[Point]]], share: float = 1.0) -> float | None:
-    """The accuracy to be reached: start + share * (end - start) of the reference, means over seeds; None without gain or runs."""
+def target(by_method: Mapping[str, Mapping[int, Sequence[Point]]], goal: Goal = ACCURACY) -> float | None:
+    """What is to be reached: start + share * (end - start) of the reference, means over seeds; None without gain or runs."""
     seeds = by_method.get(REFERENCE)
     if not seeds:
         return None
-    start = statistics.fmean(points[0].accuracy for points in seeds.values())
-    end = statistics.fmean(end_accuracy(points) for points in seeds.values())
-    return start + share * (end - start) if end > start else None
+    start = statistics.fmean(goal.values(points)[0] for points in seeds.values())
+    last = statistics.fmean(end(points, goal) for points in seeds.values())
+    return start + goal.share * (last - start) if last > start else None
 
 
-def reached(points: Sequence[Point], accuracy: float, cost: str) -> float:
-    """Cost (a column) at which the smoothed accuracy first is `accuracy`, linear between checkpoints; or infinity."""
-    values = smoothed([point.accuracy for point in points])
+def reached(points: Sequence[Point], wanted: float, cost: str, goal: Goal = ACCURACY) -> float:
+    """Cost (a column) at which the smoothed measure first is `wanted`, linear between checkpoints; or infinity."""
+    values = smoothed(goal.values(points))
     costs = [float(getattr(point, cost)) for point in points]
-    if values[0] >= accuracy:
+    if values[0] >= wanted:
         return costs[0]
     for i in range(1, len(values)):
         if points[i].diverged:
             return math.inf
-        if values[i] >= accuracy:
-            part = (accuracy - values[i - 1]) / (values[i] - values[i - 1])
+        if values[i] >= wanted:
+            part = (wanted - values[i - 1]) / (values[i] - values[i - 1])
             return costs[i - 1] + part * (costs[i] - costs[i - 1])
     return math.inf
 
@@ -83,12 +104,16 @@ class Ratio:
 
 
 def ratios(
-    method: Mapping[int, Sequence[Point]], baseline: Mapping[int, Sequence[Point]], accuracy: float, cost: str
+    method: Mapping[int, Sequence[Point]],
+    baseline: Mapping[int, Sequence[Point]],
+    wanted: float,
+    cost: str,
+    goal: Goal = ACCURACY,
 ) -> list[Ratio]:
-    """For every seed that both have, but those where the accuracy stands before any training."""
+    """For every seed that both have, but those where the target stands before any training."""
     found = []
     for seed in sorted(set(method) & set(baseline)):
-        own, other = reached(method[seed], accuracy, cost), reached(baseline[seed], accuracy, cost)
+        own, other = reached(method[seed], wanted, cost, goal), reached(baseline[seed], wanted, cost, goal)
         if own == 0.0 or other == 0.0:
             continue
         own_all, other_all = (float(getattr(p[-1], cost)) for p in (method[seed], baseline[seed]))
@@ -135,27 +160,29 @@ def candidates(by_method: Mapping[str, object]) -> list[str]:
     return [name for name in by_method if not METHODS[name].base]
 
 
-def best_method(by_method: Mapping[str, Mapping[int, Sequence[Point]]], accuracy: float) -> str | None:
-    """Of the candidates the one with the lowest median FLOPs to the accuracy; of equal ones the higher end accuracy."""
+def best_method(
+    by_method: Mapping[str, Mapping[int, Sequence[Point]]], wanted: float, goal: Goal = ACCURACY
+) -> str | None:
+    """Of the candidates the one with the lowest median FLOPs to the target; of equal ones the better end."""
 
     def rank(name: str) -> tuple[float, float]:
-        costs = [reached(points, accuracy, "flops") for points in by_method[name].values()]
-        return statistics.median(costs), -statistics.fmean(end_accuracy(points) for points in by_method[name].values())
+        costs = [reached(points, wanted, "flops", goal) for points in by_method[name].values()]
+        return statistics.median(costs), -statistics.fmean(end(points, goal) for points in by_method[name].values())
 
     return min(candidates(by_method), key=rank, default=None)
 
 
-def over_cases(runs: Runs, method: str | None, baseline: str, cost: str, share: float) -> list[Ratio]:
+def over_cases(runs: Runs, method: str | None, baseline: str, cost: str, goal: Goal = ACCURACY) -> list[Ratio]:
     """Ratios of all cases and seeds; `method` None: the best of each case."""
     found: list[Ratio] = []
     for case in cases(runs):
         by_method = of_case(runs, case)
-        accuracy = target(by_method, share)
-        if accuracy is None:
+        wanted = target(by_method, goal)
+        if wanted is None:
             continue
-        name = method or best_method(by_method, accuracy)
+        name = method or best_method(by_method, wanted, goal)
         if name in by_method and baseline in by_method:
-            found += ratios(by_method[name], by_method[baseline], accuracy, cost)
+            found += ratios(by_method[name], by_method[baseline], wanted, cost, goal)
     return found
 
 

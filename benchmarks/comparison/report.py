@@ -12,7 +12,8 @@ from benchmarks.comparison.analysis import Summary
 from benchmarks.comparison.curves import mean_and_band
 from benchmarks.comparison.store import Point, Runs
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "comparison.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, README = ROOT / "docs" / "comparison.md", ROOT / "README.md"
 BEGIN = "<!-- from benchmarks/comparison.csv: python benchmarks/estimators.py --table -->"
 END = "<!-- end -->"
 FIGURES = (
@@ -29,7 +30,7 @@ FIGURES = (
 def markdown(runs: Runs, places: Sequence[Mapping[str, str]]) -> str:
     if not analysis.cases(runs):
         return "Nothing has been run yet."
-    lines = _figures(runs)
+    lines = figures(runs)
     for case in analysis.cases(runs):
         lines += ["", *_case(runs, case)]
     where = sorted({f"{p['cpu']}, {p['workers']} process(es) of {p['threads']} thread(s)" for p in places})
@@ -43,70 +44,87 @@ def markdown(runs: Runs, places: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _figures(runs: Runs) -> list[str]:
+def figures(runs: Runs) -> list[str]:
     lines = [
-        "| times less to the accuracy that n-SPSA ends with | median | range | model, task and seed | bounds | goal | |",
+        "| times less to where n-SPSA ends | median | range | model, task and seed | bounds | goal | |",
         "|---|---|---|---|---|---|---|",
     ]
-    for share in analysis.SHARES:
-        for text, method, baseline, cost, goal in FIGURES:
-            found = Summary.of(analysis.over_cases(runs, method, baseline, cost, share))
-            name = text if share == 1.0 else f"{text}, to {share:.0%} of n-SPSA's gain"
+    for goal in analysis.GOALS:
+        for text, method, baseline, cost, least in FIGURES:
+            name = _name(text, goal)
+            found = Summary.of(analysis.over_cases(runs, method, baseline, cost, goal))
             if found is None:
                 lines.append(f"| {name} | not measured | | | | | |")
                 continue
-            met = "" if goal is None else "met" if found.median >= goal else "**missed**"
+            # the goals are for the accuracy
+            least = least if goal.measure == "accuracy" else None
+            met = "" if least is None else "met" if found.median >= least else "**missed**"
             bounds = f"{found.bounded}, and {found.neither} that neither reached"
-            wanted = "" if goal is None else f"{goal:g}"
+            wanted = "" if least is None else f"{least:g}"
             span = f"{found.low:.2g} to {found.high:.2g}"
             lines.append(f"| {name} | {found.median:.2f} | {span} | {found.count} | {bounds} | {wanted} | {met} |")
     return lines
 
 
+def _name(text: str, goal: analysis.Goal) -> str:
+    if goal.measure == "loss":
+        return f"{text}, to its test loss"
+    return text if goal.share == 1.0 else f"{text}, to {goal.share:.0%} of its gain"
+
+
 def _case(runs: Runs, case: analysis.Case) -> list[str]:
     model, task, shots, budget = case
     by_method = analysis.of_case(runs, case)
-    accuracy = analysis.target(by_method)
+    targets = [(goal, analysis.target(by_method, goal)) for goal in (analysis.ACCURACY, analysis.Goal("loss"))]
     start = [p[0].accuracy for seeds in by_method.values() for p in seeds.values()]
-    told = (
-        "n-SPSA gained nothing: no target"
-        if accuracy is None
-        else f"target {accuracy:.3f}, the end of n-SPSA over {len(by_method[analysis.REFERENCE])} seed(s)"
+    told = ", ".join(
+        f"no {goal.measure} (n-SPSA gained nothing)" if wanted is None else goal.text(wanted)
+        for goal, wanted in targets
     )
     lines = [
         f"### {model}, {task}",
         "",
-        f"{shots} a class, budget {budget} forwards, accuracy before {statistics.fmean(start):.3f}; {told}.",
+        f"{shots} a class, budget {budget} forwards, accuracy before {statistics.fmean(start):.3f}. "
+        f"Targets, the end of n-SPSA: {told}.",
         "",
-        "| method | rate | seeds | accuracy at the end | test loss | forwards to the target | seconds to it | got there |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | rate | seeds | accuracy at the end | test loss | forwards to the accuracy | seconds to it | got there "
+        "| forwards to the loss | got there |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     rates = analysis.chosen_rates(runs, case)
     for name, seeds in by_method.items():
-        mean, half = mean_and_band([analysis.end_accuracy(points) for points in seeds.values()])
+        mean, half = mean_and_band([analysis.end(points) for points in seeds.values()])
         loss = statistics.fmean(points[-1].loss for points in seeds.values())
         row = [name, rates[name].replace("|", " / "), str(len(seeds)), f"{mean:.3f} ± {half:.3f}", f"{loss:.3f}"]
-        row += ["", "", ""] if accuracy is None else _costs(seeds, accuracy)
+        for (goal, wanted), costs in zip(targets, (("spent", "seconds"), ("spent",)), strict=True):
+            row += [""] * (len(costs) + 1) if wanted is None else _costs(seeds, wanted, goal, costs)
         lines.append(f"| {' | '.join(row)} |")
     return lines
 
 
-def _costs(seeds: Mapping[int, Sequence[Point]], accuracy: float) -> list[str]:
+def _costs(seeds: Mapping[int, Sequence[Point]], wanted: float, goal: analysis.Goal, costs: Sequence[str]) -> list[str]:
     row = []
-    for cost in ("spent", "seconds"):
-        costs = [analysis.reached(points, accuracy, cost) for points in seeds.values()]
-        middle = statistics.median(costs)
+    for cost in costs:
+        middle = statistics.median(analysis.reached(points, wanted, cost, goal) for points in seeds.values())
         row.append("not reached" if math.isinf(middle) else f"{middle:.0f}")
-    there = sum(not math.isinf(analysis.reached(points, accuracy, "flops")) for points in seeds.values())
+    there = sum(not math.isinf(analysis.reached(points, wanted, "flops", goal)) for points in seeds.values())
     return [*row, f"{there} of {len(seeds)}"]
 
 
-def write(path: Path = store.FILE, page: Path = PAGE) -> None:
-    """Puts the tables between the page's two marks."""
-    text = page.read_text(encoding="utf-8")
+def write(path: Path = store.FILE, page: Path = PAGE, readme: Path = README) -> None:
+    """Puts the tables between the page's two marks, and the figures between those of the README."""
+    runs = store.read(path)
+    made = {page: markdown(runs, store.places(path)), readme: "\n".join(figures(runs))}
+    texts = {file: placed(file, text) for file, text in made.items()}
+    for file, text in texts.items():
+        file.write_text(text, encoding="utf-8")
+
+
+def placed(file: Path, made: str) -> str:
+    """A file's text with what stands between its marks exchanged."""
+    text = file.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
-        raise ValueError(f"{page.name} lacks the marks {BEGIN} and {END}; expected both, once")
+        raise ValueError(f"{file.name} lacks the marks {BEGIN} and {END}; expected both, once")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    made = markdown(store.read(path), store.places(path))
-    page.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+    return f"{before}{BEGIN}\n{made}\n{END}{after}"

@@ -208,29 +208,50 @@ def example() -> Runs:
 def test_the_target_is_where_the_reference_ends_and_the_best_is_ours() -> None:
     by_method = analysis.of_case(example(), ("m", "t", 16, 100))
     assert analysis.target(by_method) == pytest.approx(0.7)
-    assert analysis.target(by_method, 0.5) == pytest.approx(0.6)
+    assert analysis.target(by_method, analysis.Goal("accuracy", 0.5)) == pytest.approx(0.6)
     assert analysis.target({"n-spsa": {13: points([0.6, 0.5, 0.5, 0.5])}}) is None
     assert analysis.target({}) is None
     assert analysis.best_method(by_method, 0.65) == "spzo-decoupled"
-    ratio = analysis.over_cases(example(), None, "eager-mezo", "seconds", 1.0)
+    ratio = analysis.over_cases(example(), None, "eager-mezo", "seconds")
     assert [r.seed for r in ratio] == [13, 21] and all(r.value > 8 for r in ratio)
+    loss = analysis.Goal("loss")
+    assert analysis.target(by_method, loss) == pytest.approx(-0.3) and loss.text(-0.3) == "loss 0.300"
+    # the loss of these points is 1 - accuracy
+    to_loss = analysis.over_cases(example(), None, "eager-mezo", "seconds", loss)
+    assert [r.value for r in to_loss] == pytest.approx([r.value for r in ratio])
 
 
 def test_the_page_and_the_pictures_come_from_the_file(tmp_path: Path) -> None:
     path, page = tmp_path / "c.csv", tmp_path / "comparison.md"
     for key, found in example().items():
         store.append(path, key, found, PLACE)
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.write(path, page)
+    readme = tmp_path / "README.md"
+    for file in (page, readme):
+        file.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write(path, page, readme)
     text = page.read_text()
+    assert "| forward FLOPs, best blockzo method against n-SPSA |" in readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
-    assert "| spzo-crossed | 0.001 | 2 | 0.500 ± 0.000 |" in text and "not reached | not reached | 0 of 2 |" in text
-    report.write(path, page)
+    assert (
+        "| spzo-crossed | 0.001 | 2 | 0.500 ± 0.000 |" in text
+        and "| not reached | not reached | 0 of 2 | not reached | 0 of 2 |" in text
+    )
+    report.write(path, page, readme)
     assert page.read_text() == text
     assert [p.name for p in curves.plot(store.read(path), tmp_path)] == ["comparison-m-t.png"]
     page.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
-        report.write(path, page)
+        report.write(path, page, readme)
+
+
+def test_the_page_and_the_readme_are_those_of_the_file() -> None:
+    runs = store.read()
+    assert analysis.cases(runs), "run: python benchmarks/estimators.py"
+    for file, made in (
+        (report.PAGE, report.markdown(runs, store.places())),
+        (report.README, "\n".join(report.figures(runs))),
+    ):
+        assert report.placed(file, made) == file.read_text(), "run: python benchmarks/estimators.py --table"
 
 
 def test_the_band_is_a_confidence_interval() -> None:
