@@ -26,6 +26,9 @@ FIGURES = (
     ("wall time, MeZO of blockzo against eager MeZO", "mezo", "eager-mezo", "seconds", None),
 )
 
+SEEN_SEEDS = (13,)
+"""The planner's constants were chosen while looking at test scores of this seed, so on it `auto` is flattered."""
+
 
 def markdown(runs: Runs, places: Sequence[Mapping[str, str]]) -> str:
     if not analysis.cases(runs):
@@ -49,20 +52,22 @@ def figures(runs: Runs) -> list[str]:
         "| times less to where n-SPSA ends | median | range | model, task and seed | bounds | goal | |",
         "|---|---|---|---|---|---|---|",
     ]
-    for goal in analysis.GOALS:
-        for text, method, baseline, cost, least in FIGURES:
-            name = _name(text, goal)
-            found = Summary.of(analysis.over_cases(runs, method, baseline, cost, goal))
-            if found is None:
-                lines.append(f"| {name} | not measured | | | | | |")
-                continue
-            # the goals are for the accuracy
-            least = least if goal.measure == "accuracy" else None
-            met = "" if least is None else "met" if found.median >= least else "**missed**"
-            bounds = f"{found.bounded}, and {found.neither} that neither reached"
-            wanted = "" if least is None else f"{least:g}"
-            span = f"{found.low:.2g} to {found.high:.2g}"
-            lines.append(f"| {name} | {found.median:.2f} | {span} | {found.count} | {bounds} | {wanted} | {met} |")
+    rows = [(goal, *figure, ()) for goal in analysis.GOALS for figure in FIGURES]
+    held_out = [(analysis.ACCURACY, *figure, SEEN_SEEDS) for figure in FIGURES if figure[1] == "auto"]
+    for goal, text, method, baseline, cost, least, without in held_out + rows:
+        name = _name(text, goal) + (", without the seed that the planner was developed on" if without else "")
+        ratios = analysis.over_cases(runs, method, baseline, cost, goal)
+        found = Summary.of(ratio for ratio in ratios if ratio.seed not in without)
+        if found is None:
+            lines.append(f"| {name} | not measured | | | | | |")
+            continue
+        # the goals are for the accuracy
+        least = least if goal.measure == "accuracy" else None
+        met = "" if least is None else "met" if found.median >= least else "**missed**"
+        bounds = f"{found.bounded}, and {found.neither} that neither reached"
+        wanted = "" if least is None else f"{least:g}"
+        span = f"{found.low:.2g} to {found.high:.2g}"
+        lines.append(f"| {name} | {found.median:.2f} | {span} | {found.count} | {bounds} | {wanted} | {met} |")
     return lines
 
 
