@@ -56,7 +56,8 @@ class Auto:
         memory: number of probes that an average goes back; steps count less (`step_weight`).
         eps_loss: a move changes the loss by about this much by its curvature; eps stays within `eps_range` times the given one.
         caution: share of the best rate that is taken.
-        window: steps of a stretch whose mean loss is watched; where it rises, all rates are halved.
+        window: steps of a stretch whose mean loss is watched, a quarter and four times as many besides; where it rises, all rates
+            are halved.
         costs: of one run of each block, in any unit; measured, in seconds, where None.
         clip: scalars beyond this many root mean squares are cut.
     """
@@ -167,14 +168,15 @@ class BlockState:
         """Share of the energy that another batch confirms, drawn to 1/2 while there are few probes."""
         found = self.confirmed.value / self.tried.value if self.tried.value > 0 else 0.0
         weight = self.confirmed.weight
-        return min(1.0, max(0.05, (0.5 * PRIOR + found * weight) / (PRIOR + weight)))
+        return min(1.0, max(0.05, (PRIOR / 2 + found * weight) / (PRIOR + weight)))
 
-    def rate(self, directions: int) -> float:
-        """A fraction f of the best rate: scalars and curvature have heavy tails, which few probes do not show. It still gives
-        f (2 - f) of the best decrease.
+    def rate(self, directions: int, factor: float = 1.0) -> float:
+        """`caution` times the best rate, less after few probes: scalars and curvature have heavy tails, which few probes do not
+        show. A fraction f of the best rate still gives f (2 - f) of the best decrease. `factor` multiplies it up to that fraction
+        and not beyond: the best rate is an estimate, and past it steps soon lose more than they win.
         """
-        caution = self.caution * self.probes / (self.probes + 3)
-        return caution * self.confidence * directions / (self.curvature + (directions - 1) * self.sharpness)
+        fraction = self.caution * min(1.0, factor * self.probes / (self.probes + LAG))
+        return fraction * self.confidence * directions / (self.curvature + (directions - 1) * self.sharpness)
 
     def decrease(self, directions: int) -> float:
         return self.confidence * self.energy.value * self.rate(directions) / 2
@@ -182,6 +184,8 @@ class BlockState:
 
 PRIOR = 4.0
 """Probes that a first guess counts for."""
+LAG = 3.0
+"""Probes after which half of the rate is taken."""
 PROBE = 2
 """Directions of a probe at least."""
 UNSEEN = 0.5
@@ -191,34 +195,42 @@ LEAST_PROBES, MOST_PROBES, AGAIN = 2, 6, 16
 the block in use is looked at again after AGAIN steps."""
 
 
+STRETCHES: tuple[tuple[float, float], ...] = ((0.25, 4.0), (1.0, 3.0), (4.0, 3.0))
+"""Length of a stretch, relative to the guard's, and the standard errors that chance may explain."""
+
+
 @dataclass
 class Guard:
-    """Halves all rates when the loss of `length` steps lies above the best such stretch by more than chance explains, and takes
-    that back by and by as the loss falls again.
+    """Halves all rates when the loss of a stretch of steps lies above the best such stretch by more than chance explains, and
+    takes that back by and by as the loss falls again. Short stretches see a collapse at once, long ones a slow drift.
 
     Curvature is measured seldom and where the weights were; on real models rates that were right become too high.
     """
 
     length: int
     factor: float = 1.0
-    best: tuple[float, float] | None = None
-    losses: list[float] = field(default_factory=list)
+    best: list[float | None] = field(default_factory=lambda: [None] * len(STRETCHES))
+    losses: list[list[float]] = field(default_factory=lambda: [[] for _ in STRETCHES])
+    spread: Mean = field(default_factory=lambda: Mean(8.0))
 
     def add(self, loss: float) -> None:
-        self.losses.append(loss)
-        if len(self.losses) < self.length:
-            return
-        mean = math.fsum(self.losses) / self.length
-        spread = math.fsum((x - mean) ** 2 for x in self.losses) / (self.length - 1)
-        error = spread / self.length
-        self.losses.clear()
-        if self.best is None or mean < self.best[0]:
-            self.best = (mean, error)
-            self.factor = min(1.0, 1.5 * self.factor)
-        elif mean - self.best[0] > 3 * math.sqrt(error + self.best[1]):
-            # the next halving needs another rise, or the best of many stretches would be taken for a fall
-            self.best = (mean, error)
-            self.factor /= 2
+        for stretch, (share, errors) in enumerate(STRETCHES):
+            length, seen = max(2, round(share * self.length)), self.losses[stretch]
+            seen.append(loss)
+            if len(seen) < length:
+                continue
+            mean, best = math.fsum(seen) / length, self.best[stretch]
+            if stretch == 0:
+                self.spread.add(math.fsum((x - mean) ** 2 for x in seen) / (length - 1))
+            seen.clear()
+            if best is None or mean < best:
+                self.best[stretch] = mean
+                if share == 1:
+                    self.factor = min(1.0, 1.5 * self.factor)
+            elif mean - best > errors * math.sqrt(2 * self.spread.value / length):
+                # the next halving needs another rise, or the best of many stretches would be taken for a fall
+                self.best[stretch] = mean
+                self.factor /= 2
 
 
 def fine_blocks(model: nn.Module, example: Mapping[str, Any] | None = None) -> Blocks:
@@ -235,7 +247,6 @@ class Planner:
     """Decides steps and learns from their records.
 
     Args:
-        window: steps of a stretch whose mean loss is watched; where it rises, all rates are halved.
         costs: of one run of each block, in any unit; only their ratios matter.
         trainable: whether each block has weights to move.
         eps: of each block, to begin with.
@@ -256,7 +267,7 @@ class Planner:
             # the same directions on the next batch, applied with the mean of both scalars
             block, eps = self._block(self._pending), tuple(u.eps for u in self._pending.blocks)
             count = len(self._pending.blocks[block].directions)
-            rate = scale[block] * self.guard.factor * self.blocks[block].rate(count)
+            rate = self.guard.factor * self.blocks[block].rate(count, scale[block])
             return self._move(block, count, self._pending.seed, rate, centre=True, eps=eps)
         unseen = [block for block in self.order if not self.blocks[block].probes]
         # while a block is unknown half of the cost goes to finding out; the last one, the cheapest, is asked first
@@ -371,7 +382,7 @@ class Planner:
         state = self.blocks[block]
         if not state.known:
             return self._probe(block, seed)
-        rate = scale[block] * self.guard.factor * self.blocks[block].rate(count)
+        rate = self.guard.factor * self.blocks[block].rate(count, scale[block])
         return self._move(block, count, seed, rate, one_sided=one_sided)
 
     def _move(

@@ -208,16 +208,37 @@ def test_the_state_of_a_block_finds_energy_curvature_and_confidence() -> None:
     assert state.confidence == pytest.approx(signal / (signal + sampled), abs=0.25)
 
 
-def test_rates_are_halved_while_the_loss_rises_and_not_by_noise() -> None:
-    generator = torch.Generator().manual_seed(1)
-    noise = (0.1 * torch.randn(4000, generator=generator)).tolist()
-    still, falling, rising = Guard(20), Guard(20), Guard(20)
-    for step, value in enumerate(noise):
-        still.add(1.0 + value)
-        falling.add(1.0 - step / 4000 + value)
-        if step < 200:
-            rising.add(1.0 + step / 100 + value)
-    assert min(falling.factor, still.factor) >= 0.25 and rising.factor <= 2.0**-6
+@pytest.mark.parametrize(
+    ("rise", "steps", "low", "high"),
+    [
+        (0.0, 400, 0.5, 1.0),
+        (-1.0, 4000, 0.5, 1.0),
+        (0.5, 300, 0.0, 0.25),  # a drift that no stretch of 20 steps shows: 0.13 a stretch of 80, its error is 0.04
+        (1.0, 20, 0.0, 0.25),  # a collapse, before a stretch of 20 steps has seen it twice
+    ],
+)
+def test_rates_are_halved_while_the_loss_rises_and_not_by_noise(
+    rise: float, steps: int, low: float, high: float
+) -> None:
+    factors = []
+    for seed in range(21):
+        noise = (0.25 * torch.randn(100 + steps, generator=torch.Generator().manual_seed(seed))).tolist()
+        guard = Guard(20)
+        for step, value in enumerate(noise):
+            guard.add(1.0 + rise * max(0, step - 100) / steps + value)
+        factors.append(guard.factor)
+    assert low <= sorted(factors)[10] <= high
+
+
+def test_a_factor_lifts_a_rate_up_to_caution_times_the_best_and_no_further() -> None:
+    state = BlockState(8.0, 0.6)
+    for mean in (state.energy, state.plain, state.squared, state.along, state.weight, state.confirmed, state.tried):
+        mean.add(4.0, 8.0)
+    state.probes = 3
+    best = state.rate(2, 1e9) / 0.6
+    rates = [state.rate(2, factor) / best for factor in (0.5, 1.0, 1.5, 2.0, 3.0)]
+    assert rates == pytest.approx([0.15, 0.3, 0.45, 0.6, 0.6])
+    assert best == pytest.approx(state.confidence * 2 / (state.curvature + state.sharpness))
 
 
 def test_default_blocks_and_settings() -> None:
