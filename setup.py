@@ -1,6 +1,9 @@
-"""Builds `blockzo._native` with any C++17 compiler and pybind11; without a compiler the install is pure Python.
+"""Builds `blockzo._native` with any C++17 compiler and pybind11; without a compiler the install is pure Python. Where nvcc is
+found, also `blockzo/_cuda.so`, a plain C library that needs no driver to load.
 
-Environment: CXX, CXXFLAGS, LDFLAGS as usual; BLOCKZO_REQUIRE_NATIVE=1 turns a failed build into a failed install.
+Environment: CXX, CXXFLAGS, LDFLAGS as usual; BLOCKZO_REQUIRE_NATIVE=1 turns a failed build into a failed install. BLOCKZO_CUDA=0
+leaves the CUDA library out, 1 makes its failure, or no nvcc, that of the install; NVCC is the compiler; BLOCKZO_CUDA_ARCHS,
+"80 90 100" by default.
 What happened is written to `blockzo/_build.json` (`blockzo env` shows it), as pip hides the output of good builds.
 """
 
@@ -66,6 +69,27 @@ def run(command: list[str]) -> str:
     return result.stdout
 
 
+def nvcc() -> str | None:
+    """The CUDA compiler, where one is wanted and there."""
+    if os.environ.get("BLOCKZO_CUDA", "auto") == "0":
+        return None
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
+    return shutil.which(os.environ.get("NVCC") or "nvcc") or (str(home) if home.is_file() else None)
+
+
+def cuda_command(compiler: str, target: Path) -> list[str]:
+    """Code for every architecture, and PTX of the last for those to come; the runtime inside, so that any driver that is new
+    enough serves.
+    """
+    archs = os.environ.get("BLOCKZO_CUDA_ARCHS", "80 90 100").split()
+    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    options = ["-O3", "-std=c++17", "-fmad=false", "-shared", "-cudart=static", "--threads=0"]
+    hidden = ["-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{ROOT / 'csrc' / 'include'}"]
+    files = [str(path) for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    return [compiler, *options, *hidden, *codes, *files, "-o", str(target)]
+
+
 def shared_flags() -> list[str]:
     return ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 
@@ -108,7 +132,8 @@ class BuildNative(build_ext):
         self.report: dict[str, object] = {"native": False, "reason": None}
         # setuptools clears `inplace` while it builds, and a failure leaves it so
         folders = [Path(self.build_lib, "blockzo"), *([ROOT / "blockzo"] if self.inplace else [])]
-        for stale in [path for folder in folders for path in folder.glob("_native*.so")]:
+        stale_files = [path for folder in folders for name in ("_native*.so", "_cuda.so") for path in folder.glob(name)]
+        for stale in stale_files:
             stale.unlink()
         try:
             super().run()
@@ -117,9 +142,42 @@ class BuildNative(build_ext):
                 raise SystemExit(failure(error)) from None
             self.report["reason"] = str(error)
             print(warning(error), file=sys.stderr, flush=True)
+        self.build_cuda(folders)
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "_build.json").write_text(json.dumps(self.report, indent=1) + "\n")
+
+    def build_cuda(self, folders: list[Path]) -> None:
+        """A failure hurts nothing but the CUDA kernels, unless they were asked for."""
+        self.report["cuda"] = False
+        required = os.environ.get("BLOCKZO_CUDA", "auto") == "1"
+        compiler = nvcc()
+        try:
+            if compiler is None:
+                if required:
+                    raise NativeError(
+                        "BLOCKZO_CUDA is 1 and no nvcc was found; put it on PATH or set NVCC or CUDA_HOME"
+                    )
+                return
+            temporary = Path(self.build_temp).resolve()
+            temporary.mkdir(parents=True, exist_ok=True)
+            built = temporary / "_cuda.so"
+            run(cuda_command(compiler, built))
+        except NativeError as error:
+            if required:
+                raise SystemExit(
+                    f"blockzo: the CUDA kernels could not be built and BLOCKZO_CUDA is 1.\n{error}\n"
+                ) from None
+            self.report["cuda_reason"] = str(error)
+            print(f"blockzo: no CUDA kernels, Triton serves instead: {error}", file=sys.stderr, flush=True)
+            return
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            # a new file, never over one that may be in use
+            part = folder / "_cuda.so.part"
+            shutil.copyfile(built, part)
+            part.replace(folder / "_cuda.so")
+        self.report["cuda"] = True
 
     def build_extension(self, ext: Extension) -> None:
         if os.name != "posix":

@@ -35,6 +35,8 @@ OPERATIONS = {
 }
 """Public operation -> the function of a backend that serves it."""
 
+IN_CUDA = ("perturb_", "shift_", "replay_")
+
 Report = dict[str, Any]
 
 
@@ -174,7 +176,20 @@ def operations() -> dict[str, Report]:
 
     found = guarded(cpu)
     missing = found.get("error") or (None if found["native"] == "installed" else found["native"])
-    on_gpu = "no kernel in this version; the reference serves CUDA tensors"
+
+    def gpu(name: str) -> bool | str:
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed; the reference serves CUDA tensors"
+        from blockzo.ops import gpu as kernels
+
+        return hasattr(kernels, name) or "no kernel"
+
+    def cuda_library(name: str) -> bool | str:
+        from blockzo.ops import cuda as library
+
+        if name not in IN_CUDA:
+            return "no kernel: Triton serves"
+        return library.load(library.PATH) is not None or "the library was not built: Triton serves"
 
     def native(name: str) -> bool | str:
         from blockzo.ops import native as kernels
@@ -185,8 +200,8 @@ def operations() -> dict[str, Report]:
         operation: {
             "reference": hasattr(reference, name),
             "native": missing or guarded(partial(native, name)),
-            "triton": on_gpu,
-            "cuda": on_gpu,
+            "triton": guarded(partial(gpu, name)),
+            "cuda": guarded(partial(cuda_library, name)),
         }
         for operation, name in OPERATIONS.items()
     }

@@ -1,4 +1,5 @@
-"""Which backend serves which tensor: compiled kernels for CPU tensors where they are installed, else the torch reference.
+"""Which backend serves which tensor: compiled kernels for CPU tensors where they are installed, Triton and CUDA kernels for those
+of a GPU, else the torch reference.
 
 Environment: BLOCKZO_BACKEND=reference leaves the kernels aside; BLOCKZO_REQUIRE_NATIVE=1 makes their absence an error.
 """
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from blockzo.ops import reference
@@ -39,9 +41,29 @@ def native() -> ModuleType | None:
     return kernels
 
 
+@cache
+def gpu() -> ModuleType | None:
+    """The kernels for CUDA tensors, or None where triton is missing, which is said once."""
+    if os.environ.get("BLOCKZO_BACKEND") == "reference":
+        return None
+    try:
+        from blockzo.ops import gpu as kernels
+    except ImportError as error:
+        warnings.warn(
+            f"the GPU kernels of blockzo cannot be loaded ({error}); the torch reference serves instead, many times slower: "
+            "pip install triton",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return None
+    return kernels
+
+
 def for_tensor(tensor: Tensor) -> ModuleType:
     if tensor.device.type == "cpu":
         return native() or reference
+    if tensor.device.type == "cuda" and torch.version.hip is None:
+        return gpu() or reference
     return reference
 
 

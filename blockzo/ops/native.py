@@ -117,7 +117,7 @@ def perturbed_linear(
     path = path or panels.choose_path(x, weight, _native.chosen())
     if path == "tiles" or isinstance(weight, QuantizedWeight):
         return _tiles(x, weight, bias, start, step, stream)
-    return panels.perturbed_linear(x, weight, bias, start, step, stream, path == "narrow panels")
+    return panels.perturbed_linear(x, weight, bias, start, step, stream, path == "narrow panels", move_panel)
 
 
 def _tiles(

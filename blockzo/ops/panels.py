@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -21,6 +21,8 @@ PANEL_BYTES = 10 << 20
 """Every product packs x again, so few large panels beat many that stay in a second-level cache: OPT-125M at 1,024 tokens took
 1.23 times the plain forwards with 2 MiB, 1.13 with 8, 1.06 with 16. A weight of 768 x 3,072 still fits in one.
 """
+MovePanel = Callable[[Tensor, Tensor, int, Step, int], None]
+"""out, rows of the weight, index of the first, step of one direction, stream."""
 TILE_TOKENS = {"avx512": 384, "avx2": 256, "neon": 256, "baseline": 64}
 """Tokens a group below which the fused kernel is the faster way, by instruction set; four times these for 16-bit weights."""
 NARROW_TOKENS = 48
@@ -66,8 +68,10 @@ def _moves(step: Step) -> Iterator[tuple[Step, list[int]]]:
 _kept = threading.local()
 
 
-def _scratch(count: int, dtype: torch.dtype) -> Tensor:
-    """One buffer a thread, kept: fresh pages for every layer would cost more than its noise."""
+def _scratch(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One buffer a thread, kept: fresh pages for every layer would cost more than its noise. A GPU's memory is kept by torch."""
+    if device.type != "cpu":
+        return torch.empty(count, dtype=dtype, device=device)
     held: Tensor | None = getattr(_kept, "buffer", None)
     if held is None or held.numel() < count * dtype.itemsize:
         held = _kept.buffer = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
@@ -75,24 +79,31 @@ def _scratch(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def perturbed_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Step, stream: int, narrow: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    start: int,
+    step: Step,
+    stream: int,
+    narrow: bool,
+    move_panel: MovePanel,
+    panel_bytes: int = PANEL_BYTES,
 ) -> Tensor:
     """x [G, T, K], weight [N, K]: every move of one panel before the next panel is read.
 
     Args:
         narrow: multiply in the dtype of `weight`, which is that of `x`; else in float32.
+        move_panel: the backend's.
     """
-    from blockzo.ops.native import move_panel
-
     groups, tokens, width = x.shape
     rows, apart = weight.shape[0], weight.stride(0)
     dtype = weight.dtype if narrow else torch.float32
     wide = x.to(dtype)
-    out = torch.empty(groups, tokens, rows, dtype=dtype)
+    out = torch.empty(groups, tokens, rows, dtype=dtype, device=x.device)
     moves = list(_moves(step))
-    count = max(1, -(-rows * width * dtype.itemsize // PANEL_BYTES))
+    count = max(1, -(-rows * width * dtype.itemsize // panel_bytes))
     height = -(-rows // count)
-    scratch = _scratch(height * width, dtype).view(height, width)
+    scratch = _scratch(height * width, dtype, x.device).view(height, width)
     for first in range(0, rows, height):
         part = weight[first : first + height]
         for move, members in moves:

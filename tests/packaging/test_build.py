@@ -63,9 +63,9 @@ def test_source_distribution_holds_what_a_build_needs(sdist: Path) -> None:
     native = [
         p
         for p in (ROOT / "csrc").rglob("*")
-        if p.suffix in {".h", ".hpp", ".inc", ".inl", ".cpp"} and "tests" not in p.parts
+        if p.suffix in {".h", ".hpp", ".inc", ".inl", ".cpp", ".cu", ".cuh"} and "tests" not in p.parts
     ]
-    python = list((ROOT / "blockzo").rglob("*.py"))
+    python = [*(ROOT / "blockzo").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]
     assert native and python
     missing = [p for p in (*native, *python) if p.relative_to(ROOT).as_posix() not in held]
     assert not missing
@@ -77,6 +77,8 @@ def test_isolated_wheel_is_native_and_complete(wheel: Path) -> None:
     held = names(wheel)
     assert len([name for name in held if name.startswith("blockzo/_native") and name.endswith(".so")]) == 1
     assert {"blockzo/py.typed", "blockzo/noise-v1-vectors.json"} <= set(held)
+    kernels = {f"blockzo/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    assert kernels and kernels <= set(held)
     assert not [name for name in held if not name.startswith(("blockzo/", "blockzo-"))]
     report = build_report(wheel)
     assert report["native"] is True and report["reason"] is None and report["compiler"]

@@ -1,0 +1,81 @@
+"""perturb_, shift_, update_ and replay_ over a whole list of tensors in one launch.
+
+A program takes one chunk of BLOCK elements of one tensor through all steps: each weight is read once, rounded to its dtype at
+every step, and written once.
+"""
+
+import triton
+import triton.language as tl
+
+from blockzo.kernels.noise import narrow, narrow_stochastically, rounding_bits, scaled, widen
+
+PERTURB, SHIFT, UPDATE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+STEP_FIELDS = tl.constexpr(6)
+"""int32 fields of a step: seed low, seed high, first term, end of its terms, bits of the factor, whether rounding is
+stochastic."""
+
+
+@triton.jit
+def unsigned(pointer):
+    return tl.load(pointer).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def number(pointer):
+    return tl.load(pointer).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def move(
+    tensors,  # int64 [tensors, 3]: address, elements, stream
+    chunks,  # int32 [programs, 2]: tensor, number of its chunk
+    steps,  # int32 [steps, 6]
+    terms,  # int32 [terms, 2]: direction, bits of the coefficient
+    step_count,
+    DTYPE: tl.constexpr,
+    MODE: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    tensor = tensors + tl.load(chunks + 2 * program) * 3
+    first = tl.load(chunks + 2 * program + 1).to(tl.int64) * BLOCK
+    count = tl.load(tensor + 1)
+    stream = tl.load(tensor + 2).to(tl.uint32)
+    base = tl.load(tensor).to(tl.pointer_type(DTYPE))
+    if ALIGNED:
+        base = tl.multiple_of(base, 16)
+    place = base + first + tl.arange(0, BLOCK)
+    inside = first + tl.arange(0, BLOCK) < count
+    # a mask would keep the loads of whole chunks from being 128 bits wide
+    whole = first + BLOCK <= count
+    if whole:
+        stored = tl.load(place)
+    else:
+        stored = tl.load(place, mask=inside, other=0.0)
+    for s in range(step_count):
+        step = steps + s * STEP_FIELDS
+        key0, key1 = unsigned(step), unsigned(step + 1)
+        value = widen(stored)
+        if MODE == PERTURB:
+            value += scaled(first, number(terms + 1), key0, key1, stream, unsigned(terms), GAUSSIAN, BLOCK)
+        else:
+            total = tl.zeros([BLOCK], tl.float32)
+            for t in range(tl.load(step + 2), tl.load(step + 3)):
+                term = terms + 2 * t
+                total += scaled(first, number(term + 1), key0, key1, stream, unsigned(term), GAUSSIAN, BLOCK)
+            if MODE == SHIFT:
+                value += total
+            else:
+                value = value * number(step + 4) - total
+        stored = narrow(value, DTYPE)
+        if STOCHASTIC and DTYPE != tl.float32:
+            if tl.load(step + 5) != 0:
+                bits = rounding_bits(first, key0, key1, stream, BLOCK)
+                stored = narrow_stochastically(value, bits, DTYPE)
+    if whole:
+        tl.store(place, stored)
+    else:
+        tl.store(place, stored, mask=inside)

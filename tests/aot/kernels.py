@@ -1,0 +1,227 @@
+"""Every Triton kernel that is compiled ahead of time, with its budgets: one table.
+
+    python tests/aot/kernels.py [--arch 90]      compiles and prints what was found, as JSON
+
+Run as a program: triton must be imported without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ARCHES = (80, 90, 100)
+FLOATS = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One specialisation of a kernel. `registers` is a ceiling; `per_element` one of SASS instructions, all branches counted,
+    over the elements of a thread; `loads` and `stores`: least number of 128-bit accesses of global memory.
+    """
+
+    name: str
+    kernel: str
+    signature: dict[str, str]
+    constants: dict[str, object]
+    aligned: tuple[str, ...] = ()
+    registers: int = 255
+    per_element: float | None = None
+    elements: int = 0
+    loads: int = 0
+    stores: int = 0
+    options: dict[str, int] = field(default_factory=dict)
+    needs: dict[int, str] = field(default_factory=dict)
+    """Architecture -> an instruction that must be there."""
+
+
+def _moves() -> list[Case]:
+    tables = {"tensors": "*i64", "chunks": "*i32", "steps": "*i32", "terms": "*i32", "step_count": "i32"}
+    cases = []
+    for dtype, bytes_each in FLOATS.items():
+        for gaussian in (False, True):
+            for mode, name in ((0, "perturb"), (2, "update")):
+                constants = {
+                    "DTYPE": dtype,
+                    "MODE": mode,
+                    "GAUSSIAN": gaussian,
+                    "STOCHASTIC": False,
+                    "ALIGNED": True,
+                    "BLOCK": 4096,
+                }
+                cases.append(
+                    Case(
+                        f"{name} {dtype} {'gaussian' if gaussian else 'rademacher'}",
+                        "moves.move",
+                        tables,
+                        constants,
+                        tuple(t for t, kind in tables.items() if kind.startswith("*")),
+                        registers=176 if gaussian and mode else 128,
+                        elements=16,
+                        options={"num_warps": 8},
+                        per_element=80 if gaussian else 40,
+                        loads=16 * bytes_each // 16,
+                        stores=16 * bytes_each // 16,
+                    )
+                )
+    constants = {"DTYPE": "bf16", "MODE": 2, "GAUSSIAN": False, "STOCHASTIC": True, "ALIGNED": True, "BLOCK": 4096}
+    cases.append(
+        Case(
+            "update bf16 stochastic",
+            "moves.move",
+            tables,
+            constants,
+            tuple(tables)[:4],
+            registers=128,
+            options={"num_warps": 8},
+        )
+    )
+    return cases
+
+
+def _rows() -> list[Case]:
+    signature = {"out": "*bf16", "source": "*bf16", "rows": "*i64", "steps": "*i32", "terms": "*i32"}
+    signature |= {"start": "i64", "apart": "i32", "width": "i32", "stream": "i32"}
+    return [
+        Case(
+            f"rows bf16 {'gaussian' if gaussian else 'rademacher'} {'aligned' if aligned else 'anywhere'}",
+            "spans.move_rows",
+            signature,
+            {"OUT": "bf16", "GATHER": not aligned, "GAUSSIAN": gaussian, "ALIGNED": aligned, "BLOCK": 4096},
+            ("out", "source", "rows", "steps", "terms", "apart", "width"),
+            registers=168,
+        )
+        for gaussian in (False, True)
+        for aligned in (False, True)
+    ]
+
+
+def _project() -> list[Case]:
+    signature = {
+        "sums": "*fp64",
+        "delta": "*bf16",
+        "count": "i64",
+        "chunk_count": "i32",
+        "steps": "*i32",
+        "terms": "*i32",
+    }
+    signature["stream"] = "i32"
+    return [
+        Case(
+            f"project bf16 {'gaussian' if gaussian else 'rademacher'}",
+            "project.project",
+            signature,
+            {"GAUSSIAN": gaussian, "CHUNKS": 8},
+            ("sums", "delta", "steps", "terms"),
+        )
+        for gaussian in (False, True)
+    ]
+
+
+def _linear() -> list[Case]:
+    from blockzo.kernels.linear import tiles
+
+    signature = {"out": "*bf16", "x": "*bf16", "weight": "*bf16", "bias": "*bf16", "tasks": "*i32"}
+    signature |= {"tokens": "i32", "rows": "i32", "width": "i32", "x_group": "i32", "x_row": "i32", "apart": "i32"}
+    signature |= {"start": "i64", "bias_group": "i32", "stream": "i32"}
+    cases = []
+    for tokens in (16, 32, 64):
+        for gaussian in (False, True):
+            tile = tiles(tokens, gaussian)
+            options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
+            cases.append(
+                Case(
+                    f"linear bf16 {tokens} tokens {'gaussian' if gaussian else 'rademacher'}",
+                    "linear.linear",
+                    signature,
+                    {"BIAS": True, "GAUSSIAN": gaussian, "COMPUTE": "bf16", **tile},
+                    ("out", "x", "weight", "bias", "tasks", "rows", "width", "x_group", "x_row", "apart"),
+                    loads=8,
+                    needs={80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"},
+                    options=options,
+                )
+            )
+    return cases
+
+
+def cases() -> list[Case]:
+    return [*_moves(), *_rows(), *_project(), *_linear()]
+
+
+def compile_case(case: Case, arch: int) -> dict[str, object]:
+    import importlib
+
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module, name = case.kernel.split(".")
+    kernel = getattr(importlib.import_module(f"blockzo.kernels.{module}"), name)
+    types = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
+    constants = {k: types.get(v, v) if isinstance(v, str) else v for k, v in case.constants.items()}
+    signature = {n: case.signature.get(n, "constexpr") for n in kernel.arg_names}
+    places = {n: k for k, n in enumerate(kernel.arg_names)}
+    source = ASTSource(
+        kernel,
+        signature,
+        {(places[n],): value for n, value in constants.items()},
+        {(places[n],): [["tt.divisibility", 16]] for n in case.aligned},
+    )
+    options = {"num_warps": 4, "enable_fp_fusion": False, **case.options}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return measure(compiled.asm["cubin"], compiled.asm["ptx"])
+
+
+def measure(cubin: bytes, ptx: str) -> dict[str, object]:
+    import triton
+
+    tools = triton.knobs.nvidia
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [tools.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+        sass = subprocess.run([tools.nvdisasm.path, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    resources = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage))
+    words = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", sass, flags=re.M)
+
+    def count(pattern: str) -> int:
+        return sum(bool(re.match(pattern, word)) for word in words)
+
+    return {
+        "registers": int(resources["REG"]),
+        "stack": int(resources["STACK"]) + int(resources["LOCAL"]),
+        "instructions": sum(not word.startswith("NOP") for word in words),
+        "local": count(r"(LDL|STL)"),
+        "loads_128": count(r"LDG(STS)?\..*128"),
+        "stores_128": count(r"STG\..*128"),
+        # a square root is refined by fused steps of its own
+        "fused": len(re.findall(r"\bfma\.", ptx)) + (0 if "sqrt" in ptx else count(r"FFMA")),
+        "matrix": sorted({word.split(".")[0] for word in words if re.match(r"(HMMA|HGMMA|UTC.*MMA)", word)}),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHES))
+    given = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET is set; expected it unset, as the interpreter cannot compile")
+    found = {f"{case.name} sm_{arch}": compile_case(case, arch) for arch in given.arch for case in cases()}
+    json.dump(found, sys.stdout, indent=1)
+    print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The moved linear layer in Triton against float64: fused and by panels, pairs and single groups, ragged shapes, views."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from blockzo.noise import Noise
+from blockzo.ops import gpu, reference
+from blockzo.ops.quantized import quantize
+from blockzo.ops.steps import Step, make_step
+from tests.cpu.cases import DISTRIBUTIONS, SEED
+
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+# bfloat16 products are not the interpreter's: the compiled kernel is compared on a GPU
+DTYPES = (torch.float32, torch.float16)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Step, stream: int) -> Tensor:
+    return reference.perturbed_linear(x.float(), weight, bias, start, step, stream).double()
+
+
+@pytest.mark.parametrize(
+    ("directions", "scales"),
+    [([3, 3], [0.1, -0.1]), ([3, 4, 3], [0.1, 0.2, 0.1]), ([2, 5, 2, 5], [0.1, 0.3, -0.1, -0.3])],
+)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("path", ["fused", "panels"])
+def test_against_the_reference(
+    path: str, dtype: torch.dtype, distribution: str, directions: list[int], scales: list[float]
+) -> None:
+    tokens, rows, width = 5, 70, 200
+    step = make_step(Noise(SEED, distribution), directions, scales)
+    # a slice of 200 columns of rows that lie 256 apart
+    weight = normal(rows, 256, dtype=dtype, seed=1)[:, :width]
+    bias = normal(rows, dtype=dtype, seed=2)
+    x = normal(len(directions), tokens, width, dtype=dtype, seed=3)
+    found = gpu.perturbed_linear(x, weight, bias, 512, step, 9, path)
+    want = exact(x, weight, bias, 512, step, 9)
+    assert found.dtype == dtype and found.shape == want.shape
+    tolerance = 1e-4 if dtype == torch.float32 else 6e-2
+    assert (found.double() - want).abs().max() < tolerance
+
+
+def test_groups_do_not_depend_on_each_other_and_both_signs_are_one_weight_moved_both_ways() -> None:
+    weight, x = normal(64, 128, seed=1), normal(2, 3, 128, seed=2)
+    noise = Noise(SEED, "rademacher")
+    both = gpu.perturbed_linear(x, weight, None, 0, make_step(noise, [3, 3], [0.1, -0.1]), 9, "fused")
+    for group, scale in enumerate((0.1, -0.1)):
+        alone = gpu.perturbed_linear(x[group : group + 1], weight, None, 0, make_step(noise, [3], [scale]), 9, "fused")
+        assert torch.equal(both[group], alone[0])
+
+
+def test_a_bias_for_each_group_and_x_shared_by_groups() -> None:
+    weight, x = normal(30, 128, seed=1), normal(1, 2, 128, seed=2).expand(2, 2, 128)
+    bias = normal(2, 30, seed=4)
+    step = make_step(Noise(SEED), [3, 3], [0.1, -0.1])
+    want = exact(x, weight, bias, 0, step, 9)
+    for path in ("fused", "panels"):
+        assert (gpu.perturbed_linear(x, weight, bias, 0, step, 9, path).double() - want).abs().max() < 1e-4
+
+
+def test_quantized_weights_are_widened() -> None:
+    weight = quantize(normal(16, 128, seed=1), 4)
+    x, step = normal(1, 2, 128, seed=2), make_step(Noise(SEED), [3], [0.1])
+    want = exact(x, weight.dequantize(), None, 0, step, 9)
+    assert (gpu.perturbed_linear(x, weight, None, 0, step, 9).double() - want).abs().max() < 1e-4
+
+
+def test_rows_that_begin_amid_a_block_of_noise_go_by_panels() -> None:
+    weight, x, step = normal(10, 100, seed=1), normal(1, 2, 100, seed=2), make_step(Noise(SEED), [3], [0.1])
+    want = exact(x, weight, None, 7, step, 9)
+    assert (gpu.perturbed_linear(x, weight, None, 7, step, 9).double() - want).abs().max() < 1e-4
+    with pytest.raises(ValueError, match="multiples of 128; found 7, 100"):
+        gpu.perturbed_linear(x, weight, None, 7, step, 9, "fused")

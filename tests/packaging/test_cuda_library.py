@@ -1,0 +1,117 @@
+"""The CUDA library: nvcc builds it within its budget, it loads without a driver, refuses politely; its absence hurts nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from blockzo.ops import cuda
+from tests.packaging.builds import ROOT, copy_tree, execute
+
+CSRC = ROOT / "csrc"
+NVCC = shutil.which("nvcc")
+
+
+def test_a_missing_library_is_no_library(tmp_path: Path) -> None:
+    assert cuda.load(tmp_path / "_cuda.so") is None
+    (tmp_path / "_cuda.so").write_bytes(b"not a library")
+    assert cuda.load(tmp_path / "_cuda.so") is None
+
+
+def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
+    source, target = tmp_path / "old.c", tmp_path / "_cuda.so"
+    source.write_text("int blockzo_cuda_version(void) { return 99; }\n")
+    done = execute([os.environ.get("CC", "cc"), "-shared", "-fPIC", source, "-o", target], tmp_path)
+    assert done.returncode == 0, done.stdout
+    with pytest.raises(cuda.CudaError, match="interface 99; expected 1"):
+        cuda.load(target)
+
+
+def test_required_cuda_without_a_compiler_fails_the_build(tmp_path: Path) -> None:
+    tree = copy_tree(tmp_path / "tree")
+    command = [
+        "python",
+        "setup.py",
+        "--quiet",
+        "build_ext",
+        "--build-temp",
+        tmp_path / "t",
+        "--build-lib",
+        tmp_path / "l",
+    ]
+    import sys
+
+    command[0] = sys.executable
+    done = execute(
+        command, tree, BLOCKZO_CUDA="1", NVCC="no-such-compiler", CUDA_HOME=str(tmp_path), PATH="/usr/bin:/bin"
+    )
+    assert done.returncode != 0
+    assert "BLOCKZO_CUDA is 1 and no nvcc was found" in done.stdout
+
+
+if NVCC:
+
+    @pytest.fixture(scope="module")
+    def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """One architecture: three would take minutes more."""
+        folder = tmp_path_factory.mktemp("cuda")
+        command = [
+            NVCC,
+            "-arch=sm_90",
+            "-O3",
+            "-std=c++17",
+            "-fmad=false",
+            "-shared",
+            "-cudart=static",
+            "-Xptxas",
+            "-v",
+        ]
+        options = ["-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CSRC / 'include'}"]
+        done = execute([*command, *options, CSRC / "cuda" / "moves.cu", "-o", folder / "_cuda.so"], folder)
+        assert done.returncode == 0, done.stdout
+        (folder / "ptxas.txt").write_text(done.stdout)
+        return folder / "_cuda.so"
+
+    def test_registers_and_spills_stay_within_budget(library: Path) -> None:
+        text = library.with_name("ptxas.txt").read_text()
+        spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
+        registers = [int(number) for number in re.findall(r"Used (\d+) registers", text)]
+        assert len(registers) == 18  # 3 dtypes, 3 modes, 2 distributions
+        assert set(spills) == {("0", "0", "0")}
+        # 4 blocks of 128 threads a multiprocessor at least
+        assert max(registers) <= 128
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
+    def test_it_loads_without_a_driver_and_says_so(library: Path) -> None:
+        found = cuda.load(library)
+        assert found is not None
+        assert found.blockzo_cuda_devices() <= 0
+        code = found.blockzo_cuda_move(None, None, 1, None, 1, None, 0, 0, 0, None)
+        assert code != 0
+        with pytest.raises(cuda.CudaError, match=f"report error {code}: "):
+            cuda.check(found, code)
+        assert found.blockzo_cuda_move(None, None, 0, None, 1, None, 0, 0, 0, None) == 0
+        for arguments in ((1, 0, 0, 0, 0), (1, 1, 9, 0, 0), (1, 1, 0, 9, 0), (1, 1, 0, 0, 9)):
+            count, steps, dtype, mode, distribution = arguments
+            code = found.blockzo_cuda_move(None, None, count, None, steps, None, dtype, mode, distribution, None)
+            assert code == 1  # cudaErrorInvalidValue
+
+    def test_nothing_is_exported_but_the_interface(library: Path) -> None:
+        done = execute(["nm", "-D", "--defined-only", library], library.parent)
+        assert done.returncode == 0, done.stdout
+        names = {line.split()[-1] for line in done.stdout.splitlines()}
+        assert {name for name in names if "blockzo" in name} == {
+            f"blockzo_cuda_{name}" for name in ("move", "chunk", "version", "devices", "error")
+        }
+
+    def test_this_checkout_reports_its_build() -> None:
+        report = json.loads((ROOT / "blockzo" / "_build.json").read_text())
+        assert report["cuda"] is (os.environ.get("BLOCKZO_CUDA") != "0")
+        assert isinstance(cuda.load(cuda.PATH), ctypes.CDLL)
