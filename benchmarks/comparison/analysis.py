@@ -33,6 +33,8 @@ class Goal:
         return f"{self.measure} {value if self.measure == 'accuracy' else -value:.3f}"
 
 
+LEAST_GAIN = {"accuracy": 0.025, "loss": 0.02}
+"""Less than the sampling error of a checkpoint is no gain: who reaches it, and when, is chance."""
 ACCURACY = Goal()
 GOALS = (ACCURACY, Goal("accuracy", 0.8), Goal("loss"))
 
@@ -66,13 +68,13 @@ def end(points: Sequence[Point], goal: Goal = ACCURACY) -> float:
 
 
 def target(by_method: Mapping[str, Mapping[int, Sequence[Point]]], goal: Goal = ACCURACY) -> float | None:
-    """What is to be reached: start + share * (end - start) of the reference, means over seeds; None without gain or runs."""
+    """What is to be reached: start + share * (end - start) of the reference, means over seeds; None without runs or a gain."""
     seeds = by_method.get(REFERENCE)
     if not seeds:
         return None
     start = statistics.fmean(goal.values(points)[0] for points in seeds.values())
     last = statistics.fmean(end(points, goal) for points in seeds.values())
-    return start + goal.share * (last - start) if last > start else None
+    return start + goal.share * (last - start) if last - start >= LEAST_GAIN[goal.measure] else None
 
 
 def reached(points: Sequence[Point], wanted: float, cost: str, goal: Goal = ACCURACY) -> float:

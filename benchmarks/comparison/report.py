@@ -83,7 +83,7 @@ def _case(runs: Runs, case: analysis.Case) -> list[str]:
     targets = [(goal, analysis.target(by_method, goal)) for goal in (analysis.ACCURACY, analysis.Goal("loss"))]
     start = [p[0].accuracy for seeds in by_method.values() for p in seeds.values()]
     told = ", ".join(
-        f"no {goal.measure} (n-SPSA gained nothing)" if wanted is None else goal.text(wanted)
+        f"no {goal.measure} (n-SPSA gained nothing to speak of)" if wanted is None else goal.text(wanted)
         for goal, wanted in targets
     )
     lines = [

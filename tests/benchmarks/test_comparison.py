@@ -210,6 +210,7 @@ def test_the_target_is_where_the_reference_ends_and_the_best_is_ours() -> None:
     assert analysis.target(by_method) == pytest.approx(0.7)
     assert analysis.target(by_method, analysis.Goal("accuracy", 0.5)) == pytest.approx(0.6)
     assert analysis.target({"n-spsa": {13: points([0.6, 0.5, 0.5, 0.5])}}) is None
+    assert analysis.target({"n-spsa": {13: points([0.6, 0.62, 0.62, 0.62])}}) is None
     assert analysis.target({}) is None
     assert analysis.best_method(by_method, 0.65) == "spzo-decoupled"
     ratio = analysis.over_cases(example(), None, "eager-mezo", "seconds")
