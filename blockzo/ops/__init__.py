@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise, check_stream
-from blockzo.ops import backends
+from blockzo.ops import backends, registered
 from blockzo.ops.digest import digest
 from blockzo.ops.linear import perturbed_linear
 from blockzo.ops.params import Params, Target, check_finite, check_tensor, targets
@@ -38,9 +38,7 @@ __all__ = [
 
 def perturb_(params: Params, noise: Noise, scale: float, direction: int = 0) -> None:
     """w <- w + scale * z, in place, one rounding to the storage dtype."""
-    step = make_step(noise, [direction], [scale])
-    for backend, found in backends.split(targets(params)):
-        backend.perturb_(found, step)
+    _move(targets(params), make_step(noise, [direction], [scale]), "perturb")
 
 
 def shift_(params: Params, noise: Noise, terms: Sequence[tuple[int, float]]) -> None:
@@ -48,9 +46,7 @@ def shift_(params: Params, noise: Noise, terms: Sequence[tuple[int, float]]) -> 
 
     The sum is accumulated in float32 in the order given, and the weight is rounded once.
     """
-    step = make_step(noise, [d for d, _ in terms], [s for _, s in terms])
-    for backend, found in backends.split(targets(params)):
-        backend.shift_(found, step)
+    _move(targets(params), make_step(noise, [d for d, _ in terms], [s for _, s in terms]), "shift")
 
 
 def update_(
@@ -72,8 +68,22 @@ def update_(
     directions = range(len(coefficients)) if directions is None else directions
     check_finite("decay", decay)
     step = make_step(noise, directions, coefficients, decay_factor(decay), stochastic_rounding)
-    for backend, found in backends.split(targets(params)):
-        backend.replay_(found, [step])
+    _move(targets(params), step, "update")
+
+
+def _move(found: list[Target], step: Step, kind: str) -> None:
+    with torch.no_grad():
+        torch.ops.blockzo.move_(
+            [target.tensor for target in found],
+            [target.stream for target in found],
+            kind,
+            registered.signed(step.seed),
+            step.distribution,
+            step.directions,
+            step.coefficients,
+            step.factor,
+            step.stochastic,
+        )
 
 
 def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int] | None = None) -> None:
@@ -171,7 +181,9 @@ def perturbed_copy(
             "expected one device, and float32 or the dtype of source"
         )
     step = make_step(noise, [direction], [scale])
-    backends.for_tensor(source).perturbed_copy(out, source, start, step, check_stream(stream))
+    where = (start, check_stream(stream), registered.signed(step.seed), step.distribution)
+    with torch.no_grad():
+        torch.ops.blockzo.perturbed_copy(out, source, *where, direction, *step.coefficients)
     return out
 
 
@@ -193,7 +205,8 @@ def perturbed_rows(
     flat = rows.reshape(-1).to(device=weight.device, dtype=torch.int64).contiguous()
     if flat.numel() and not (0 <= int(flat.min()) and int(flat.max()) < weight.shape[0]):
         raise ValueError(f"rows span [{int(flat.min())}, {int(flat.max())}]; the weight has {weight.shape[0]} rows")
-    out = torch.empty(flat.numel(), weight.shape[1], dtype=weight.dtype, device=weight.device)
     step = make_step(noise, [direction], [scale])
-    backends.for_tensor(weight).perturbed_rows(out, weight, flat, step, check_stream(stream))
+    where = (check_stream(stream), registered.signed(step.seed), step.distribution)
+    with torch.no_grad():
+        out: Tensor = torch.ops.blockzo.perturbed_rows(weight, flat, *where, direction, *step.coefficients)
     return out.view(*rows.shape, weight.shape[1])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise, check_stream
-from blockzo.ops import backends, reference
+from blockzo.ops import backends, reference, registered
 from blockzo.ops.params import DTYPES, check_tensor
 from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.steps import make_step
@@ -65,9 +65,12 @@ def perturbed_linear(
     step = make_step(noise, directions, scales)
     flat = x.reshape(groups, count // groups, width)
     with torch.no_grad():
-        held = weight.data if isinstance(weight, QuantizedWeight) else weight
-        backend = backends.for_tensor(held) if rows and width and count else reference
-        out = backend.perturbed_linear(flat, weight, bias, start, step, check_stream(stream))
+        if isinstance(weight, QuantizedWeight):
+            backend = backends.for_tensor(weight.data) if rows and width and count else reference
+            out = backend.perturbed_linear(flat, weight, bias, start, step, check_stream(stream))
+        else:
+            where = (start, check_stream(stream), registered.signed(step.seed), step.distribution)
+            out = torch.ops.blockzo.perturbed_linear(flat, weight, bias, *where, step.directions, step.coefficients)
     return out.view(*x.shape[:-1], rows)
 
 

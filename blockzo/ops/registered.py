@@ -1,0 +1,126 @@
+"""The operations as `torch.ops.blockzo.*`: schemas, fakes and one implementation for every device, so that torch.compile, export
+and tracing see one node each. `blockzo.ops` checks what is given and calls these.
+
+A seed is an int64 with the bits of the uint64; coefficients are float32 values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blockzo.ops import backends, reference
+from blockzo.ops.params import Target
+from blockzo.ops.steps import Step
+
+LIBRARY = torch.library.Library("blockzo", "DEF")
+NOISE = "int seed, str distribution"
+LIBRARY.define(
+    f"perturbed_linear(Tensor x, Tensor weight, Tensor? bias, int start, int stream, {NOISE}, int[] directions, float[] scales)"
+    " -> Tensor"
+)
+LIBRARY.define(
+    f"perturbed_copy(Tensor(a!) out, Tensor source, int start, int stream, {NOISE}, int direction, float scale) -> ()"
+)
+LIBRARY.define(f"perturbed_rows(Tensor weight, Tensor rows, int stream, {NOISE}, int direction, float scale) -> Tensor")
+LIBRARY.define(
+    f"move_(Tensor(a!)[] tensors, int[] streams, str kind, {NOISE}, int[] directions, float[] coefficients, float factor, "
+    "bool stochastic) -> ()"
+)
+
+
+def signed(seed: int) -> int:
+    return seed - (1 << 64) if seed >> 63 else seed
+
+
+def _step(seed: int, distribution: str, directions: Sequence[int], coefficients: Sequence[float]) -> Step:
+    return Step(seed % (1 << 64), distribution, tuple(directions), tuple(coefficients))
+
+
+def _perturbed_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    start: int,
+    stream: int,
+    seed: int,
+    distribution: str,
+    directions: Sequence[int],
+    scales: Sequence[float],
+) -> Tensor:
+    """x [groups, tokens, width] -> [groups, tokens, rows]."""
+    step = _step(seed, distribution, directions, scales)
+    backend = backends.for_tensor(weight) if x.numel() and weight.numel() else reference
+    out: Tensor = backend.perturbed_linear(x, weight, bias, start, step, stream)
+    return out
+
+
+def _perturbed_copy(
+    out: Tensor, source: Tensor, start: int, stream: int, seed: int, distribution: str, direction: int, scale: float
+) -> None:
+    step = _step(seed, distribution, [direction], [scale])
+    backends.for_tensor(source).perturbed_copy(out, source, start, step, stream)
+
+
+def _perturbed_rows(
+    weight: Tensor, rows: Tensor, stream: int, seed: int, distribution: str, direction: int, scale: float
+) -> Tensor:
+    out = weight.new_empty(rows.numel(), weight.shape[1])
+    step = _step(seed, distribution, [direction], [scale])
+    backends.for_tensor(weight).perturbed_rows(out, weight, rows, step, stream)
+    return out
+
+
+def _move(
+    tensors: Sequence[Tensor],
+    streams: Sequence[int],
+    kind: str,
+    seed: int,
+    distribution: str,
+    directions: Sequence[int],
+    coefficients: Sequence[float],
+    factor: float,
+    stochastic: bool,
+) -> None:
+    """`kind`: "perturb", "shift" or "update"."""
+    step = Step(seed % (1 << 64), distribution, tuple(directions), tuple(coefficients), factor, stochastic)
+    found = [Target("", stream, tensor) for stream, tensor in zip(streams, tensors, strict=True)]
+    for backend, part in backends.split(found):
+        if kind == "perturb":
+            backend.perturb_(part, step)
+        elif kind == "shift":
+            backend.shift_(part, step)
+        else:
+            backend.replay_(part, [step])
+
+
+IMPLEMENTATIONS = {
+    "perturbed_linear": _perturbed_linear,
+    "perturbed_copy": _perturbed_copy,
+    "perturbed_rows": _perturbed_rows,
+    "move_": _move,
+}
+for _name, _function in IMPLEMENTATIONS.items():
+    LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("blockzo::perturbed_linear", lib=LIBRARY)
+def _(x: Tensor, weight: Tensor, *others: object) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
+
+
+@torch.library.register_fake("blockzo::perturbed_rows", lib=LIBRARY)
+def _(weight: Tensor, rows: Tensor, *others: object) -> Tensor:
+    return weight.new_empty(rows.numel(), weight.shape[1])
+
+
+@torch.library.register_fake("blockzo::perturbed_copy", lib=LIBRARY)
+def _(out: Tensor, source: Tensor, *others: object) -> None:
+    return None
+
+
+@torch.library.register_fake("blockzo::move_", lib=LIBRARY)
+def _(tensors: Sequence[Tensor], *others: object) -> None:
+    return None
