@@ -1,0 +1,74 @@
+"""What GPU kernels are told, as small tables on the device, kept for as long as the same steps and tensors come: all layers
+of one forward share one table.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from blockzo.ops.steps import Step
+
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+EXACT: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+"""Of every launch: multiplications and additions are rounded one by one."""
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def used(*tables: Tensor) -> None:
+    """A table may be dropped from its cache while this stream still reads it."""
+    for table in tables:
+        if table.is_cuda:
+            table.record_stream(torch.cuda.current_stream(table.device))
+
+
+def bits(value: float) -> int:
+    return int(struct.unpack("<i", struct.pack("<f", value))[0])
+
+
+def signed(value: int) -> int:
+    """The int32 with the bits of a uint32."""
+    return value - (1 << 32) if value >> 31 else value
+
+
+def words(seed: int) -> tuple[int, int]:
+    return signed(seed & 0xFFFFFFFF), signed(seed >> 32)
+
+
+@lru_cache(maxsize=128)
+def table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """By integers: as floats, coefficients of 0 and -0 would be one key."""
+    # a kernel must be given an address even where it reads nothing
+    return torch.tensor(rows or ((0, 0),), dtype=torch.int32).to(device)
+
+
+def step_tables(steps: Sequence[Step], device: torch.device) -> tuple[Tensor, Tensor]:
+    """int32 [steps, 6] and [terms, 2] of `kernels/moves.py`."""
+    lines: list[tuple[int, ...]] = []
+    terms: list[tuple[int, ...]] = []
+    for step in steps:
+        first = len(terms)
+        terms += [(signed(d), bits(c)) for d, c in zip(step.directions, step.coefficients, strict=True)]
+        lines.append((*words(step.seed), first, len(terms), bits(step.factor), int(step.stochastic)))
+    return table(tuple(lines), device), table(tuple(terms), device)
+
+
+@lru_cache(maxsize=64)
+def tensor_tables(tensors: tuple[tuple[int, int, int], ...], block: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """int64 [tensors, 3] of (address, elements, stream), and int32 [programs, 2] of (tensor, number of its chunk)."""
+    programs = [-(-count // block) for _, count, _ in tensors]
+    owner = np.repeat(np.arange(len(tensors), dtype=np.int32), programs)
+    first = np.repeat(np.cumsum([0, *programs[:-1]]), programs)
+    chunks = np.stack([owner, (np.arange(len(owner)) - first).astype(np.int32)], axis=1)
+    return torch.tensor(tensors, dtype=torch.int64).to(device), torch.from_numpy(chunks).to(device)
