@@ -118,6 +118,24 @@ def replay(table: Table, distribution: str, rounds: int, size: int, steps: int) 
     table.add(case, "weights x directions", scaled(rate, 1e-9), "G/s")
 
 
+def call(table: Table, rounds: int, calls: int = 1000) -> None:
+    """A linear layer so small that the way to the kernel is most of it: through torch's dispatcher against straight to it."""
+    x, weight = torch.randn(1, 1, 64), torch.randn(64, 64)
+    step = make_step(bz.Noise(1), [0], [EPS])
+
+    def registered() -> None:
+        for _ in range(calls):
+            torch.ops.blockzo.perturbed_linear(x, weight, None, 0, 7, 1, "rademacher", [0], [EPS])
+
+    def straight() -> None:
+        for _ in range(calls):
+            native.perturbed_linear(x, weight, None, 0, step, 7)
+
+    times = paired({"registered": registered, "straight": straight}, rounds=rounds, warmup=1)
+    more = [(a - b) / calls * 1e6 for a, b in zip(times["registered"], times["straight"], strict=True)]
+    table.add("perturbed_linear 64 x 64, 1 token", "a registered operation costs a call", Spread.of(more), "us")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -125,7 +143,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", choices=("add", "eager", "replay"), help="one of the three parts")
+    parser.add_argument("--only", choices=("add", "eager", "replay", "call"), help="one of the parts")
     parser.add_argument("--no-save", action="store_true", help="print, and leave results.csv as it is")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -143,6 +161,8 @@ def main() -> None:
     if options.only in (None, "replay"):
         replay(table, "rademacher", max(3, options.rounds // 3), REPLAY_SIZE, REPLAY_STEPS)
         replay(table, "gaussian", max(3, options.rounds // 5), REPLAY_SIZE, 50)
+    if options.only in (None, "call"):
+        call(table, options.rounds)
     if not options.no_save:
         table.save()
 

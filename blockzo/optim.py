@@ -65,8 +65,8 @@ class ZO:
         method: MeZO(), SPSA(n), SPZO(outer, inner, variant), OneSided(n), FZOO(n), Tree(levels), Decoupled(directions), or
             "auto" (`Auto()`): a planner measures the blocks and chooses what to move at every step (docs/planner.md).
         blocks: Blocks(model, boundaries). Where None: in half for methods that need two blocks, several for "auto", else one.
-        lr: learning rate; one a block; or a function step -> either. With "auto" a factor on the planned rates, 1 where None;
-            else 1e-6 where None.
+        lr: learning rate; one a block; or a function step -> either. 1e-6 where None. With "auto" a
+            factor on the planned rates, 1 where None, that lifts one up to `Auto.caution` times the best and no further.
         eps: size of the perturbation; one number or one a block.
         distribution: "rademacher" or "gaussian"; one or one a block.
         seed: of the run, in [0, 2**64); step t uses `step_seed(seed, t)`.

@@ -209,23 +209,23 @@ def test_the_state_of_a_block_finds_energy_curvature_and_confidence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rise", "steps", "low", "high"),
+    ("rise", "jump", "steps", "low", "high"),
     [
-        (0.0, 400, 0.5, 1.0),
-        (-1.0, 4000, 0.5, 1.0),
-        (0.5, 300, 0.0, 0.25),  # a drift that no stretch of 20 steps shows: 0.13 a stretch of 80, its error is 0.04
-        (1.0, 20, 0.0, 0.25),  # a collapse, before a stretch of 20 steps has seen it twice
+        (0.0, 0.0, 400, 0.5, 1.0),
+        (-1.0, 0.0, 4000, 0.5, 1.0),
+        (0.3, 0.0, 480, 0.0, 0.25),  # a drift; 0.32 without the stretches of 80 steps
+        (0.0, 1.0, 10, 0.0, 0.5),  # a collapse, before a stretch of 20 steps is over
     ],
 )
 def test_rates_are_halved_while_the_loss_rises_and_not_by_noise(
-    rise: float, steps: int, low: float, high: float
+    rise: float, jump: float, steps: int, low: float, high: float
 ) -> None:
     factors = []
     for seed in range(21):
         noise = (0.25 * torch.randn(100 + steps, generator=torch.Generator().manual_seed(seed))).tolist()
         guard = Guard(20)
         for step, value in enumerate(noise):
-            guard.add(1.0 + rise * max(0, step - 100) / steps + value)
+            guard.add(1.0 + rise * max(0, step - 100) / steps + jump * (step >= 100) + value)
         factors.append(guard.factor)
     assert low <= sorted(factors)[10] <= high
 

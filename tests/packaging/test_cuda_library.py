@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
 def test_required_cuda_without_a_compiler_fails_the_build(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path / "tree")
     command = [
-        "python",
+        sys.executable,
         "setup.py",
         "--quiet",
         "build_ext",
@@ -46,9 +47,6 @@ def test_required_cuda_without_a_compiler_fails_the_build(tmp_path: Path) -> Non
         "--build-lib",
         tmp_path / "l",
     ]
-    import sys
-
-    command[0] = sys.executable
     done = execute(
         command, tree, BLOCKZO_CUDA="1", NVCC="no-such-compiler", CUDA_HOME=str(tmp_path), PATH="/usr/bin:/bin"
     )
