@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from blockzo import journal_format as fmt
+from blockzo.contract import CONTRACT
 from blockzo.journal_format import JournalError
-from blockzo.noise import CONTRACT
 from blockzo.record import Record
 
 __all__ = ["Journal", "JournalError"]

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blockzo.noise import CONTRACT, DISTRIBUTIONS
+from blockzo.contract import CONTRACT, DISTRIBUTIONS
 from blockzo.record import BlockUpdate, Record
 
 MAGIC = b"\x89blockzo journal\r\n\x1a\n"

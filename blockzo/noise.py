@@ -6,7 +6,6 @@ rounds on its own, so the bits equal those of the compiled kernels.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,10 +13,32 @@ from math import prod
 import torch
 from torch import Tensor
 
-CONTRACT = "blockzo noise v1"
-DISTRIBUTIONS = ("rademacher", "gaussian")
-ROUNDING_DIRECTION = 0xFFFFFFFF
-"""The direction whose words drive stochastic rounding; no perturbation may use it."""
+from blockzo.contract import (
+    CONTRACT,
+    DISTRIBUTIONS,
+    ROUNDING_DIRECTION,
+    canonical_name,
+    check_direction,
+    check_seed,
+    check_stream,
+    stream_id,
+)
+
+__all__ = [
+    "CONTRACT",
+    "DISTRIBUTIONS",
+    "ROUNDING_DIRECTION",
+    "Noise",
+    "canonical_name",
+    "check_direction",
+    "check_seed",
+    "check_stream",
+    "noise_at",
+    "noise_range",
+    "philox",
+    "rounding_bits",
+    "stream_id",
+]
 
 _MASK32 = 0xFFFFFFFF
 _PHILOX_M0, _PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
@@ -28,34 +49,6 @@ _ANGLE_SCALE = 0x38490FDB
 _Q = (0xC000001B, 0x3F800149, 0xBF2A8369, 0x3EFEC92F, 0xBED2FBB6, 0x3EC18C5D, 0xBE7242CD)
 _C = (0x3F7FFFFF, 0xBEFFFFE0, 0x3D2AA76F, 0xBAB59551, 0x37C23AB1)
 _S = (0x3F7FFFF3, 0xBE2AA816, 0x3C083456, 0xB9423DF1)
-
-
-def canonical_name(name: str) -> str:
-    """The name a parameter has without wrappers: leading `module.` and any `_orig_mod.` are removed."""
-    while name.startswith("module."):
-        name = name[len("module.") :]
-    kept = [part for part in name.split(".") if part != "_orig_mod"]
-    name = ".".join(kept)
-    return canonical_name(name) if name.startswith("module.") else name
-
-
-def stream_id(name: str) -> int:
-    """The uint32 stream of a tensor: `zlib.crc32` of its canonical name in UTF-8."""
-    return zlib.crc32(canonical_name(name).encode("utf-8"))
-
-
-def check_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed is {seed!r}; expected an integer in [0, 2**64)")
-    return seed
-
-
-def check_direction(direction: int) -> int:
-    if isinstance(direction, bool) or not isinstance(direction, int) or not 0 <= direction < ROUNDING_DIRECTION:
-        raise ValueError(
-            f"direction is {direction!r}; expected an integer in [0, 2**32 - 1) (the last is kept for stochastic rounding)"
-        )
-    return direction
 
 
 def _float(bits: int) -> float:
@@ -198,11 +191,3 @@ class Noise:
             raise ValueError(f"start is {start} for {count} values; indices must lie in [0, 2**63)")
         values = noise_range(start, count, self.seed, self.distribution, check_stream(stream), direction, device)
         return values.to(dtype).reshape(shape)
-
-
-def check_stream(stream: str | int) -> int:
-    if isinstance(stream, str):
-        return stream_id(stream)
-    if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream <= _MASK32:
-        raise ValueError(f"stream is {stream!r}; expected a parameter name or an integer in [0, 2**32)")
-    return stream

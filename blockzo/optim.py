@@ -12,7 +12,7 @@ from torch import nn
 
 from blockzo import ops
 from blockzo.blocks import Blocks
-from blockzo.cost import measure_seconds
+from blockzo.costs import measure_seconds
 from blockzo.estimators import Method, MeZO, Scalars, default_blocks
 from blockzo.evaluate import Evaluation, InPlaceExecutor, LossFunction, PerturbedExecutor, hugging_face_loss
 from blockzo.groups import MaxGroup

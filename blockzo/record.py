@@ -6,8 +6,12 @@ import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from blockzo.noise import DISTRIBUTIONS, Noise, check_direction, check_seed
+from blockzo.contract import DISTRIBUTIONS, check_direction, check_seed
+
+if TYPE_CHECKING:
+    from blockzo.noise import Noise
 
 RECORD_VERSION = 1
 
@@ -100,6 +104,8 @@ class Record:
 
     def noise(self, block: int) -> Noise:
         """The noise of one block."""
+        from blockzo.noise import Noise  # records are read where torch is not
+
         return Noise(self.seed, self.blocks[block].distribution or self.distribution)
 
     @property

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockzo.blocks import Blocks
-from blockzo.cost import measure_blocks
+from blockzo.costs import measure_blocks
 from blockzo.finetune.data import Example, find_file, limit, read_examples
 from blockzo.finetune.models import HeadedEncoder, Loaded, load
 from blockzo.finetune.order import BatchOrder, by_length, shuffled

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from blockzo import estimators
+from blockzo.contract import DISTRIBUTIONS
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.schedules import SCHEDULES
-from blockzo.noise import DISTRIBUTIONS
 from blockzo.planner import Auto
 
 METHODS = ("mezo", "spsa", "spzo", "one-sided", "fzoo", "tree", "auto")

@@ -1,0 +1,31 @@
+"""What must start fast: a server that needs no model, a client's shim, and the reader of a journal run without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import blockzo
+
+
+def loaded(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(' '.join(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+@pytest.mark.parametrize("statement", ["import blockzo", "from blockzo.journal import Journal", "import blockzo.cli"])
+def test_no_torch_before_it_is_needed(statement: str) -> None:
+    assert not {"torch", "numpy", "transformers", "triton"} & loaded(statement)
+
+
+def test_every_public_name_is_found() -> None:
+    for name in blockzo.__all__:
+        assert getattr(blockzo, name) is not None
+    assert set(blockzo.__all__) <= set(dir(blockzo))
+
+
+def test_an_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Mezo'; expected one of .*MeZO"):
+        blockzo.Mezo  # noqa: B018
