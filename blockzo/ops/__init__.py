@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise, check_stream
-from blockzo.ops import backends, registered
+from blockzo.ops import registered
 from blockzo.ops.digest import digest
 from blockzo.ops.linear import perturbed_linear
 from blockzo.ops.params import Params, Target, check_finite, check_tensor, targets
@@ -74,8 +74,7 @@ def update_(
 def _move(found: list[Target], step: Step, kind: str) -> None:
     with torch.no_grad():
         torch.ops.blockzo.move_(
-            [target.tensor for target in found],
-            [target.stream for target in found],
+            *_lists(found),
             kind,
             registered.signed(step.seed),
             step.distribution,
@@ -84,6 +83,10 @@ def _move(found: list[Target], step: Step, kind: str) -> None:
             step.factor,
             step.stochastic,
         )
+
+
+def _lists(found: list[Target]) -> tuple[list[Tensor], list[int]]:
+    return [target.tensor for target in found], [target.stream for target in found]
 
 
 def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int] | None = None) -> None:
@@ -111,8 +114,8 @@ def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int]
         steps = [record_step(record, block) for record in records]
         steps = [step for step in steps if any(step.coefficients) or step.factor != 1.0]
         if steps:
-            for backend, part in backends.split(members):
-                backend.replay_(part, steps)
+            with torch.no_grad():
+                torch.ops.blockzo.replay_(*_lists(members), *registered.flattened(steps))
 
 
 def _block_of(name: str, layout: Mapping[str, int], count: int) -> int:
@@ -143,12 +146,11 @@ def project(params_or_delta: Params, noise: Noise, directions: Sequence[int]) ->
         on threads or instruction set.
     """
     step = make_step(noise, directions, [1.0] * len(directions))
-    totals = [0.0] * len(directions)
-    for target in targets(params_or_delta):
-        # one tensor after the other, so that the order of the sum is the order of the parameters
-        for backend, found in backends.split([target]):
-            totals = [a + b for a, b in zip(totals, backend.project(found, step), strict=True)]
-    return torch.tensor(totals, dtype=torch.float64)
+    with torch.no_grad():
+        totals: Tensor = torch.ops.blockzo.project(
+            *_lists(targets(params_or_delta)), registered.signed(step.seed), step.distribution, step.directions
+        )
+    return totals
 
 
 def perturbed_copy(

@@ -7,6 +7,8 @@ A seed is an int64 with the bits of the uint64; coefficients are float32 values.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,11 @@ LIBRARY.define(
     f"move_(Tensor(a!)[] tensors, int[] streams, str kind, {NOISE}, int[] directions, float[] coefficients, float factor, "
     "bool stochastic) -> ()"
 )
+LIBRARY.define(
+    "replay_(Tensor(a!)[] tensors, int[] streams, int[] seeds, str[] distributions, int[] terms, int[] directions, "
+    "float[] coefficients, float[] factors, bool[] stochastic) -> ()"
+)
+LIBRARY.define(f"project(Tensor[] tensors, int[] streams, {NOISE}, int[] directions) -> Tensor")
 
 
 def signed(seed: int) -> int:
@@ -37,6 +44,10 @@ def signed(seed: int) -> int:
 
 def _step(seed: int, distribution: str, directions: Sequence[int], coefficients: Sequence[float]) -> Step:
     return Step(seed % (1 << 64), distribution, tuple(directions), tuple(coefficients))
+
+
+def _targets(tensors: Sequence[Tensor], streams: Sequence[int]) -> list[Target]:
+    return [Target("", stream, tensor) for stream, tensor in zip(streams, tensors, strict=True)]
 
 
 def _perturbed_linear(
@@ -86,8 +97,7 @@ def _move(
 ) -> None:
     """`kind`: "perturb", "shift" or "update"."""
     step = Step(seed % (1 << 64), distribution, tuple(directions), tuple(coefficients), factor, stochastic)
-    found = [Target("", stream, tensor) for stream, tensor in zip(streams, tensors, strict=True)]
-    for backend, part in backends.split(found):
+    for backend, part in backends.split(_targets(tensors, streams)):
         if kind == "perturb":
             backend.perturb_(part, step)
         elif kind == "shift":
@@ -96,11 +106,65 @@ def _move(
             backend.replay_(part, [step])
 
 
+def flattened(steps: Sequence[Step]) -> tuple[list[Any], ...]:
+    """Steps as the arguments of `replay_`: `terms` says how many directions and coefficients each step has."""
+    return (
+        [signed(step.seed) for step in steps],
+        [step.distribution for step in steps],
+        [len(step.directions) for step in steps],
+        [direction for step in steps for direction in step.directions],
+        [coefficient for step in steps for coefficient in step.coefficients],
+        [step.factor for step in steps],
+        [step.stochastic for step in steps],
+    )
+
+
+def _replay(
+    tensors: Sequence[Tensor],
+    streams: Sequence[int],
+    seeds: Sequence[int],
+    distributions: Sequence[str],
+    terms: Sequence[int],
+    directions: Sequence[int],
+    coefficients: Sequence[float],
+    factors: Sequence[float],
+    stochastic: Sequence[bool],
+) -> None:
+    ends = list(accumulate(terms, initial=0))
+    if ends[-1] != len(directions) or ends[-1] != len(coefficients):
+        raise ValueError(
+            f"terms add up to {ends[-1]} for {len(directions)} directions and {len(coefficients)} coefficients; expected one "
+            "of each a term"
+        )
+    steps = [
+        Step(seed % (1 << 64), name, tuple(directions[a:b]), tuple(coefficients[a:b]), factor, rounds)
+        for seed, name, a, b, factor, rounds in zip(
+            seeds, distributions, ends[:-1], ends[1:], factors, stochastic, strict=True
+        )
+    ]
+    for backend, part in backends.split(_targets(tensors, streams)):
+        backend.replay_(part, steps)
+
+
+def _project(
+    tensors: Sequence[Tensor], streams: Sequence[int], seed: int, distribution: str, directions: Sequence[int]
+) -> Tensor:
+    step = _step(seed, distribution, directions, [1.0] * len(directions))
+    totals = [0.0] * len(directions)
+    for target in _targets(tensors, streams):
+        # one tensor after the other, so that the order of the sum is the order of the parameters
+        found = backends.for_tensor(target.tensor).project([target], step)
+        totals = [a + b for a, b in zip(totals, found, strict=True)]
+    return torch.tensor(totals, dtype=torch.float64)
+
+
 IMPLEMENTATIONS = {
     "perturbed_linear": _perturbed_linear,
     "perturbed_copy": _perturbed_copy,
     "perturbed_rows": _perturbed_rows,
     "move_": _move,
+    "replay_": _replay,
+    "project": _project,
 }
 for _name, _function in IMPLEMENTATIONS.items():
     LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
@@ -124,3 +188,15 @@ def _(out: Tensor, source: Tensor, *others: object) -> None:
 @torch.library.register_fake("blockzo::move_", lib=LIBRARY)
 def _(tensors: Sequence[Tensor], *others: object) -> None:
     return None
+
+
+@torch.library.register_fake("blockzo::replay_", lib=LIBRARY)
+def _(tensors: Sequence[Tensor], *others: object) -> None:
+    return None
+
+
+@torch.library.register_fake("blockzo::project", lib=LIBRARY)
+def _(
+    tensors: Sequence[Tensor], streams: Sequence[int], seed: int, distribution: str, directions: Sequence[int]
+) -> Tensor:
+    return torch.empty(len(directions), dtype=torch.float64, device="cpu")

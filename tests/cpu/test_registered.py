@@ -24,11 +24,23 @@ def weights(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def test_opcheck(dtype: torch.dtype, distribution: str) -> None:
     ops, seed = torch.ops.blockzo, registered.signed(SEED)
     weight, x = weights(6, 130, dtype=dtype), weights(2, 3, 130, dtype=dtype)
-    out, rows = torch.empty(6, 130, dtype=dtype), torch.tensor([5, 0, 5])
+    out, rows = torch.zeros(6, 130, dtype=dtype), torch.tensor([5, 0, 5])
     calls = {
         ops.perturbed_linear: (x, weight, weights(6, dtype=dtype), 0, 9, seed, distribution, [1, 1], [0.5, -0.5]),
         ops.perturbed_copy: (out, weight, 128, 9, seed, distribution, 1, 0.5),
         ops.perturbed_rows: (weight, rows, 9, seed, distribution, 1, 0.5),
+        ops.replay_: (
+            [weight, out],
+            [9, 10],
+            [seed, 3],
+            [distribution] * 2,
+            [2, 0],
+            [1, 2],
+            [0.5, 0.25],
+            [1.0, 0.5],
+            [True, False],
+        ),
+        ops.project: ([weight, out], [9, 10], seed, distribution, [1, 2]),
         ops.move_: ([weight, out], [9, 10], "update", seed, distribution, [1, 2], [0.5, 0.25], 0.5, False),
     }
     for call, arguments in calls.items():
@@ -50,10 +62,22 @@ def test_compiled_whole(distribution: str) -> None:
     def step(x: Tensor, weight: Tensor) -> Tensor:
         moved = ops.perturbed_rows(weight, torch.tensor([3, 1]), 9, seed, distribution, 1, 0.5)
         ops.move_([weight], [9], "perturb", seed, distribution, [2], [0.5], 1.0, False)
-        return ops.perturbed_linear(x, weight, None, 0, 9, seed, distribution, [1, 1], [0.5, -0.5]).sum() + moved.sum()
+        ops.replay_(
+            [weight], [9], [seed, 3], [distribution] * 2, [1, 2], [1, 2, 3], [0.5, 0.25, 0.1], [1.0, 0.5], [False] * 2
+        )
+        slope = ops.project([weight], [9], seed, distribution, [1, 2]).sum()
+        found = ops.perturbed_linear(x, weight, None, 0, 9, seed, distribution, [1, 1], [0.5, -0.5])
+        return found.sum() + moved.sum() + slope
 
     first, second = weights(6, 130), weights(6, 130)
     x = weights(2, 3, 130)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x, first), step(x, second))
     assert torch.equal(first, second)
+
+
+def test_a_replay_whose_lists_do_not_fit_is_refused() -> None:
+    w = torch.zeros(3)
+    with pytest.raises(ValueError, match="terms add up to 2 for 1 directions and 1 coefficients"):
+        torch.ops.blockzo.replay_([w], [9], [1], ["gaussian"], [2], [0], [0.5], [1.0], [False])
+    assert not w.any()
