@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +22,10 @@ class Journal:
     """Records of one run. Made by `create`, `resume` (both may append) or `open` (reads only).
 
     Attributes: `path`, `base_digest` (of the weights it begins at, or None), `layout` (parameter name -> block), `metadata`
-    (settings), `exact` (False where losses were evaluated in place, so that replay is approximate), `plan` (what the planner
-    measured before its first step, or None), `finished`, `final_digest` (of the weights after the last record, once finished),
-    `dropped` (bytes of a torn last record, removed).
+    (settings), `start` (number of its first step, 0 unless earlier ones were compacted away), `exact` (False where losses were
+    evaluated in place, so that replay is approximate), `plan` (what the planner measured before its first step, or None),
+    `finished`, `final_digest` (of the weights after the last record, once finished), `dropped` (bytes of a torn last record,
+    removed).
     """
 
     def __init__(self, path: Path, header: dict[str, Any], parsed: fmt.Parsed, file: int | None) -> None:
@@ -33,6 +34,7 @@ class Journal:
         self.layout: dict[str, int] = header["layout"]
         self.metadata: dict[str, Any] = header["metadata"]
         self.exact: bool = header["exact"]
+        self.start: int = header.get("start", 0)
         self.final_digest: str | None = None
         self.plan: dict[str, Any] | None = None
         self.finished = False
@@ -52,6 +54,7 @@ class Journal:
         layout: Mapping[str, int] | None = None,
         metadata: Mapping[str, Any] | None = None,
         exact: bool = True,
+        start: int = 0,
     ) -> Journal:
         """A new journal; its header is complete on disk, under its name, or the file does not exist.
 
@@ -60,18 +63,21 @@ class Journal:
             layout: `blocks.layout`.
             metadata: anything JSON can hold: settings, data digest, model name.
             exact: False for in-place evaluation.
+            start: number of the first step; `base_digest` is of the weights before it.
 
         Raises:
             JournalError: the file exists, or cannot be written.
         """
         path = Path(path)
-        header = {
+        header: dict[str, Any] = {
             "contract": CONTRACT,
             "base_digest": base_digest,
             "layout": dict(layout or {}),
             "metadata": dict(metadata or {}),
             "exact": exact,
         }
+        if start:
+            header["start"] = start
         data = fmt.encode_header(header)
         temporary = path.with_name(path.name + f".{os.getpid()}.new")
         try:
@@ -144,23 +150,21 @@ class Journal:
             raise JournalError("there is a record after the end of the run; the file is damaged")
         if kind == fmt.STEP:
             record = fmt.decode_record(body)
-            if record.step != len(self._records):
-                raise JournalError(f"record {len(self._records)} holds step {record.step}; the file is damaged")
+            if record.step != self.next_step:
+                raise JournalError(f"record {self.next_step} holds step {record.step}; the file is damaged")
             if self._records and len(record.blocks) != len(self._records[0].blocks):
                 raise JournalError(f"step {record.step} has another number of blocks; the file is damaged")
             self._records.append(record)
         elif kind == fmt.DIGEST:
             step, digest = fmt.decode_digest(body)
-            if not self._records or step != len(self._records) - 1:
-                raise JournalError(
-                    f"a digest of step {step} follows step {len(self._records) - 1}; the file is damaged"
-                )
+            if not self._records or step != self.next_step - 1:
+                raise JournalError(f"a digest of step {step} follows step {self.next_step - 1}; the file is damaged")
             self._records[-1] = replace(self._records[-1], digest=digest)
         elif kind == fmt.FINISH:
             step, digest = fmt.decode_digest(body)
-            if step != len(self._records):
+            if step != self.next_step:
                 raise JournalError(
-                    f"the end names {step} steps, the file holds {len(self._records)}; the file is damaged"
+                    f"the end names {step} steps, the file ends at {self.next_step}; the file is damaged"
                 )
             self.finished, self.final_digest = True, digest
         elif kind == fmt.PLAN:
@@ -173,6 +177,11 @@ class Journal:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def next_step(self) -> int:
+        """Number of the step that comes next."""
+        return self.start + len(self._records)
+
     def records(self) -> list[Record]:
         """All records, in order of their steps."""
         return list(self._records)
@@ -183,19 +192,29 @@ class Journal:
         Raises:
             JournalError: not the next step, the journal is finished or read-only, or the disk is full.
         """
-        if record.step != len(self._records):
-            raise JournalError(f"the record holds step {record.step}; {self.path} expects step {len(self._records)}")
-        if self._records and len(record.blocks) != len(self._records[0].blocks):
-            raise JournalError(
-                f"the record has {len(record.blocks)} blocks; earlier ones have {len(self._records[0].blocks)}"
-            )
-        self._write(fmt.STEP, fmt.encode_record(record))
-        if record.digest is not None:
-            self._write(fmt.DIGEST, fmt.encode_digest(record.step, record.digest))
+        self.extend([record])
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Writes consecutive records with one wait for the disk; where that fails the file is as before.
+
+        Raises:
+            JournalError: as `append`.
+        """
+        frames: list[tuple[int, bytes]] = []
+        blocks = len((*self._records[:1], *records[:1])[0].blocks) if records else 0
+        for number, record in enumerate(records, self.next_step):
+            if record.step != number:
+                raise JournalError(f"the record holds step {record.step}; {self.path} expects step {number}")
+            if len(record.blocks) != blocks:
+                raise JournalError(f"the record has {len(record.blocks)} blocks; earlier ones have {blocks}")
+            frames.append((fmt.STEP, fmt.encode_record(record)))
+            if record.digest is not None:
+                frames.append((fmt.DIGEST, fmt.encode_digest(record.step, record.digest)))
+        self._write(*frames)
 
     def add_digest(self, digest: str) -> None:
         """Notes the digest of the weights after the last record, so that a replay can be checked half-way."""
-        self._write(fmt.DIGEST, fmt.encode_digest(len(self._records) - 1, digest))
+        self._write((fmt.DIGEST, fmt.encode_digest(self.next_step - 1, digest)))
 
     def add_plan(self, plan: Mapping[str, Any]) -> None:
         """Notes what the planner measured; once, before the first step.
@@ -207,11 +226,11 @@ class Journal:
             raise JournalError(
                 f"{self.path} holds a plan or {len(self)} steps; a plan stands once, before the first step"
             )
-        self._write(fmt.PLAN, fmt.encode_plan(plan))
+        self._write((fmt.PLAN, fmt.encode_plan(plan)))
 
     def finish(self, digest: str) -> None:
         """Ends the run: `digest` is of the weights after the last record. Nothing can be appended afterwards."""
-        self._write(fmt.FINISH, fmt.encode_digest(len(self._records), digest))
+        self._write((fmt.FINISH, fmt.encode_digest(self.next_step, digest)))
 
     def verify(self) -> None:
         """Reads the file again and checks every byte of it.
@@ -229,16 +248,19 @@ class Journal:
         if not self.finished:
             raise JournalError(f"{self.path} is not finished: it holds {len(self)} steps and no end; resume the run")
 
-    def _write(self, kind: int, body: bytes) -> None:
+    def _write(self, *frames: tuple[int, bytes]) -> None:
         if self._file is None:
             raise JournalError(f"{self.path} is open for reading; use Journal.resume to append")
         if self.finished:
             raise JournalError(f"{self.path} is finished; nothing can be appended")
-        frame, chain = fmt.encode_frame(kind, body, self._chain)
+        data, chain = b"", self._chain
+        for kind, body in frames:
+            frame, chain = fmt.encode_frame(kind, body, chain)
+            data += frame
         try:
             written = 0
-            while written < len(frame):
-                written += os.pwrite(self._file, frame[written:], self._end + written)
+            while written < len(data):
+                written += os.pwrite(self._file, data[written:], self._end + written)
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, self._end)
@@ -246,9 +268,10 @@ class Journal:
                 f"cannot write {self.path}: {error.strerror}; the journal holds {len(self)} steps and is valid: "
                 "free some space and resume"
             ) from error
-        self._end += len(frame)
+        self._end += len(data)
         self._chain = chain
-        self._take(kind, body)
+        for kind, body in frames:
+            self._take(kind, body)
 
     def close(self) -> None:
         if self._file is not None:

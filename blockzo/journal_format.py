@@ -95,7 +95,7 @@ def parse(data: bytes) -> tuple[dict[str, Any], Parsed]:
 def _frame(data: bytes, at: int, chain: int) -> tuple[bytes | None, int, int]:
     """The body of the frame at `at`, or None where the file ends inside it; then where the next begins, and the chain."""
     torn = (None, at, chain)
-    rest = data[at:]
+    rest = memoryview(data)[at:]  # a copy of the rest for every frame would make reading quadratic
     if len(rest) < _LENGTH.size or not any(rest):
         return torn
     length, check = _LENGTH.unpack_from(rest)
@@ -107,7 +107,7 @@ def _frame(data: bytes, at: int, chain: int) -> tuple[bytes | None, int, int]:
     stop = _LENGTH.size + length
     if len(rest) < stop + 4:
         return torn
-    body = rest[_LENGTH.size : stop]
+    body = bytes(rest[_LENGTH.size : stop])
     new = zlib.crc32(body, new)
     if struct.unpack_from("<I", rest, stop)[0] != new:
         raise JournalError(f"damaged at byte {at}: a record fails its check; restore the file from a copy")
@@ -131,6 +131,8 @@ def _decode_header(body: bytes) -> dict[str, Any]:
         and (digest is None or isinstance(digest, str))
         and isinstance(header.get("metadata"), dict)
         and isinstance(header.get("exact"), bool)
+        and isinstance(header.get("start", 0), int)
+        and header.get("start", 0) >= 0
     )
     if not good:
         raise JournalError("the header lacks layout, metadata, exact or base_digest")

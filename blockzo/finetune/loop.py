@@ -24,9 +24,9 @@ from blockzo.finetune.models import DTYPES, save, weight_bytes
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.report import draw_curve, summary
-from blockzo.finetune.schedules import rates
 from blockzo.finetune.settings import Settings, numbers, resumed
 from blockzo.ops.params import named_tensors
+from blockzo.schedules import rates
 
 EVALUATION_BATCH = 32
 

@@ -10,8 +10,8 @@ from typing import Any
 from blockzo import estimators
 from blockzo.contract import DISTRIBUTIONS
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.schedules import SCHEDULES
 from blockzo.planner import Auto
+from blockzo.schedules import SCHEDULES
 
 METHODS = ("mezo", "spsa", "spzo", "one-sided", "fzoo", "tree", "auto")
 VARIANTS = ("coupled", "crossed", "decoupled")

@@ -1,0 +1,230 @@
+"""A participant of a federated run as a state machine: messages in, messages out; its worker holds model and data.
+
+State on disk, where a journal is given: the records that its weights hold. A client that is killed loads the base model again,
+replays its own journal, and asks the server for what came since.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from blockzo.contract import CONTRACT
+from blockzo.federated import messages as m
+from blockzo.federated.digests import layout_digest
+from blockzo.federated.records import decode_record
+from blockzo.federated.settings import RunSettings, run_tag
+from blockzo.journal import Journal, JournalError
+from blockzo.record import Record
+
+log = logging.getLogger("blockzo.federated")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a client found on its data: scalars (steps, then blocks, then directions), mean loss, rows."""
+
+    scalars: tuple[float, ...]
+    loss: float
+    examples: int
+
+
+class ClientWorker(Protocol):
+    """Model and data of a client (`blockzo.federated.worker.Worker`)."""
+
+    base_digest: str
+    layout: dict[str, int]
+    blocks: int
+
+    def begin(self, settings: RunSettings) -> None:
+        """Checks that the settings fit model and data; ValueError where not."""
+
+    def reset(self, snapshot: dict[str, Any] | None) -> None:
+        """Base weights again, or those of a snapshot."""
+
+    def replay(self, records: Sequence[Record]) -> None: ...
+
+    def digest(self) -> str: ...
+
+    def estimate(self, number: int, slot: int) -> Estimate: ...
+
+    def scores(self) -> tuple[int, float, float]:
+        """Rows, loss, accuracy on held-out data."""
+
+
+class Client:
+    """Answers a server's messages.
+
+    The transport sends what `hello` gives, and then the answer of `handle` to every message, as long as it is not empty.
+
+    Args:
+        journal: path of the client's own journal; made where it does not exist.
+    """
+
+    def __init__(self, worker: ClientWorker, journal: Path | None = None) -> None:
+        self.worker = worker
+        self.position = 0
+        self.settings: RunSettings | None = None
+        self.tag = m.NO_TAG
+        self._path = journal
+        self._journal: Journal | None = None
+        self._pending: m.Task | None = None
+        self._answer: tuple[m.Task, bytes] | None = None
+        if journal is not None and journal.exists():
+            self._restore(journal)
+
+    def _restore(self, path: Path) -> None:
+        journal = Journal.resume(path)
+        settings = RunSettings.from_dict(journal.metadata.get("federated", {}))
+        snapshot = journal.metadata.get("snapshot")
+        begins = self.worker.base_digest
+        if snapshot is not None:
+            self.worker.reset(snapshot)
+            begins = self.worker.digest()
+        if journal.base_digest != begins or journal.layout != self.worker.layout:
+            journal.close()
+            raise JournalError(
+                f"{path} begins at weights {journal.base_digest}, the model is {begins} (or cut into other "
+                "blocks); load the base model it names, or choose another place for the client's state"
+            )
+        self._take(settings)
+        self._journal = journal
+        self.worker.replay(journal.records())
+        self.position = journal.next_step
+
+    def hello(self) -> bytes:
+        """The first message of a client that comes or comes back."""
+        return m.encode(
+            m.Hello(CONTRACT, self.worker.base_digest, layout_digest(self.worker.layout), self.position), m.NO_TAG
+        )
+
+    def handle(self, data: bytes) -> bytes:
+        """The answer to one message of the server; empty where none is due.
+
+        What is wrong with a message, or with this client, is answered as a refusal; it never leaves as an exception.
+        """
+        try:
+            message = m.decode(data, self.tag, self.settings)
+        except m.MessageError as error:
+            return self._refuse(m.INVALID, str(error))
+        try:
+            match message:
+                case m.Welcome():
+                    return self._welcome(message)
+                case m.Task():
+                    return self._task(message)
+                case m.Records():
+                    return self._records(message)
+                case m.Refused():
+                    return self._refused(message)
+                case m.Accepted():
+                    return b""
+        except (ValueError, RuntimeError, OSError) as error:
+            self._pending = None
+            return self._refuse(m.INVALID, str(error))
+        return self._refuse(m.INVALID, f"a {type(message).__name__} comes from clients, not from servers")
+
+    def _refuse(self, code: str, reason: str) -> bytes:
+        log.warning("refused the server: %s (%s)", reason, code)
+        return m.encode(m.Refused(code, reason), self.tag)
+
+    def _take(self, settings: RunSettings) -> None:
+        if settings.blocks != self.worker.blocks:
+            raise ValueError(f"the run has {settings.blocks} blocks, this model {self.worker.blocks}; cut it alike")
+        self.worker.begin(settings)
+        self.settings = settings
+        self.tag = run_tag(settings, self.worker.base_digest, self.worker.layout)
+
+    def _welcome(self, welcome: m.Welcome) -> bytes:
+        settings = RunSettings.from_dict(welcome.settings)
+        if self.settings is not None and settings != self.settings:
+            return self._refuse(m.MISMATCH, "the run's settings changed since this client joined it")
+        if self.settings is None:
+            self._take(settings)
+        if self._path is not None and self._journal is None:
+            self._journal = self._new_journal()
+        return b""
+
+    def _new_journal(self, snapshot: dict[str, Any] | None = None, start: int = 0) -> Journal:
+        assert self._path is not None and self.settings is not None
+        metadata = {"federated": self.settings.as_dict(), **({"snapshot": snapshot} if snapshot else {})}
+        base = self.worker.digest() if snapshot else self.worker.base_digest
+        return Journal.create(self._path, base, self.worker.layout, metadata, start=start)
+
+    def _task(self, task: m.Task) -> bytes:
+        if self._answer is not None and self._answer[0].number == task.number and self._answer[0].slot == task.slot:
+            # asked again, after a lost answer or a killed server; weights and directions are the same
+            if not task.evaluate and self.position == task.number:
+                return self._answer[1]
+        if task.number < self.position:
+            return self._refuse(m.STALE, f"round {task.number} is over here; this client holds {self.position} rounds")
+        if task.first > self.position:
+            self._pending = task
+            return m.encode(m.CatchUp(self.position), self.tag)
+        self._apply(task.first, task.number - task.first, task.records)
+        return self._work(task)
+
+    def _work(self, task: m.Task) -> bytes:
+        assert self.settings is not None
+        if task.evaluate:
+            examples, loss, accuracy = self.worker.scores()
+            return m.encode(m.Scores(task.number, examples, loss, accuracy), self.tag)
+        digest = self.worker.digest() if task.wants_digest else None
+        found = self.worker.estimate(task.number, task.slot)
+        reply = m.Reply(task.number, found.examples, found.loss, found.scalars, digest, task.slot)
+        self._answer = (task, m.encode(reply, self.tag, self.settings))
+        return self._answer[1]
+
+    def _apply(self, first: int, count: int, data: bytes) -> None:
+        """Decodes all of them before the first is applied; those that the weights hold already are left out."""
+        assert self.settings is not None
+        records, at = [], 0
+        for number in range(first, first + count):
+            record, at = decode_record(data, at, number, self.settings)
+            records.append(record)
+        if at != len(data):
+            raise ValueError(f"{len(data) - at} bytes follow the {count} records of a message")
+        new = records[self.position - first :]
+        if not new:
+            return
+        if self._journal is not None:
+            self._journal.extend(new)
+        self.worker.replay(new)
+        self.position += len(new)
+
+    def _records(self, message: m.Records) -> bytes:
+        if message.snapshot is not None and message.first > self.position:
+            self._reset(message.snapshot, message.first)
+        if message.first > self.position:
+            return self._refuse(m.INVALID, f"records from {message.first} on leave a gap after {self.position}")
+        self._apply(message.first, message.count, message.records)
+        if not message.last:
+            return m.encode(m.CatchUp(self.position), self.tag)
+        task, self._pending = self._pending, None
+        if task is None:
+            return self.hello()
+        if self.position != task.number:
+            return self._refuse(m.STALE, f"round {task.number} is over; this client holds {self.position} rounds now")
+        return self._work(task)
+
+    def _refused(self, message: m.Refused) -> bytes:
+        log.warning("the server refused: %s (%s)", message.reason, message.code)
+        if message.code == m.DIVERGED:
+            self._reset(None, 0)
+            return m.encode(m.CatchUp(0), self.tag)
+        return b""
+
+    def _reset(self, snapshot: dict[str, Any] | None, position: int) -> None:
+        self.worker.reset(snapshot)
+        self.position, self._answer = position, None
+        if self._journal is not None and self._path is not None:
+            self._journal.close()
+            self._path.unlink(missing_ok=True)
+            self._journal = self._new_journal(snapshot, position)
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()

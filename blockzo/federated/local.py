@@ -1,0 +1,56 @@
+"""Rounds in one process: the transport of simulations and tests. Messages are the bytes that would travel, and are counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from blockzo.federated.client import Client
+from blockzo.federated.server import RoundResult, Server
+
+Deliver = Callable[[str, bytes], bytes | None]
+"""(client, its answer) -> what reaches the server; None: lost or late."""
+
+
+class LocalTransport:
+    """Carries messages between one server and its clients.
+
+    Attributes: `up`, `down`: bytes so far by client.
+    """
+
+    def __init__(self, server: Server, clients: Mapping[str, Client]) -> None:
+        self.server, self.clients = server, dict(clients)
+        self.up: Counter[str] = Counter()
+        self.down: Counter[str] = Counter()
+
+    def join(self, names: Iterable[str] | None = None) -> None:
+        """Introduces clients to the server, all where None."""
+        for name in self.clients if names is None else names:
+            self._talk(name, self.clients[name].hello())
+
+    def round(
+        self, available: Iterable[str] | None = None, now: float = 0.0, deliver: Deliver = lambda name, data: data
+    ) -> RoundResult:
+        """One attempt at a round with whoever is available; who does not answer is taken as gone."""
+        tasks = self.server.open_round(self.clients if available is None else available, now)
+        for name, task in tasks.items():
+            self.down[name] += len(task)
+            answer = deliver(name, self.clients[name].handle(task))
+            if answer is None:
+                self.server.gone(name)
+                continue
+            self._talk(name, answer, now)
+        return self.server.close_round()
+
+    def scores(self, names: Iterable[str]) -> None:
+        """Asks clients for their held-out scores; they are in `server.scores`."""
+        for name, task in self.server.ask_scores(names).items():
+            self.down[name] += len(task)
+            self._talk(name, self.clients[name].handle(task))
+
+    def _talk(self, name: str, answer: bytes, now: float = 0.0) -> None:
+        while answer:
+            self.up[name] += len(answer)
+            back = self.server.receive(name, answer, now)
+            self.down[name] += len(back)
+            answer = self.clients[name].handle(back)

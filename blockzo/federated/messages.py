@@ -1,0 +1,278 @@
+"""What participants and server say to each other, as bytes. docs/federated.md is enough to write another client.
+
+message = u8 kind, u8 protocol, 8 bytes run tag, payload, u32 CRC-32 of all before it          little-endian throughout
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from blockzo.federated.records import pack_signs, unpack_signs
+from blockzo.federated.settings import PROTOCOL, RunSettings
+
+HELLO, WELCOME, STEP, EVALUATE, REPLY, SCORES, CATCH_UP, RECORDS, ACCEPTED, REFUSED = range(1, 11)
+NO_TAG = bytes(8)
+OVERHEAD = 14
+DIGEST_PREFIX = "bz1-"
+
+DIVERGED, INVALID, STALE, UNWANTED, MISMATCH = "diverged", "invalid", "stale", "unwanted", "mismatch"
+"""Why something is refused: weights differ; the message is wrong; its round is over; nobody asked; another run."""
+
+_STEP = struct.Struct("<IIHBI")
+_REPLY = struct.Struct("<IIfB")
+_SCORES = struct.Struct("<IIff")
+_WANTS_DIGEST, _HAS_DIGEST, _HAS_SLOT, _LAST = 1, 1, 2, 1
+
+
+class MessageError(ValueError):
+    """Bytes that are not a message of this run; the text says what was found."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A participant that comes or comes back; `position`: records that its weights hold."""
+
+    contract: str
+    base_digest: str
+    layout_digest: str
+    position: int
+
+
+@dataclass(frozen=True)
+class Welcome:
+    settings: dict[str, Any]
+    base_digest: str
+    position: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Work for round `number`, at the weights after `number` records; the last of them come along, encoded, from `first` on."""
+
+    number: int
+    first: int
+    records: bytes
+    slot: int = 0
+    wants_digest: bool = False
+    evaluate: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Scalars of round `number` (steps, then blocks, then directions), mean loss, rows seen, digest of the weights before."""
+
+    number: int
+    examples: int
+    loss: float
+    scalars: tuple[float, ...]
+    digest: str | None = None
+    slot: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    number: int
+    examples: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class CatchUp:
+    """A request for the records from `position` on."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class Records:
+    """Encoded records from `first` on; `last`: nothing is missing after them. `snapshot`: where they begin, if not at `first`."""
+
+    first: int
+    count: int
+    records: bytes
+    last: bool = True
+    snapshot: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    number: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    code: str
+    reason: str
+
+
+Message = Hello | Welcome | Task | Reply | Scores | CatchUp | Records | Accepted | Refused
+
+
+def reply_bytes(settings: RunSettings) -> int:
+    """Largest size of a reply."""
+    held = -(-settings.scalars // 8) if settings.aggregate == "sign" else 4 * settings.scalars
+    return OVERHEAD + _REPLY.size + held + 32 + 2 * settings.own_directions
+
+
+def encode(message: Message, tag: bytes = NO_TAG, settings: RunSettings | None = None) -> bytes:
+    """`settings` are needed for a reply."""
+    kind, payload = _payload(message, settings)
+    head = bytes((kind, PROTOCOL)) + tag + payload
+    return head + struct.pack("<I", zlib.crc32(head))
+
+
+def _payload(message: Message, settings: RunSettings | None) -> tuple[int, bytes]:
+    match message:
+        case Hello():
+            return HELLO, _json(vars(message))
+        case Welcome():
+            return WELCOME, _json(vars(message))
+        case Refused():
+            return REFUSED, _json(vars(message))
+        case Task():
+            flags = _WANTS_DIGEST * message.wants_digest
+            head = _STEP.pack(message.number, message.first, message.slot, flags, len(message.records))
+            return EVALUATE if message.evaluate else STEP, head + message.records
+        case Reply():
+            assert settings is not None
+            flags = _HAS_DIGEST * (message.digest is not None) | _HAS_SLOT * settings.own_directions
+            parts = [_REPLY.pack(message.number, message.examples, message.loss, flags)]
+            if settings.own_directions:
+                parts.append(struct.pack("<H", message.slot))
+            if message.digest is not None:
+                parts.append(bytes.fromhex(message.digest.removeprefix(DIGEST_PREFIX)))
+            if settings.aggregate == "sign":
+                parts.append(pack_signs(list(message.scalars)))
+            else:
+                parts.append(struct.pack(f"<{len(message.scalars)}f", *message.scalars))
+            return REPLY, b"".join(parts)
+        case Scores():
+            return SCORES, _SCORES.pack(message.number, message.examples, message.loss, message.accuracy)
+        case CatchUp():
+            return CATCH_UP, struct.pack("<I", message.position)
+        case Records():
+            text = b"" if message.snapshot is None else _json(message.snapshot)
+            head = struct.pack("<IIBI", message.first, message.count, _LAST * message.last, len(text))
+            return RECORDS, head + text + message.records
+        case Accepted():
+            return ACCEPTED, struct.pack("<I", message.number)
+
+
+def kind_of(data: bytes) -> int:
+    """Kind of a message, unchecked; 0 where there is none."""
+    return data[0] if data else 0
+
+
+def decode(data: bytes, tag: bytes | None = None, settings: RunSettings | None = None) -> Message:
+    """The message in `data`.
+
+    Args:
+        tag: of the run; messages other than hello, welcome and refusals must bear it.
+        settings: of the run; without them no reply can be read.
+
+    Raises:
+        MessageError: `data` is anything else.
+    """
+    if len(data) < OVERHEAD:
+        raise MessageError(f"{len(data)} bytes are no message; expected at least {OVERHEAD}")
+    head, (crc,) = data[:-4], struct.unpack("<I", data[-4:])
+    if zlib.crc32(head) != crc:
+        raise MessageError("the checksum is wrong: the message was damaged on its way")
+    kind, protocol, found, payload = head[0], head[1], head[2:10], head[10:]
+    if protocol != PROTOCOL:
+        raise MessageError(
+            f"protocol {protocol} was found, expected {PROTOCOL}; install the same version of blockzo everywhere"
+        )
+    try:
+        if kind in (HELLO, WELCOME, REFUSED):
+            return _from_json(kind, payload)
+        if tag is None or found != tag:
+            raise MessageError("the message belongs to another run: contract, base model, blocks or settings differ")
+        return _from_bytes(kind, payload, settings)
+    except struct.error as error:
+        raise MessageError(f"the message is shorter than its counts say ({error})") from None
+    except MessageError:
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise MessageError(f"the message does not make sense ({error})") from None
+
+
+def _from_bytes(kind: int, payload: bytes, settings: RunSettings | None) -> Message:
+    if kind in (STEP, EVALUATE):
+        number, first, slot, flags, size = _STEP.unpack_from(payload)
+        records = payload[_STEP.size :]
+        if size != len(records) or flags & ~_WANTS_DIGEST or first > number:
+            raise MessageError(f"a task for round {number} has {len(records)} bytes of records from {first} on")
+        return Task(number, first, records, slot, bool(flags & _WANTS_DIGEST), kind == EVALUATE)
+    if kind == REPLY and settings is not None:
+        return _reply(payload, settings)
+    if kind == SCORES:
+        number, examples, loss, accuracy = _SCORES.unpack(payload)
+        if not (math.isfinite(loss) and 0 <= accuracy <= 1) or not examples:
+            raise MessageError(f"scores are loss {loss}, accuracy {accuracy} of {examples} rows; expected finite ones")
+        return Scores(number, examples, loss, accuracy)
+    if kind == CATCH_UP:
+        return CatchUp(*struct.unpack("<I", payload))
+    if kind == RECORDS:
+        first, count, flags, size = struct.unpack_from("<IIBI", payload)
+        text, records = payload[13 : 13 + size], payload[13 + size :]
+        if flags & ~_LAST or len(text) != size:
+            raise MessageError("records whose head does not fit them")
+        snapshot = json.loads(text) if size else None
+        if snapshot is not None and not isinstance(snapshot, dict):
+            raise MessageError("a snapshot that is not a JSON object")
+        return Records(first, count, records, bool(flags & _LAST), snapshot)
+    if kind == ACCEPTED:
+        return Accepted(*struct.unpack("<I", payload))
+    raise MessageError(f"the kind of message {kind} is not known here")
+
+
+def _reply(payload: bytes, settings: RunSettings) -> Reply:
+    number, examples, loss, flags = _REPLY.unpack_from(payload)
+    at, slot, digest = _REPLY.size, 0, None
+    if flags & ~(_HAS_DIGEST | _HAS_SLOT) or bool(flags & _HAS_SLOT) != settings.own_directions:
+        raise MessageError(f"a reply has the flags {flags}, which do not belong to this run")
+    if flags & _HAS_SLOT:
+        (slot,) = struct.unpack_from("<H", payload, at)
+        at += 2
+    if flags & _HAS_DIGEST:
+        if len(payload) < at + 32:
+            raise MessageError("a reply is too short for its digest")
+        digest = DIGEST_PREFIX + payload[at : at + 32].hex()
+        at += 32
+    if settings.aggregate == "sign":
+        signs, at = unpack_signs(payload, at, settings.scalars)
+        scalars = tuple(signs)
+    else:
+        if len(payload) - at != 4 * settings.scalars:
+            raise MessageError(f"a reply has {len(payload) - at} bytes of scalars; expected {4 * settings.scalars}")
+        scalars = struct.unpack_from(f"<{settings.scalars}f", payload, at)
+        at = len(payload)
+    if at != len(payload):
+        raise MessageError(f"a reply has {len(payload) - at} bytes after its end")
+    return Reply(number, examples, loss, scalars, digest, slot)
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("utf-8")
+
+
+def _from_json(kind: int, payload: bytes) -> Message:
+    values = json.loads(payload)
+    if not isinstance(values, dict):
+        raise MessageError("expected a JSON object")
+    form: Any = {HELLO: Hello, WELCOME: Welcome, REFUSED: Refused}[kind]
+    message: Message = form(**values)
+    for name, value in vars(message).items():
+        wanted: type = {"position": int, "settings": dict}.get(name, str)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise MessageError(f"{name} is {value!r}; expected {wanted.__name__}")
+    if isinstance(message, (Hello, Welcome)) and not 0 <= message.position < 1 << 32:
+        raise MessageError(f"position is {message.position}; expected a number of records")
+    return message

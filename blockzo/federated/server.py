@@ -1,0 +1,391 @@
+"""The server of a federated run as a state machine: messages in, messages out, and a journal that is the truth.
+
+It holds no weights and needs no torch. A round counts when its record is on disk; what is not in the journal did not happen, so a
+server that is killed at any moment goes on from its journal, and asks again for a round that it had not closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from blockzo.contract import CONTRACT
+from blockzo.federated import messages as m
+from blockzo.federated.combine import Contribution, combine, weights_of
+from blockzo.federated.digests import layout_digest
+from blockzo.federated.records import encode_record, make_record, sign_coefficient
+from blockzo.federated.seeds import chosen, first_direction
+from blockzo.federated.settings import RoundPolicy, RunSettings, run_tag
+from blockzo.journal import Journal, JournalError
+from blockzo.record import Record, float32
+
+log = logging.getLogger("blockzo.federated")
+
+
+class Replica(Protocol):
+    """Weights that follow the journal, on the server: they say which digest is right."""
+
+    def replay(self, records: Sequence[Record]) -> None: ...
+
+    def digest(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A closed round. `record` is None where it lacked a quorum: it is tried again with other clients."""
+
+    number: int
+    attempt: int
+    asked: int
+    participants: tuple[str, ...]
+    examples: int
+    loss: float
+    record: Record | None
+
+
+@dataclass
+class _Round:
+    number: int
+    attempt: int
+    began: float
+    slots: dict[str, int] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+    replies: dict[str, m.Reply] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
+    """Asked, and known not to answer."""
+
+
+class Server:
+    """Runs rounds with whoever is there.
+
+    The transport calls `receive` for every message, and in turn `open_round`, then `ready` until it is true, and `close_round`.
+    A client's name comes from the transport, which vouches for it (a registered key, a partition).
+
+    Attributes: `refusals`, counts by (client, code); `positions`, records that each client is known to hold; `diverged`, clients
+    whose weights are not those of the run, until they begin again; `scores`, answers to `ask_scores`.
+    """
+
+    def __init__(
+        self, settings: RunSettings, journal: Journal, policy: RoundPolicy | None = None, replica: Replica | None = None
+    ) -> None:
+        if journal.base_digest is None:
+            raise JournalError(
+                "a federated run needs the digest of its base weights; create the journal with base_digest"
+            )
+        self.settings, self.journal, self.policy = settings, journal, policy or RoundPolicy()
+        self.tag = run_tag(settings, journal.base_digest, journal.layout)
+        self.positions: dict[str, int] = {}
+        self.refusals: Counter[tuple[str, str]] = Counter()
+        self.scores: dict[str, m.Scores] = {}
+        self.diverged: set[str] = set()
+        self.replica = replica
+        self._layout_digest = layout_digest(journal.layout)
+        self._round: _Round | None = None
+        self._attempt = 0
+        self._messages: Counter[str] = Counter()
+        self._encoded: dict[int, bytes] = {}
+        self._digest: tuple[int, str] | None = None
+        if replica is not None:
+            replica.replay(journal.records())
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        settings: RunSettings,
+        base_digest: str,
+        layout: Mapping[str, int],
+        policy: RoundPolicy | None = None,
+        replica: Replica | None = None,
+    ) -> Server:
+        """A new run; `base_digest` and `layout` as `blockzo.digest(model)` and `blocks.layout` give them."""
+        journal = Journal.create(path, base_digest, layout, {"federated": settings.as_dict()})
+        return cls(settings, journal, policy, replica)
+
+    @classmethod
+    def resume(
+        cls, path: str | os.PathLike[str], policy: RoundPolicy | None = None, replica: Replica | None = None
+    ) -> Server:
+        """The run whose journal lies at `path`, after the server was stopped or killed."""
+        journal = Journal.resume(path)
+        try:
+            settings = RunSettings.from_dict(journal.metadata.get("federated", {}))
+        except ValueError as error:
+            journal.close()
+            raise JournalError(f"{path} is not the journal of a federated run: {error}") from None
+        return cls(settings, journal, policy, replica)
+
+    @property
+    def number(self) -> int:
+        """Of the next round: rounds in the journal."""
+        return self.journal.next_step
+
+    @property
+    def finished(self) -> bool:
+        return self.number >= self.settings.rounds
+
+    # rounds
+
+    def open_round(self, available: Iterable[str], now: float) -> dict[str, bytes]:
+        """Chooses participants among those `available`: name -> message for it. Repeated for a round that lacked a quorum."""
+        names = set(available)
+        run = bytes.fromhex(self.settings.run)
+        picked = chosen(run, self.number, self._attempt, sorted(names), self.policy.clients)
+        current = self._round
+        if current is None or current.number != self.number:
+            current = self._round = _Round(self.number, self._attempt, now)
+            self._messages.clear()
+        current.attempt, current.began, current.silent = self._attempt, now, set()
+        for name in picked:
+            current.slots.setdefault(name, len(current.slots))
+        current.asked = set(picked)
+        return {name: self._task(name, current.slots[name]) for name in picked if name not in current.replies}
+
+    def ask_scores(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Messages that ask clients for the scores of the present weights on their held-out rows; see `scores`."""
+        self.scores.clear()
+        return {name: self._task(name, 0, evaluate=True) for name in names}
+
+    def gone(self, name: str) -> None:
+        """The transport knows that a client will not answer in this round."""
+        if self._round is not None:
+            self._round.silent.add(name)
+
+    def ready(self, now: float) -> bool:
+        """May the round be closed: everyone answered, or its time is over?"""
+        current = self._open()
+        waiting = current.asked - set(current.replies) - current.silent
+        return not waiting or now - current.began >= self.policy.deadline
+
+    def close_round(self) -> RoundResult:
+        """Combines the replies, and writes the record to disk before anything else learns of it.
+
+        Raises:
+            JournalError: the record cannot be written; the journal is as before and the round can be closed again.
+        """
+        current = self._open()
+        self._settle_digests(current)
+        names = tuple(sorted(current.replies))
+        result = RoundResult(current.number, current.attempt, len(current.asked), names, 0, math.nan, None)
+        if len(names) < self.policy.quorum:
+            log.warning("round %d: %d of %d replies, no quorum", current.number, len(names), self.policy.quorum)
+            self._attempt += 1
+            return result
+        record, examples = self._combine([current.replies[name] for name in names])
+        self.journal.append(record)
+        self._round, self._attempt = None, 0
+        if self.replica is not None:
+            self.replica.replay([record])
+        return RoundResult(
+            current.number, current.attempt, len(current.asked), names, examples, record.losses[0], record
+        )
+
+    def _combine(self, replies: Sequence[m.Reply]) -> tuple[Record, int]:
+        settings, number = self.settings, self.number
+        rates = settings.rates(number)
+        given = [Contribution(r.scalars, r.examples, r.loss, r.slot) for r in replies]
+        shares = weights_of(given, settings)
+        loss = math.fsum(share * c.loss for share, c in zip(shares, given, strict=True))
+        directions: list[list[int]] = [[] for _ in settings.directions]
+        coefficients: list[list[float]] = [[] for _ in settings.directions]
+        # own directions: every client's scalars with their share; shared ones: one scalar for all
+        parts = [(0, 1.0, tuple(combine(given, settings)))] if not settings.own_directions else []
+        if settings.own_directions:
+            parts = sorted((c.slot, share, c.scalars) for share, c in zip(shares, given, strict=True))
+        for slot, share, scalars in parts:
+            at = 0
+            for step in range(settings.local_steps):
+                for block, count in enumerate(settings.directions):
+                    first = first_direction(slot, step, settings.local_steps, count)
+                    directions[block] += range(first, first + count)
+                    size = sign_coefficient(settings, block, rates[block])
+                    scale = size if settings.aggregate == "sign" else rates[block] * share
+                    coefficients[block] += [float32(scale * s) for s in scalars[at : at + count]]
+                    at += count
+        moved = [tuple(d) for d in directions]
+        record = make_record(settings, number, loss, moved, [tuple(c) for c in coefficients], rates)
+        return record, sum(c.examples for c in given)
+
+    def _open(self) -> _Round:
+        if self._round is None:
+            raise ValueError("no round is open; call open_round first")
+        return self._round
+
+    # messages
+
+    def receive(self, name: str, data: bytes, now: float = 0.0) -> bytes:
+        """The answer to one message of a client: welcome, records, acceptance, or a refusal with its reason."""
+        self._messages[name] += 1
+        if self._messages[name] > self.policy.most_messages:
+            return self._refuse(name, m.UNWANTED, f"more than {self.policy.most_messages} messages in a round")
+        if len(data) > max(m.reply_bytes(self.settings), 1024):
+            return self._refuse(name, m.INVALID, f"a message of {len(data)} bytes is too large")
+        try:
+            message = m.decode(data, self.tag, self.settings)
+        except m.MessageError as error:
+            return self._refuse(name, m.INVALID, str(error))
+        match message:
+            case m.Hello():
+                return self._hello(name, message)
+            case m.CatchUp():
+                return self._catch_up(name, message.position)
+            case m.Reply():
+                return self._reply(name, message)
+            case m.Scores():
+                self.scores[name] = message
+                return m.encode(m.Accepted(message.number), self.tag)
+            case m.Refused():
+                log.warning("%s refused: %s (%s)", name, message.reason, message.code)
+                self.refusals[name, message.code] += 1
+                self.gone(name)
+                return m.encode(m.Accepted(self.number), self.tag)
+        return self._refuse(name, m.INVALID, f"a {type(message).__name__} comes from servers, not from clients")
+
+    def _refuse(self, name: str, code: str, reason: str) -> bytes:
+        self.refusals[name, code] += 1
+        log.warning("refused %s: %s (%s)", name, reason, code)
+        return m.encode(m.Refused(code, reason))
+
+    def _hello(self, name: str, hello: m.Hello) -> bytes:
+        mine = {"contract": CONTRACT, "base_digest": self.journal.base_digest, "layout_digest": self._layout_digest}
+        for what, wanted in mine.items():
+            found = getattr(hello, what)
+            if found != wanted:
+                return self._refuse(name, m.MISMATCH, f"{what} is {found[:80]}; the run has {wanted}")
+        if hello.position > self.number:
+            return self._refuse(
+                name, m.MISMATCH, f"the client holds {hello.position} rounds, the run has {self.number}: another run?"
+            )
+        self.positions[name] = hello.position
+        assert self.journal.base_digest is not None
+        return m.encode(m.Welcome(self.settings.as_dict(), self.journal.base_digest, self.number), self.tag)
+
+    def _task(self, name: str, slot: int, evaluate: bool = False) -> bytes:
+        if name in self.diverged:
+            return m.encode(m.Refused(m.DIVERGED, "your weights differ from those of the run; begin again at the base"))
+        first = min(self.positions.get(name, self.number), self.number)
+        records = self._suffix(first, self.policy.most_bytes)
+        # what does not fit into one message is asked for in pieces
+        first, data = (self.number, b"") if records is None else (first, records)
+        wanted = not evaluate and self.policy.wants_digest(self.number)
+        return m.encode(m.Task(self.number, first, data, slot, wanted, evaluate), self.tag)
+
+    def _suffix(self, first: int, most: int) -> bytes | None:
+        if first < self.journal.start:
+            return None
+        parts = []
+        for record in self.journal.records()[first - self.journal.start :]:
+            parts.append(self._bytes_of(record))
+            most -= len(parts[-1])
+            if most < 0:
+                return None
+        return b"".join(parts)
+
+    def _bytes_of(self, record: Record) -> bytes:
+        if record.step not in self._encoded:
+            self._encoded[record.step] = encode_record(record, self.settings)
+            # clients mostly lack the last few
+            self._encoded.pop(record.step - 1024, None)
+        return self._encoded[record.step]
+
+    def _catch_up(self, name: str, position: int) -> bytes:
+        if position > self.number:
+            return self._refuse(name, m.MISMATCH, f"position {position} lies beyond round {self.number}")
+        snapshot = None
+        if position < self.journal.start:
+            snapshot, position = self.journal.metadata.get("snapshot"), self.journal.start
+        parts: list[bytes] = []
+        size = 0
+        for record in self.journal.records()[position - self.journal.start :]:
+            data = self._bytes_of(record)
+            size += len(data)
+            if parts and size > self.policy.most_bytes:
+                break
+            parts.append(data)
+        self.positions[name] = position
+        if position == self.journal.start:
+            self.diverged.discard(name)
+        last = position + len(parts) == self.number
+        return m.encode(m.Records(position, len(parts), b"".join(parts), last, snapshot), self.tag)
+
+    def _reply(self, name: str, reply: m.Reply) -> bytes:
+        current = self._round
+        if current is None or reply.number != current.number:
+            return self._refuse(
+                name, m.STALE, f"a reply for round {reply.number}; the next to be closed is {self.number}"
+            )
+        if name not in current.slots:
+            return self._refuse(name, m.UNWANTED, f"round {reply.number} did not ask this client")
+        before = current.replies.get(name)
+        if before is not None:
+            if before != reply:
+                return self._refuse(name, m.UNWANTED, f"another reply for round {reply.number} was accepted already")
+            return m.encode(m.Accepted(reply.number), self.tag)
+        problem = self._problem(current, name, reply)
+        if problem is not None:
+            current.silent.add(name)
+            return self._refuse(name, m.INVALID, problem)
+        if self.policy.wants_digest(reply.number):
+            wanted = self._known_digest(reply)
+            if reply.digest != wanted:
+                return self._diverged(name, reply, wanted)
+        current.replies[name] = reply
+        self.positions[name] = reply.number
+        return m.encode(m.Accepted(reply.number), self.tag)
+
+    def _problem(self, current: _Round, name: str, reply: m.Reply) -> str | None:
+        if not 0 < reply.examples <= self.policy.most_examples:
+            return f"{reply.examples} examples; expected 1 to {self.policy.most_examples}"
+        if not math.isfinite(reply.loss) or not all(map(math.isfinite, reply.scalars)):
+            return "the loss or a scalar is not finite"
+        if self.settings.own_directions and reply.slot != current.slots[name]:
+            return f"slot {reply.slot}; this client was given {current.slots[name]}"
+        if self.settings.aggregate != "sign":
+            limits = [self.policy.largest_loss_change / eps for eps in self.settings.eps]
+            every = [s for s, n in zip(limits, self.settings.directions, strict=True) for _ in range(n)]
+            for scalar, limit in zip(reply.scalars, every * self.settings.local_steps, strict=True):
+                if abs(scalar) > limit:
+                    return f"a scalar is {scalar}; larger than {limit:g}, a change of the loss that cannot be"
+        return None
+
+    def _known_digest(self, reply: m.Reply) -> str | None:
+        """What the reply's digest must be: that of the replica, or of the base; else the reply's own, until the round closes."""
+        if reply.number == self.journal.start and reply.digest is not None:
+            return self.journal.base_digest
+        if self.replica is None and reply.digest is not None:
+            return reply.digest
+        if self.replica is None:
+            return "a digest"
+        if self._digest is None or self._digest[0] != reply.number:
+            self._digest = (reply.number, self.replica.digest())
+        return self._digest[1]
+
+    def _diverged(self, name: str, reply: m.Reply, wanted: str | None) -> bytes:
+        self.diverged.add(name)
+        self.gone(name)
+        reason = f"weights before round {reply.number} are {reply.digest}, expected {wanted}"
+        return self._refuse(name, m.DIVERGED, reason)
+
+    def _settle_digests(self, current: _Round) -> None:
+        """Without a replica the weights of a round are those that more than half of its clients have; others are sent back."""
+        votes = Counter(reply.digest for reply in current.replies.values())
+        if len(votes) < 2:
+            return
+        wanted, count = votes.most_common(1)[0]
+        if 2 * count <= len(current.replies):
+            log.error(
+                "round %d: no majority of clients has the same weights; give the server a replica", current.number
+            )
+            wanted = None
+        for name, reply in list(current.replies.items()):
+            if reply.digest != wanted:
+                del current.replies[name]
+                self._diverged(name, reply, wanted)
+
+    def close(self) -> None:
+        self.journal.close()

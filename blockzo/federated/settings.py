@@ -1,0 +1,173 @@
+"""What a federated run is: `RunSettings`, the same for every participant, and `RoundPolicy`, the server's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from blockzo.contract import CONTRACT, DISTRIBUTIONS
+from blockzo.schedules import factor
+
+PROTOCOL = 1
+AGGREGATES = ("mean", "trimmed-mean", "median", "sign")
+WEIGHTINGS = ("examples", "equal")
+
+
+def _numbers(name: str, values: tuple[float, ...], blocks: int, lowest: float) -> None:
+    if len(values) != blocks or not all(math.isfinite(v) and v >= lowest for v in values):
+        raise ValueError(f"{name} is {values}; expected {blocks} finite numbers, one a block, of {lowest} or more")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What all participants must agree on; a message of a run with other settings is refused.
+
+    Attributes:
+        run: 32 hexadecimal digits that name the run; seeds are derived from it.
+        method: `method.describe()` of blockzo, for example {"name": "SPZO", "outer": 1, "inner": 4, "variant": "coupled"}.
+        directions: perturbations of each block in one local step, as the method makes them.
+        rounds: as many as the schedule spans.
+        lr, eps: of each block.
+        schedule, warmup: of the learning rate over the rounds (blockzo.schedules).
+        distributions: of each block's noise.
+        weight_decay: decoupled, once a round, times the rate.
+        local_steps: estimates in a round; a client moves on its own between them, and goes back.
+        own_directions: every client has directions of its own; else all share them, and scalars are combined one by one.
+        aggregate: how scalars of shared directions are combined: "mean", "trimmed-mean", "median", or "sign" (one bit each way).
+        trim: share of the clients that "trimmed-mean" leaves out at either end of every scalar.
+        weighting: "examples" (as FedAvg, McMahan et al. 2017) or "equal"; of "mean" and "sign".
+    """
+
+    run: str
+    method: Mapping[str, Any]
+    directions: tuple[int, ...]
+    rounds: int
+    lr: tuple[float, ...]
+    eps: tuple[float, ...]
+    schedule: str = "constant"
+    warmup: int = 0
+    distributions: tuple[str, ...] = ("rademacher",)
+    weight_decay: float = 0.0
+    stochastic_rounding: bool = False
+    local_steps: int = 1
+    own_directions: bool = False
+    aggregate: str = "mean"
+    trim: float = 0.25
+    weighting: str = "examples"
+
+    def __post_init__(self) -> None:
+        for name in ("directions", "lr", "eps", "distributions"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "method", dict(self.method))
+        blocks = len(self.directions)
+        if len(self.distributions) == 1:
+            object.__setattr__(self, "distributions", self.distributions * blocks)
+        if len(self.run) != 32 or not set(self.run) <= set("0123456789abcdef"):
+            raise ValueError(f"run is {self.run!r}; expected 32 hexadecimal digits (secrets.token_hex(16))")
+        if not blocks or not any(self.directions) or any(not isinstance(n, int) or n < 0 for n in self.directions):
+            raise ValueError(f"directions is {self.directions}; expected a number for each block, not all of them 0")
+        _numbers("lr", self.lr, blocks, 0.0)
+        _numbers("eps", self.eps, blocks, 1e-30)
+        for name, lowest in (("rounds", 1), ("local_steps", 1), ("warmup", 0)):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < lowest:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected an integer of {lowest} or more")
+        if len(self.distributions) != blocks or not set(self.distributions) <= set(DISTRIBUTIONS):
+            raise ValueError(f"distributions is {self.distributions}; expected {blocks} of {', '.join(DISTRIBUTIONS)}")
+        if self.aggregate not in AGGREGATES or self.weighting not in WEIGHTINGS:
+            raise ValueError(
+                f"aggregate is {self.aggregate!r}, weighting {self.weighting!r}; expected one of {', '.join(AGGREGATES)} "
+                f"and one of {', '.join(WEIGHTINGS)}"
+            )
+        if not 0 <= self.trim < 0.5 or not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(
+                f"trim is {self.trim}, weight_decay {self.weight_decay}; expected 0 <= trim < 0.5, and 0 or more"
+            )
+        if self.own_directions and self.aggregate != "mean":
+            raise ValueError(
+                f"aggregate is {self.aggregate!r} with own directions, where every scalar comes from one client; "
+                'expected "mean", or shared directions'
+            )
+        factor(self.schedule, 0, self.rounds, self.warmup)
+
+    @property
+    def blocks(self) -> int:
+        return len(self.directions)
+
+    @property
+    def scalars(self) -> int:
+        """Scalars in a reply: local steps x perturbations of all blocks."""
+        return self.local_steps * sum(self.directions)
+
+    def rates(self, number: int) -> tuple[float, ...]:
+        """Learning rate of each block in a round."""
+        scale = factor(self.schedule, number, self.rounds, self.warmup)
+        return tuple(lr * scale for lr in self.lr)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
+        """From what `as_dict` gave, by way of JSON.
+
+        Raises:
+            ValueError: a setting is missing, unknown or out of range.
+        """
+        known = {f.name for f in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != known:
+            found = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+            raise ValueError(f"settings are {found}; expected {sorted(known)} (another version of blockzo?)")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"a setting has the wrong type ({error})") from None
+
+
+def run_tag(settings: RunSettings, base_digest: str, layout: Mapping[str, int]) -> bytes:
+    """Eight bytes in every message: another contract, base model, layout or setting gives others."""
+    facts = [PROTOCOL, CONTRACT, base_digest, sorted(layout.items()), settings.as_dict()]
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2s(text.encode("utf-8"), digest_size=8, person=b"bz-run").digest()
+
+
+@dataclass(frozen=True)
+class RoundPolicy:
+    """How the server runs rounds; clients need not know.
+
+    Attributes:
+        clients: asked in a round; all that are there where None.
+        quorum: replies without which a round does not count and is tried again.
+        deadline: seconds after which a round ends with the replies that are there.
+        digest_every: rounds between digests that clients send of their weights; 0: never.
+        largest_loss_change: a scalar that means a larger change of the loss than this, in nats, is refused.
+        most_examples: that one client may claim; it bounds its weight in the mean.
+        most_bytes: of one message that the server takes or sends.
+        most_messages: of one client in a round.
+    """
+
+    clients: int | None = None
+    quorum: int = 1
+    deadline: float = 60.0
+    digest_every: int = 1
+    largest_loss_change: float = 20.0
+    most_examples: int = 1 << 20
+    most_bytes: int = 1 << 24
+    most_messages: int = 64
+
+    def __post_init__(self) -> None:
+        if self.quorum < 1 or (self.clients is not None and self.clients < self.quorum):
+            raise ValueError(f"quorum is {self.quorum} of {self.clients} clients; expected 1 <= quorum <= clients")
+        if not self.deadline > 0 or self.digest_every < 0 or not self.largest_loss_change > 0:
+            raise ValueError(
+                f"deadline is {self.deadline}, digest_every {self.digest_every}, largest_loss_change "
+                f"{self.largest_loss_change}; expected positive numbers (digest_every: 0 or more)"
+            )
+        if self.most_examples < 1 or self.most_bytes < 1024 or self.most_messages < 4:
+            raise ValueError("most_examples, most_bytes and most_messages must be at least 1, 1024 and 4")
+
+    def wants_digest(self, number: int) -> bool:
+        return self.digest_every > 0 and number % self.digest_every == 0

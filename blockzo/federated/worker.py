@@ -1,0 +1,233 @@
+"""A client's model and data: estimates scalars for a round, and follows the run's records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockzo import estimators, ops
+from blockzo.blocks import Blocks
+from blockzo.estimators import Method
+from blockzo.evaluate import LossFunction, PerturbedExecutor, hugging_face_loss
+from blockzo.federated.client import Estimate
+from blockzo.federated.seeds import first_direction, round_seed
+from blockzo.federated.settings import RunSettings
+from blockzo.groups import MaxGroup
+from blockzo.noise import Noise
+from blockzo.ops.params import named_tensors
+from blockzo.record import BlockUpdate, Record
+
+BatchOf = Callable[[int, int], tuple[Any, int]]
+"""(round, local step) -> batch and its number of rows; a function of these alone, so that a repeated round sees the same rows."""
+METHODS = ("MeZO", "SPSA", "SPZO", "OneSided", "FZOO", "Tree", "Decoupled")
+
+
+def method_of(described: Mapping[str, Any]) -> Method:
+    """The method that `method.describe()` names.
+
+    Raises:
+        ValueError: none of this blockzo; the planner ("Auto") chooses by what one machine measures and is not for rounds.
+    """
+    name, arguments = described.get("name"), {k: v for k, v in described.items() if k != "name"}
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}; expected one of {', '.join(METHODS)} (a planner cannot run in rounds)")
+    try:
+        method: Method = getattr(estimators, name)(**arguments)
+    except TypeError as error:
+        raise ValueError(f"method {name} cannot have these settings: {error}") from None
+    return method
+
+
+def directions_of(method: Method, blocks: int) -> tuple[int, ...]:
+    """Perturbations of each block in one step of a method."""
+    counts = [0] * blocks
+    for moves in method.tree(blocks).leaf_moves():
+        for move in moves:
+            counts[move.block] = max(counts[move.block], move.direction + 1)
+    return tuple(counts)
+
+
+class Weights:
+    """The weights of a run on one machine; several clients of a simulation share them.
+
+    Args:
+        blocks: the model, cut as the run says; its trainable parameters follow the records.
+        base: makes the base weights again (loads a file, say); where None a copy of them is kept, at the cost of their memory.
+    """
+
+    def __init__(self, blocks: Blocks, base: Callable[[], Mapping[str, Tensor]] | None = None) -> None:
+        self.blocks = blocks
+        self.base_digest = ops.digest(blocks.model)
+        self.position = 0
+        self._base = base
+        self._copy = None if base is not None else self._take()
+        self._digest: tuple[int, str] | None = (0, self.base_digest)
+
+    def _take(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in named_tensors(self.blocks.model).items()}
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrites the trainable parameters."""
+        own = named_tensors(self.blocks.model)
+        if set(tensors) != set(own):
+            raise ValueError(f"{len(tensors)} tensors were given for the {len(own)} trainable parameters; names differ")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+
+    def reset(self, snapshot: Mapping[str, Any] | None = None) -> None:
+        """Base weights, or those of a snapshot ({"path", "digest", "round"}, a safetensors file).
+
+        Raises:
+            ValueError: their digest is not the one that was promised.
+        """
+        if snapshot is None:
+            base = self._base() if self._base is not None else self._copy
+            assert base is not None
+            self.put(base)
+            self.position, wanted = 0, self.base_digest
+        else:
+            from safetensors.torch import load_file
+
+            self.put(load_file(Path(snapshot["path"])))
+            self.position, wanted = int(snapshot["round"]), str(snapshot["digest"])
+        found = ops.digest(self.blocks.model)
+        self._digest = (self.position, found)
+        if found != wanted:
+            raise ValueError(f"the weights that were loaded have the digest {found}; expected {wanted}")
+
+    def replay(self, records: Sequence[Record]) -> None:
+        """Applies the records that come after `position`; those before are applied already."""
+        new = [record for record in records if record.step >= self.position]
+        if not new:
+            return
+        if [r.step for r in new] != list(range(self.position, self.position + len(new))):
+            raise ValueError(f"records {new[0].step} to {new[-1].step} do not follow position {self.position}")
+        ops.replay_(self.blocks.model, new, self.blocks.layout)
+        self.position += len(new)
+
+    def digest(self) -> str:
+        if self._digest is None or self._digest[0] != self.position:
+            self._digest = (self.position, ops.digest(self.blocks.model))
+        return self._digest[1]
+
+
+class Worker:
+    """Estimates of one client on the weights of a run.
+
+    Args:
+        weights: of this machine.
+        batch_of: the client's training data.
+        loss_fn: as of `blockzo.ZO`.
+        held_out: () -> (rows, loss, accuracy) of the client's held-out data at the present weights.
+
+    Attributes:
+        flops: forward FLOPs so far.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        batch_of: BatchOf,
+        loss_fn: LossFunction | None = None,
+        held_out: Callable[[], tuple[int, float, float]] | None = None,
+        max_group: MaxGroup = "auto",
+    ) -> None:
+        self.weights, self.batch_of, self.held_out = weights, batch_of, held_out
+        self.loss_fn = loss_fn or hugging_face_loss
+        self.max_group = max_group
+        self.base_digest = weights.base_digest
+        self.layout = weights.blocks.layout
+        self.blocks = len(weights.blocks)
+        self.flops = 0
+        self._settings: RunSettings | None = None
+        self._method: Method | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        return self.weights.blocks.model
+
+    def begin(self, settings: RunSettings) -> None:
+        method = method_of(settings.method)
+        counts = directions_of(method, settings.blocks)
+        if counts != settings.directions:
+            raise ValueError(f"the method makes {counts} directions a block, the settings say {settings.directions}")
+        self._settings, self._method = settings, method
+
+    def reset(self, snapshot: Mapping[str, Any] | None = None) -> None:
+        self.weights.reset(snapshot)
+
+    def replay(self, records: Sequence[Record]) -> None:
+        self.weights.replay(records)
+
+    def digest(self) -> str:
+        return self.weights.digest()
+
+    def scores(self) -> tuple[int, float, float]:
+        if self.held_out is None:
+            raise ValueError("this client has no held-out data to score")
+        return self.held_out()
+
+    def estimate(self, number: int, slot: int) -> Estimate:
+        """Scalars of one round; between local steps the client moves by its own estimates, and goes back at the end."""
+        settings = self._settings
+        assert settings is not None
+        scalars: list[float] = []
+        losses: list[float] = []
+        rows = 0
+        kept = self.weights._take() if settings.local_steps > 1 else None
+        try:
+            for step in range(settings.local_steps):
+                batch, count = self.batch_of(number, step)
+                found, loss = self._step(settings, number, slot, step, batch)
+                rows += count
+                losses.append(loss)
+                scalars += [s for block in found for s in block]
+                if step + 1 < settings.local_steps:
+                    self._move(settings, number, slot, step, found)
+        finally:
+            if kept is not None:
+                self.weights.put(kept)
+        return Estimate(tuple(scalars), math.fsum(losses) / len(losses), rows)
+
+    def _noises(self, settings: RunSettings, number: int) -> list[Noise]:
+        seed = round_seed(bytes.fromhex(settings.run), number)
+        return [Noise(seed, distribution) for distribution in settings.distributions]
+
+    def _first(self, settings: RunSettings, slot: int, step: int) -> list[int]:
+        return [first_direction(slot, step, settings.local_steps, count) for count in settings.directions]
+
+    def _step(
+        self, settings: RunSettings, number: int, slot: int, step: int, batch: Any
+    ) -> tuple[list[list[float]], float]:
+        """Scalars of each block, and the mean of the losses."""
+        assert self._method is not None
+        executor = PerturbedExecutor(
+            self.weights.blocks,
+            self._noises(settings, number),
+            settings.eps,
+            self.max_group,
+            first_directions=self._first(settings, slot, step),
+        )
+        tree = self._method.tree(settings.blocks)
+        found = executor.run(tree, lambda: self.loss_fn(self.model, batch))
+        self.flops += found.flops
+        scalars = self._method.scalars(found.losses, settings.eps)
+        return [list(block.values()) for block in scalars], math.fsum(found.losses) / len(found.losses)
+
+    def _move(self, settings: RunSettings, number: int, slot: int, step: int, scalars: list[list[float]]) -> None:
+        rates = settings.rates(number)
+        updates = []
+        for block, (first, found) in enumerate(zip(self._first(settings, slot, step), scalars, strict=True)):
+            numbers = tuple(range(first, first + len(found)))
+            distribution = settings.distributions[block]
+            moved = tuple(rates[block] * s for s in found)
+            updates.append(BlockUpdate(numbers, moved, rates[block], settings.eps[block], distribution=distribution))
+        seed = round_seed(bytes.fromhex(settings.run), number)
+        record = Record(0, seed, settings.distributions[0], tuple(updates))
+        ops.replay_(self.model, [record], self.weights.blocks.layout)
