@@ -20,8 +20,8 @@ def tiles(tokens: int, gaussian: bool) -> dict[str, int]:
     return {"ROWS": 64, "TOKENS": count, "WIDTH": width, "PAIR": 0, "num_warps": 4, "num_stages": 2}
 
 
-TASK_FIELDS = tl.constexpr(6)
-"""int32 fields of a task: group, group of the other sign, seed low, seed high, direction, bits of the scale."""
+TASK_FIELDS = tl.constexpr(3)
+"""int32 fields of a task: group, group of the other sign, its term."""
 
 
 @triton.jit
@@ -49,7 +49,9 @@ def linear(
     x,  # [groups, tokens, width], strides x_group, x_row, 1
     weight,  # [rows, width], strides apart, 1
     bias,  # [rows] or [groups, rows]; not read where BIAS is false
-    tasks,  # int32 [tasks, 6]
+    tasks,  # int32 [tasks, 3]
+    steps,  # int32 [1, 6] and [terms, 2], as in moves.py
+    terms,
     tokens,
     rows,
     width,
@@ -71,7 +73,8 @@ def linear(
     # tasks vary fastest, so that programs which read one tile of the weight run side by side
     task = tasks + tl.program_id(0) * TASK_FIELDS
     group, other = tl.load(task).to(tl.int64), tl.load(task + 1).to(tl.int64)
-    key0, key1, direction, scale = unsigned(task + 2), unsigned(task + 3), unsigned(task + 4), number(task + 5)
+    term = terms + 2 * tl.load(task + 2)
+    key0, key1, direction, scale = unsigned(steps), unsigned(steps + 1), unsigned(term), number(term + 1)
     n = tl.program_id(1) * ROWS
     row = n + tl.arange(0, ROWS)
     token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)

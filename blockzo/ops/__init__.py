@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise, check_stream
-from blockzo.ops import registered
+from blockzo.ops import registered, registered_packed  # noqa: F401  (both define torch.ops.blockzo)
 from blockzo.ops.digest import digest
 from blockzo.ops.linear import perturbed_linear
 from blockzo.ops.params import Params, Target, check_finite, check_tensor, targets

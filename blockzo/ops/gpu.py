@@ -18,11 +18,14 @@ from blockzo.kernels.spans import move_rows as rows_kernel
 from blockzo.ops import cuda, panels
 from blockzo.ops.gpu_linear import fused
 from blockzo.ops.gpu_tables import DTYPES, EXACT, on_device, signed, step_tables, tensor_tables, used
+from blockzo.ops.packed import Given, PackedStep
 from blockzo.ops.params import Target
 from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.steps import Step
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+READS_PACKED = True
+"""Steps may be `PackedStep`s, whose numbers the kernels read."""
 MOVE = {"num_warps": 8}
 """16 elements a thread: with 32 the update takes 250 registers."""
 BLOCK = 4096
@@ -36,11 +39,12 @@ PANEL_BYTES = 24 << 20
 PROJECT_CHUNKS = 8
 
 
-def _runs(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
-    """Consecutive steps of one distribution: every step rounds, so a pass may end after any of them."""
-    runs: list[list[Step]] = []
+def _runs(steps: Sequence[Given]) -> list[tuple[Given, ...]]:
+    """Consecutive steps of one distribution: every step rounds, so a pass may end after any of them. A packed one is alone."""
+    runs: list[list[Given]] = []
     for step in steps:
-        if not runs or runs[-1][0].distribution != step.distribution:
+        alone = isinstance(step, PackedStep) or (runs and isinstance(runs[-1][0], PackedStep))
+        if not runs or alone or runs[-1][0].distribution != step.distribution:
             runs.append([])
         runs[-1].append(step)
     return [tuple(run) for run in runs]
@@ -54,7 +58,7 @@ def cuda_library(device: torch.device) -> ctypes.CDLL | None:
     return cuda.library() if device.type == "cuda" else None
 
 
-def _launch_triton(tables: Tables, run: Sequence[Step], dtype: torch.dtype, mode: int, aligned: bool) -> None:
+def _launch_triton(tables: Tables, run: Sequence[Given], dtype: torch.dtype, mode: int, aligned: bool) -> None:
     move_kernel[(len(tables[1]),)](
         *tables,
         len(run),
@@ -68,7 +72,7 @@ def _launch_triton(tables: Tables, run: Sequence[Step], dtype: torch.dtype, mode
     )
 
 
-def _launch_cuda(library: ctypes.CDLL, tables: Tables, run: Sequence[Step], dtype: torch.dtype, mode: int) -> None:
+def _launch_cuda(library: ctypes.CDLL, tables: Tables, run: Sequence[Given], dtype: torch.dtype, mode: int) -> None:
     tensors, chunks, steps, terms = (table.data_ptr() for table in tables)
     gaussian = int(run[0].distribution == "gaussian")
     device = tables[0].device
@@ -79,7 +83,7 @@ def _launch_cuda(library: ctypes.CDLL, tables: Tables, run: Sequence[Step], dtyp
     cuda.check(library, code)
 
 
-def _apply(found: Sequence[Target], steps: Sequence[Step], mode: int) -> None:
+def _apply(found: Sequence[Target], steps: Sequence[Given], mode: int) -> None:
     dense = [(t.tensor if t.tensor.is_contiguous() else t.tensor.contiguous(), t) for t in found if t.tensor.numel()]
     groups: dict[tuple[torch.device, torch.dtype, bool], list[tuple[int, int, int]]] = {}
     for tensor, target in dense:
@@ -106,15 +110,15 @@ def _apply(found: Sequence[Target], steps: Sequence[Step], mode: int) -> None:
     torch.autograd.graph.increment_version([t.tensor for t in found if not t.tensor.is_inference()])
 
 
-def perturb_(found: Sequence[Target], step: Step) -> None:
+def perturb_(found: Sequence[Target], step: Given) -> None:
     _apply(found, [step], PERTURB.value)
 
 
-def shift_(found: Sequence[Target], step: Step) -> None:
+def shift_(found: Sequence[Target], step: Given) -> None:
     _apply(found, [step], SHIFT.value)
 
 
-def replay_(found: Sequence[Target], steps: Sequence[Step]) -> None:
+def replay_(found: Sequence[Target], steps: Sequence[Given]) -> None:
     _apply(found, steps, UPDATE.value)
 
 
@@ -125,7 +129,7 @@ def _move_rows(
     shape: tuple[int, int],
     apart: int,
     start: int,
-    step: Step,
+    step: Given,
     stream: int,
 ) -> None:
     count, width = shape
@@ -156,15 +160,15 @@ def _move_rows(
         used(lines, terms)
 
 
-def perturbed_copy(out: Tensor, source: Tensor, start: int, step: Step, stream: int) -> None:
+def perturbed_copy(out: Tensor, source: Tensor, start: int, step: Given, stream: int) -> None:
     _move_rows(out, source, None, (1, source.numel()), 0, start, step, stream)
 
 
-def perturbed_rows(out: Tensor, weight: Tensor, rows: Tensor, step: Step, stream: int) -> None:
+def perturbed_rows(out: Tensor, weight: Tensor, rows: Tensor, step: Given, stream: int) -> None:
     _move_rows(out, weight, rows, (rows.numel(), weight.shape[1]), weight.shape[1], 0, step, stream)
 
 
-def move_panel(out: Tensor, rows: Tensor, start: int, step: Step, stream: int) -> None:
+def move_panel(out: Tensor, rows: Tensor, start: int, step: Given, stream: int) -> None:
     """`rows` [n, width], unit stride along `width`, moved into the dense `out`; row r begins at start + r * rows.stride(0)."""
     if rows.is_contiguous():
         perturbed_copy(out, rows, start, step, stream)
@@ -208,7 +212,7 @@ def perturbed_linear(
     weight: Tensor | QuantizedWeight,
     bias: Tensor | None,
     start: int,
-    step: Step,
+    step: Given,
     stream: int,
     path: str | None = None,
 ) -> Tensor:

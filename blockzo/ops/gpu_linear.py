@@ -7,28 +7,29 @@ from torch import Tensor
 
 from blockzo.kernels.linear import linear as linear_kernel
 from blockzo.kernels.linear import tiles
-from blockzo.ops.gpu_tables import DTYPES, EXACT, bits, on_device, signed, table, used, words
+from blockzo.ops.gpu_tables import DTYPES, EXACT, on_device, signed, step_tables, table, used
+from blockzo.ops.packed import Given
 from blockzo.ops.steps import Step
 
 
-def _tasks(step: Step, pair: bool) -> tuple[list[tuple[int, ...]], bool]:
+def _tasks(step: Given, groups: int, pair: bool) -> tuple[tuple[tuple[int, int, int], ...], bool]:
     """Groups as tasks of `kernels/linear.py`; as pairs where that is wished and every group has one of the other sign."""
-    waiting: dict[tuple[int, float], list[int]] = {}
-    pairs: list[tuple[int, ...]] = []
-    key = words(step.seed)
-    for group, (direction, scale) in enumerate(zip(step.directions, step.coefficients, strict=True)):
-        match = waiting.get((direction, -scale))
-        if match:
-            pairs.append((match.pop(), group, *key, signed(direction), bits(-scale)))
-        else:
-            waiting.setdefault((direction, scale), []).append(group)
-    if pair and not any(waiting.values()):
-        return pairs, True
-    terms = zip(step.directions, step.coefficients, strict=True)
-    return [(g, g, *key, signed(d), bits(c)) for g, (d, c) in enumerate(terms)], False
+    if pair and isinstance(step, Step):
+        waiting: dict[tuple[int, float], list[int]] = {}
+        pairs = []
+        for group, (direction, scale) in enumerate(zip(step.directions, step.coefficients, strict=True)):
+            match = waiting.get((direction, -scale))
+            if match:
+                first = match.pop()
+                pairs.append((first, group, first))
+            else:
+                waiting.setdefault((direction, scale), []).append(group)
+        if not any(waiting.values()):
+            return tuple(pairs), True
+    return tuple((group, group, group) for group in range(groups)), False
 
 
-def fused(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Step, stream: int) -> Tensor:
+def fused(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Given, stream: int) -> Tensor:
     """`start` and the distance of rows are multiples of what one Philox block serves."""
     groups, tokens, width = x.shape
     rows = weight.shape[0]
@@ -40,9 +41,9 @@ def fused(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Step
     compute = x.dtype if x.dtype == weight.dtype else torch.float32
     gaussian = step.distribution == "gaussian"
     tile = tiles(tokens, gaussian)
-    lines, tile["PAIR"] = _tasks(step, bool(tile["PAIR"]))
+    lines, tile["PAIR"] = _tasks(step, groups, bool(tile["PAIR"]))
     with on_device(x):
-        tasks = table(tuple(lines), x.device)
+        tasks, numbers = table(lines, x.device), step_tables([step], x.device)
         grid = (len(tasks), -(-rows // tile["ROWS"]), -(-tokens // tile["TOKENS"]))
         linear_kernel[grid](
             out,
@@ -50,6 +51,7 @@ def fused(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Step
             weight,
             out if bias is None else bias,
             tasks,
+            *numbers,
             tokens,
             rows,
             width,
@@ -64,5 +66,5 @@ def fused(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Step
             COMPUTE=DTYPES[compute],
             **{**EXACT, **tile},
         )
-        used(tasks)
+        used(tasks, *numbers)
     return out

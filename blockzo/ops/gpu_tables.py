@@ -5,8 +5,8 @@ of one forward share one table.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from blockzo.ops.packed import Given, PackedStep
 from blockzo.ops.steps import Step
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -26,8 +27,25 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+_holders: list[list[Tensor]] = []
+
+
+@contextmanager
+def held_tables() -> Iterator[list[Tensor]]:
+    """Tables that launches inside read: who captures them in a graph must keep them, as a cache may drop them."""
+    kept: list[Tensor] = []
+    _holders.append(kept)
+    try:
+        yield kept
+    finally:
+        _holders.pop()
+
+
 def used(*tables: Tensor) -> None:
     """A table may be dropped from its cache while this stream still reads it."""
+    if _holders:
+        _holders[-1].extend(tables)
+        return
     for table in tables:
         if table.is_cuda:
             table.record_stream(torch.cuda.current_stream(table.device))
@@ -53,11 +71,15 @@ def table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     return torch.tensor(rows or ((0, 0),), dtype=torch.int32).to(device)
 
 
-def step_tables(steps: Sequence[Step], device: torch.device) -> tuple[Tensor, Tensor]:
-    """int32 [steps, 6] and [terms, 2] of `kernels/moves.py`."""
+def step_tables(steps: Sequence[Given], device: torch.device) -> tuple[Tensor, Tensor]:
+    """int32 [steps, 6] and [terms, 2] of `kernels/moves.py`; a step that is packed brings its own and comes alone."""
+    alone = steps[0]
+    if isinstance(alone, PackedStep):
+        return alone.line, alone.terms
     lines: list[tuple[int, ...]] = []
     terms: list[tuple[int, ...]] = []
     for step in steps:
+        assert isinstance(step, Step)
         first = len(terms)
         terms += [(signed(d), bits(c)) for d, c in zip(step.directions, step.coefficients, strict=True)]
         lines.append((*words(step.seed), first, len(terms), bits(step.factor), int(step.stochastic)))

@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from blockzo.ops.packed import Given, PackedStep
 from blockzo.ops.quantized import QuantizedWeight
-from blockzo.ops.steps import Step
 
 PATHS = ("tiles", "panels", "narrow panels")
 """The kernel that moves and multiplies in one; float32 panels; panels in the 16-bit dtype of weight and x."""
@@ -21,7 +22,7 @@ PANEL_BYTES = 10 << 20
 """Every product packs x again, so few large panels beat many that stay in a second-level cache: OPT-125M at 1,024 tokens took
 1.23 times the plain forwards with 2 MiB, 1.13 with 8, 1.06 with 16. A weight of 768 x 3,072 still fits in one.
 """
-MovePanel = Callable[[Tensor, Tensor, int, Step, int], None]
+MovePanel = Callable[[Tensor, Tensor, int, Any, int], None]
 """out, rows of the weight, index of the first, step of one direction, stream."""
 TILE_TOKENS = {"avx512": 384, "avx2": 256, "neon": 256, "baseline": 64}
 """Tokens a group below which the fused kernel is the faster way, by instruction set; four times these for 16-bit weights."""
@@ -56,8 +57,11 @@ def choose_path(x: Tensor, weight: Tensor | QuantizedWeight, isa: str) -> str:
     return "tiles" if tokens < most else "panels"
 
 
-def _moves(step: Step) -> Iterator[tuple[Step, list[int]]]:
-    """Each different move of the weight, with its groups."""
+def _moves(step: Given) -> Iterator[tuple[Given, list[int]]]:
+    """Each different move of the weight, with its groups; which of packed ones are alike is not known here."""
+    if isinstance(step, PackedStep):
+        yield from ((step.term(group), [group]) for group in range(len(step.terms)))
+        return
     found: dict[tuple[int, float], list[int]] = {}
     for group, (direction, scale) in enumerate(zip(step.directions, step.coefficients, strict=True)):
         found.setdefault((direction if scale else -1, scale), []).append(group)
@@ -83,7 +87,7 @@ def perturbed_linear(
     weight: Tensor,
     bias: Tensor | None,
     start: int,
-    step: Step,
+    step: Given,
     stream: int,
     narrow: bool,
     move_panel: MovePanel,
@@ -108,7 +112,7 @@ def perturbed_linear(
         part = weight[first : first + height]
         for move, members in moves:
             panel = scratch[: part.shape[0]]
-            if move.coefficients[0]:
+            if isinstance(move, PackedStep) or move.coefficients[0]:
                 move_panel(panel, part, start + first * apart, move, stream)
             else:
                 panel = part.to(dtype)

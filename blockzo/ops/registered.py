@@ -46,7 +46,7 @@ def _step(seed: int, distribution: str, directions: Sequence[int], coefficients:
     return Step(seed % (1 << 64), distribution, tuple(directions), tuple(coefficients))
 
 
-def _targets(tensors: Sequence[Tensor], streams: Sequence[int]) -> list[Target]:
+def targets_of(tensors: Sequence[Tensor], streams: Sequence[int]) -> list[Target]:
     return [Target("", stream, tensor) for stream, tensor in zip(streams, tensors, strict=True)]
 
 
@@ -97,7 +97,7 @@ def _move(
 ) -> None:
     """`kind`: "perturb", "shift" or "update"."""
     step = Step(seed % (1 << 64), distribution, tuple(directions), tuple(coefficients), factor, stochastic)
-    for backend, part in backends.split(_targets(tensors, streams)):
+    for backend, part in backends.split(targets_of(tensors, streams)):
         if kind == "perturb":
             backend.perturb_(part, step)
         elif kind == "shift":
@@ -142,7 +142,7 @@ def _replay(
             seeds, distributions, ends[:-1], ends[1:], factors, stochastic, strict=True
         )
     ]
-    for backend, part in backends.split(_targets(tensors, streams)):
+    for backend, part in backends.split(targets_of(tensors, streams)):
         backend.replay_(part, steps)
 
 
@@ -151,7 +151,7 @@ def _project(
 ) -> Tensor:
     step = _step(seed, distribution, directions, [1.0] * len(directions))
     totals = [0.0] * len(directions)
-    for target in _targets(tensors, streams):
+    for target in targets_of(tensors, streams):
         # one tensor after the other, so that the order of the sum is the order of the parameters
         found = backends.for_tensor(target.tensor).project([target], step)
         totals = [a + b for a, b in zip(totals, found, strict=True)]

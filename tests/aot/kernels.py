@@ -129,6 +129,7 @@ def _linear() -> list[Case]:
     from blockzo.kernels.linear import tiles
 
     signature = {"out": "*bf16", "x": "*bf16", "weight": "*bf16", "bias": "*bf16", "tasks": "*i32"}
+    signature |= {"steps": "*i32", "terms": "*i32"}
     signature |= {"tokens": "i32", "rows": "i32", "width": "i32", "x_group": "i32", "x_row": "i32", "apart": "i32"}
     signature |= {"start": "i64", "bias_group": "i32", "stream": "i32"}
     cases = []
@@ -142,7 +143,20 @@ def _linear() -> list[Case]:
                     "linear.linear",
                     signature,
                     {"BIAS": True, "GAUSSIAN": gaussian, "COMPUTE": "bf16", **tile},
-                    ("out", "x", "weight", "bias", "tasks", "rows", "width", "x_group", "x_row", "apart"),
+                    (
+                        "out",
+                        "x",
+                        "weight",
+                        "bias",
+                        "tasks",
+                        "steps",
+                        "terms",
+                        "rows",
+                        "width",
+                        "x_group",
+                        "x_row",
+                        "apart",
+                    ),
                     loads=8,
                     needs={80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"},
                     options=options,

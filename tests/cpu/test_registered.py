@@ -9,6 +9,8 @@ from torch.library import opcheck
 
 import blockzo as bz
 from blockzo.ops import registered
+from blockzo.ops.packed import packed
+from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED
 
 # what a gradient of these would be is not defined: they run under no_grad
@@ -81,3 +83,19 @@ def test_a_replay_whose_lists_do_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="terms add up to 2 for 1 directions and 1 coefficients"):
         torch.ops.blockzo.replay_([w], [9], [1], ["gaussian"], [2], [0], [0.5], [1.0], [False])
     assert not w.any()
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_opcheck_with_numbers_in_memory(distribution: str) -> None:
+    ops = torch.ops.blockzo
+    two = packed(make_step(bz.Noise(SEED, distribution), [1, 2], [0.5, -0.5]), torch.device("cpu"))
+    one, weight, x = two.term(0), weights(6, 130), weights(2, 3, 130)
+    out, rows = torch.zeros(6, 130), torch.tensor([5, 0, 5])
+    calls = {
+        ops.perturbed_linear: (x, weight, weights(6), 0, 9, two.line, two.terms, distribution),
+        ops.perturbed_copy: (out, weight, 128, 9, one.line, one.terms, distribution),
+        ops.perturbed_rows: (weight, rows, 9, one.line, one.terms, distribution),
+        ops.move_: ([weight, out], [9, 10], "update", two.line, two.terms, distribution, False),
+    }
+    for call, arguments in calls.items():
+        assert set(opcheck(call.packed, arguments, test_utils=CHECKS).values()) == {"SUCCESS"}

@@ -12,6 +12,7 @@ import torch
 from blockzo.ops import cuda, gpu
 from blockzo.ops.params import Target
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, changes, expected, same_bits, weights
+from tests.interpret.packed_cases import check_rewritten
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 SIZES = (0, 1, 7, 129, 300, 4097, 16385, 40000)
@@ -49,6 +50,12 @@ def test_bits(emulated, dtype: torch.dtype, distribution: str, name: str) -> Non
     change(gpu, [Target(str(k), s, w) for k, (s, w) in enumerate(zip(streams, found, strict=True))])
     for size, mine, want in zip(sizes, found, expected(change, given, streams), strict=True):
         assert same_bits(mine, want), size
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_numbers_in_memory(emulated, distribution: str) -> None:
+    """A launch with the same tables reads what was written to them since."""
+    check_rewritten(gpu, distribution, (300, 16385), torch.bfloat16)
 
 
 def test_nothing_beyond_a_tensor_is_written(emulated) -> None:
