@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from blockzo.noise import Noise, stream_id
     from blockzo.ops import perturb_, project, replay_, shift_, update_
     from blockzo.ops.digest import digest
+    from blockzo.ops.shards import Shard
     from blockzo.optim import ZO, StepResult
     from blockzo.perturb import perturbed
     from blockzo.planner import Auto
@@ -40,6 +41,7 @@ __all__ = [
     "Noise",
     "OneSided",
     "Record",
+    "Shard",
     "StepResult",
     "Tree",
     "cost",
@@ -70,6 +72,7 @@ _HOMES = {
     "Record": "blockzo.record",
     "SPSA": "blockzo.estimators",
     "SPZO": "blockzo.estimators",
+    "Shard": "blockzo.ops.shards",
     "StepResult": "blockzo.optim",
     "Tree": "blockzo.estimators",
     "ZO": "blockzo.optim",

@@ -21,7 +21,7 @@ from blockzo import ops
 from blockzo.blocks import Blocks
 from blockzo.groups import Activations, Grouping, MaxGroup, group_losses, run_groups
 from blockzo.noise import Noise
-from blockzo.ops.params import Target, targets
+from blockzo.ops.params import Target, whole_targets
 from blockzo.perturb import Index, Move, PerturbedForward
 from blockzo.record import BlockUpdate
 from blockzo.tree import BlockMove, EvaluationTree, Node, Walker
@@ -278,7 +278,7 @@ class InPlaceExecutor(Walker):
 def members(blocks: Blocks) -> list[list[Target]]:
     """Targets of each block; every check of `ops` is made here once for the whole model."""
     result: list[list[Target]] = [[] for _ in range(len(blocks))]
-    for target in targets(blocks.model):
+    for target in whole_targets(blocks.model, "a step of blockzo.ZO"):
         block = blocks.layout.get(target.name)
         if block is None:
             raise ValueError(

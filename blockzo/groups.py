@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from blockzo.noise import Noise
-from blockzo.ops.params import targets
+from blockzo.ops.params import whole_targets
 from blockzo.perturb import Index, Move, PerturbedForward, batched, make_move
 from blockzo.perturb.mode import Outgrown
 
@@ -275,7 +275,7 @@ def perturbed_losses(
         )
     pairs = list(zip(directions, scales, strict=True))
     make_move(noise, directions, scales)
-    found = targets(model)
+    found = whole_targets(model, "a perturbed forward")
     index = Index({0: found})
     device = found[0].tensor.device if found else torch.device("cpu")
 

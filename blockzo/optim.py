@@ -18,7 +18,7 @@ from blockzo.evaluate import Evaluation, InPlaceExecutor, LossFunction, Perturbe
 from blockzo.groups import MaxGroup
 from blockzo.journal import Journal, JournalError
 from blockzo.noise import Noise, check_seed
-from blockzo.ops.params import named_tensors, targets
+from blockzo.ops.params import named_tensors, whole_targets
 from blockzo.planner import Auto, Planner, StepPlan, fine_blocks, planned_method
 from blockzo.record import BlockUpdate, Record, float32
 
@@ -114,7 +114,7 @@ class ZO:
             raise ValueError("blocks were cut from another model; expected Blocks of the model that is trained")
         if evaluate not in ("perturbed", "in_place"):
             raise ValueError(f'evaluate is {evaluate!r}; expected "perturbed" or "in_place"')
-        if not targets(model):
+        if not whole_targets(model, "a step of blockzo.ZO"):
             raise ValueError("the model has no trainable parameter; expected one with requires_grad")
         self.planner: Planner | None = None
         if isinstance(self.method, Auto):

@@ -13,6 +13,7 @@ using namespace blockzo;
 namespace {
 
 typedef std::tuple<uintptr_t, int, uint32_t, std::vector<int64_t>, std::vector<int64_t>> ViewTuple;
+typedef std::tuple<ViewTuple, int64_t, std::vector<int64_t>> ShardTuple;
 // coefficients come as double, which holds every float32 and which no float mode flushes to 0
 typedef std::tuple<uint64_t, int, std::vector<uint32_t>, std::vector<double>, double, bool> StepTuple;
 
@@ -20,6 +21,8 @@ View make_view(const ViewTuple& v) {
   const auto& [data, dtype, stream, sizes, strides] = v;
   return View{reinterpret_cast<void*>(data), dtype, stream, sizes, strides};
 }
+
+Shard make_shard(const ShardTuple& s) { return Shard{make_view(std::get<0>(s)), std::get<1>(s), std::get<2>(s)}; }
 
 Step make_step(const StepTuple& s) {
   const auto& [seed, distribution, directions, coefficients, factor, stochastic] = s;
@@ -43,6 +46,15 @@ PYBIND11_MODULE(_native, m) {
     py::gil_scoped_release release;
     apply(views, all, static_cast<Mode>(mode), threads);
   });
+  m.def("apply_shards",
+        [](const std::vector<ShardTuple>& tensors, const std::vector<StepTuple>& steps, int mode, int threads) {
+          std::vector<Shard> shards;
+          for (const auto& t : tensors) shards.push_back(make_shard(t));
+          std::vector<Step> all;
+          for (const auto& s : steps) all.push_back(make_step(s));
+          py::gil_scoped_release release;
+          apply_shards(shards, all, static_cast<Mode>(mode), threads);
+        });
   m.def("copy", [](uintptr_t out, int out_dtype, uintptr_t source, int dtype, int64_t count, int64_t start,
                    const StepTuple& step, uint32_t stream, int threads) {
     const Step s = make_step(step);
@@ -89,6 +101,16 @@ PYBIND11_MODULE(_native, m) {
     {
       py::gil_scoped_release release;
       project(view, s, totals.data(), threads);
+    }
+    return totals;
+  });
+  m.def("project_shard", [](const ShardTuple& tensor, const StepTuple& step, int threads) {
+    const Shard shard = make_shard(tensor);
+    const Step s = make_step(step);
+    std::vector<double> totals(s.directions.size());
+    {
+      py::gil_scoped_release release;
+      project_shard(shard, s, totals.data(), threads);
     }
     return totals;
   });

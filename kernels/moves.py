@@ -1,4 +1,4 @@
-"""perturb_, shift_, update_ and replay_ over a whole list of tensors in one launch.
+"""perturb_, shift_, update_ and replay_ over a whole list of tensors, or of parts of tensors, in one launch.
 
 A program takes one chunk of BLOCK elements of one tensor through all steps: each weight is read once, rounded to its dtype at
 every step, and written once.
@@ -38,9 +38,13 @@ def move(
     STOCHASTIC: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
+    RUNS: tl.constexpr,
 ):
+    """RUNS: `tensors` are runs of consecutive indices, int64 [runs, 4]: address and elements, both from the multiple of 128 at
+    or before the run; stream; index of the run's first element.
+    """
     program = tl.program_id(0)
-    tensor = tensors + tl.load(chunks + 2 * program) * 3
+    tensor = tensors + tl.load(chunks + 2 * program) * (4 if RUNS else 3)
     first = tl.load(chunks + 2 * program + 1).to(tl.int64) * BLOCK
     count = tl.load(tensor + 1)
     stream = tl.load(tensor + 2).to(tl.uint32)
@@ -49,8 +53,17 @@ def move(
         base = tl.multiple_of(base, 16)
     place = base + first + tl.arange(0, BLOCK)
     inside = first + tl.arange(0, BLOCK) < count
+    lead = 0
+    if RUNS:
+        begin = tl.load(tensor + 3)
+        lead = begin & 127
+        inside = inside & (first + tl.arange(0, BLOCK) >= lead)
     # a mask would keep the loads of whole chunks from being 128 bits wide
     whole = first + BLOCK <= count
+    if RUNS:
+        whole = whole & (first >= lead)
+        # noise is made from a multiple of 128 on
+        first += begin - lead
     if whole:
         stored = tl.load(place)
     else:

@@ -1,29 +1,35 @@
 """The operations that other ZO projects build on; each reads and writes every weight at most once.
 
 `params` is a mapping name -> tensor or an `nn.Module` (its trainable parameters under their canonical names). Tensors are
-float32, bfloat16 or float16, of any size and stride. CPU tensors go to the compiled kernels where they are installed, all
-else to the torch reference; the bits are the same.
+float32, bfloat16 or float16, of any size and stride. A `Shard`, or a DTensor placed by Shard and Replicate (as the parameters
+of `fully_shard` are), is a part of a tensor: it gets the bits that it has when the whole is moved. CPU tensors go to the
+compiled kernels where they are installed, all else to the torch reference; the bits are the same.
 
 Every function raises ValueError, before the first write, for: a dtype or layout it does not support, two parameters that
-share memory or a stream, a coefficient that is not a finite float32, a direction outside [0, 2**32 - 1).
+share memory or a stream, a DTensor placed otherwise, a coefficient that is not a finite float32, a direction outside
+[0, 2**32 - 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from blockzo.noise import Noise, check_stream
-from blockzo.ops import registered, registered_packed  # noqa: F401  (both define torch.ops.blockzo)
+from blockzo.ops import backends, registered, registered_packed  # noqa: F401  (both define torch.ops.blockzo)
 from blockzo.ops.digest import digest
+from blockzo.ops.distributed import Spread, sum_over_ranks
 from blockzo.ops.linear import perturbed_linear
 from blockzo.ops.params import Params, Target, check_finite, check_tensor, targets
+from blockzo.ops.shards import Shard
 from blockzo.ops.steps import Step, make_step
 from blockzo.record import Record, decay_factor
 
 __all__ = [
+    "Shard",
     "digest",
     "perturb_",
     "perturbed_copy",
@@ -72,7 +78,9 @@ def update_(
 
 
 def _move(found: list[Target], step: Step, kind: str) -> None:
-    with torch.no_grad():
+    with torch.no_grad(), _written(found):
+        found, shards = _apart(found)
+        backends.move(shards, step, kind)
         torch.ops.blockzo.move_(
             *_lists(found),
             kind,
@@ -83,6 +91,20 @@ def _move(found: list[Target], step: Step, kind: str) -> None:
             step.factor,
             step.stochastic,
         )
+
+
+def _apart(found: list[Target]) -> tuple[list[Target], list[Target]]:
+    """Whole tensors, which the registered operations take, and parts of tensors, which go straight to the backends."""
+    return [t for t in found if t.place is None], [t for t in found if t.place is not None]
+
+
+@contextmanager
+def _written(found: list[Target]) -> Iterator[None]:
+    """Autograd saves a DTensor itself and not its local tensor, which is the one that is written."""
+    yield
+    torch.autograd.graph.increment_version(
+        [t.owner for t in found if t.owner is not None and not t.owner.is_inference()]
+    )
 
 
 def _lists(found: list[Target]) -> tuple[list[Tensor], list[int]]:
@@ -114,7 +136,10 @@ def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int]
         steps = [record_step(record, block) for record in records]
         steps = [step for step in steps if any(step.coefficients) or step.factor != 1.0]
         if steps:
-            with torch.no_grad():
+            with torch.no_grad(), _written(members):
+                members, shards = _apart(members)
+                for backend, part in backends.split(shards):
+                    backend.replay_(part, steps)
                 torch.ops.blockzo.replay_(*_lists(members), *registered.flattened(steps))
 
 
@@ -143,14 +168,29 @@ def project(params_or_delta: Params, noise: Noise, directions: Sequence[int]) ->
 
     Returns:
         float64 tensor of shape [len(directions)] on the CPU. Products and sums are float64 in an order that does not depend
-        on threads or instruction set.
+        on threads or instruction set. DTensors: the sum over all ranks of their mesh, which must all call this. A `Shard`: the
+        sum over this part; add those of the other parts yourself. Sums by parts differ from those of the whole tensor, being
+        added in another order: by at most (512 + n / 2048) * 2**-53 * sum |delta_i z_i| for n elements.
     """
     step = make_step(noise, directions, [1.0] * len(directions))
+    found = targets(params_or_delta)
+    parts = [t for t in found if t.place is not None or t.spread is not None]
+    found = [t for t in found if t.place is None and t.spread is None]
     with torch.no_grad():
         totals: Tensor = torch.ops.blockzo.project(
-            *_lists(targets(params_or_delta)), registered.signed(step.seed), step.distribution, step.directions
+            *_lists(found), registered.signed(step.seed), step.distribution, step.directions
         )
-    return totals
+    return totals + _project_parts(parts, step) if parts else totals
+
+
+def _project_parts(parts: list[Target], step: Step) -> Tensor:
+    """A rank whose part is empty takes part in the sum over ranks too."""
+    sums: dict[Spread | None, list[float]] = {}
+    for target in parts:
+        key = target.spread
+        found = backends.for_tensor(target.tensor).project([target], step)
+        sums[key] = [a + b for a, b in zip(sums.get(key, [0.0] * len(found)), found, strict=True)]
+    return torch.tensor(sum_over_ranks(sums, len(step.directions)), dtype=torch.float64)
 
 
 def perturbed_copy(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blockzo.ops import reference
 from blockzo.ops.params import Target
+from blockzo.ops.steps import Step
 
 
 @cache
@@ -73,3 +74,14 @@ def split(found: Iterable[Target]) -> Iterator[tuple[ModuleType, list[Target]]]:
     for target in found:
         groups.setdefault(for_tensor(target.tensor), []).append(target)
     yield from groups.items()
+
+
+def move(found: Iterable[Target], step: Step, kind: str) -> None:
+    """`kind`: "perturb", "shift" or "update"."""
+    for backend, part in split(found):
+        if kind == "perturb":
+            backend.perturb_(part, step)
+        elif kind == "shift":
+            backend.shift_(part, step)
+        else:
+            backend.replay_(part, [step])

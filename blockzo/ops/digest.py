@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from blockzo.ops import distributed
 from blockzo.ops.params import Params, named_tensors
 
 PREFIX = "bz1-"
@@ -19,15 +20,27 @@ def digest(params: Params) -> str:
 
     For a module, frozen parameters are included. The result begins with `bz1-`, the version of this definition: SHA-256 of the
     lines `name dtype shape sha256-of-bytes`, sorted by name.
+
+    DTensors have the digest of the whole tensors, which are gathered one at a time: all ranks must call this.
+
+    Raises:
+        ValueError: a `Shard`, or a DTensor whose placement is not Shard or Replicate.
     """
     tensors = named_tensors(params, trainable_only=False)
-    with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
-        hashes = list(pool.map(tensor_hash, tensors.values()))
+    if any(map(distributed.is_dtensor, tensors.values())):
+        hashes = [tensor_hash(_whole(name, tensor)) for name, tensor in tensors.items()]
+    else:
+        with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
+            hashes = list(pool.map(tensor_hash, tensors.values()))
     lines = sorted(
         f"{name} {str(tensor.dtype).removeprefix('torch.')} {'x'.join(map(str, tensor.shape))} {value}\n"
         for (name, tensor), value in zip(tensors.items(), hashes, strict=True)
     )
     return PREFIX + hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
+
+
+def _whole(name: str, tensor: Tensor) -> Tensor:
+    return distributed.whole(name, tensor) if distributed.is_dtensor(tensor) else tensor
 
 
 def tensor_hash(tensor: Tensor) -> str:

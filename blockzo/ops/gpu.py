@@ -15,8 +15,9 @@ from blockzo.kernels.moves import PERTURB, SHIFT, UPDATE
 from blockzo.kernels.moves import move as move_kernel
 from blockzo.kernels.project import project as project_kernel
 from blockzo.kernels.spans import move_rows as rows_kernel
-from blockzo.ops import cuda, panels
+from blockzo.ops import cuda, panels, reference
 from blockzo.ops.gpu_linear import fused
+from blockzo.ops.gpu_runs import Runs, run_tables
 from blockzo.ops.gpu_tables import DTYPES, EXACT, on_device, signed, step_tables, tensor_tables, used
 from blockzo.ops.packed import Given, PackedStep
 from blockzo.ops.params import Target
@@ -26,10 +27,10 @@ from blockzo.ops.steps import Step
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 READS_PACKED = True
 """Steps may be `PackedStep`s, whose numbers the kernels read."""
-MOVE = {"num_warps": 8}
-"""16 elements a thread: with 32 the update takes 250 registers."""
 BLOCK = 4096
 """Elements of a program."""
+PER_WARP = 512
+"""16 elements a thread: with 32 the update takes 250 registers."""
 FUSED_TOKENS = 64
 """Tokens a group up to which the fused layer serves: beyond, each tile of tokens would make the noise of the weight again. By
 the count of instructions; not measured.
@@ -58,7 +59,15 @@ def cuda_library(device: torch.device) -> ctypes.CDLL | None:
     return cuda.library() if device.type == "cuda" else None
 
 
-def _launch_triton(tables: Tables, run: Sequence[Given], dtype: torch.dtype, mode: int, aligned: bool) -> None:
+def _launch_triton(
+    tables: Tables,
+    run: Sequence[Given],
+    dtype: torch.dtype,
+    mode: int,
+    aligned: bool,
+    block: int = BLOCK,
+    runs: bool = False,
+) -> None:
     move_kernel[(len(tables[1]),)](
         *tables,
         len(run),
@@ -67,8 +76,9 @@ def _launch_triton(tables: Tables, run: Sequence[Given], dtype: torch.dtype, mod
         GAUSSIAN=run[0].distribution == "gaussian",
         STOCHASTIC=any(step.stochastic for step in run),
         ALIGNED=aligned,
-        BLOCK=BLOCK,
-        **{**EXACT, **MOVE},
+        BLOCK=block,
+        RUNS=runs,
+        **{**EXACT, "num_warps": max(1, block // PER_WARP)},
     )
 
 
@@ -84,6 +94,31 @@ def _launch_cuda(library: ctypes.CDLL, tables: Tables, run: Sequence[Given], dty
 
 
 def _apply(found: Sequence[Target], steps: Sequence[Given], mode: int) -> None:
+    _apply_whole([t for t in found if t.place is None], steps, mode)
+    _apply_parts([t for t in found if t.place is not None], steps, mode)
+    # the kernels write behind autograd's back
+    torch.autograd.graph.increment_version([t.tensor for t in found if not t.tensor.is_inference()])
+
+
+def _apply_parts(found: Sequence[Target], steps: Sequence[Given], mode: int) -> None:
+    """In Triton alone: the CUDA library knows no runs."""
+    parts = [Runs.of(target) for target in found]
+    groups: dict[tuple[torch.device, torch.dtype, bool, int], list[Runs]] = {}
+    for part in parts:
+        block = min(BLOCK, max(128, 1 << (part.width - 1).bit_length()))
+        groups.setdefault((part.memory.device, part.memory.dtype, part.aligned, block), []).append(part)
+    for (device, dtype, aligned, block), members in groups.items():
+        with on_device(members[0].memory):
+            held, chunks = run_tables(tuple(part.layout for part in members), block, device)
+            for run in _runs(steps):
+                tables = (held, chunks, *step_tables(run, device))
+                _launch_triton(tables, run, dtype, mode, aligned, block, runs=True)
+                used(*tables)
+    for part in parts:
+        part.put_back()
+
+
+def _apply_whole(found: Sequence[Target], steps: Sequence[Given], mode: int) -> None:
     dense = [(t.tensor if t.tensor.is_contiguous() else t.tensor.contiguous(), t) for t in found if t.tensor.numel()]
     groups: dict[tuple[torch.device, torch.dtype, bool], list[tuple[int, int, int]]] = {}
     for tensor, target in dense:
@@ -106,8 +141,6 @@ def _apply(found: Sequence[Target], steps: Sequence[Given], mode: int) -> None:
         if tensor is not target.tensor:
             with torch.no_grad():
                 target.tensor.copy_(tensor)
-    # the kernels write behind autograd's back
-    torch.autograd.graph.increment_version([t.tensor for t in found if not t.tensor.is_inference()])
 
 
 def perturb_(found: Sequence[Target], step: Given) -> None:
@@ -179,6 +212,9 @@ def move_panel(out: Tensor, rows: Tensor, start: int, step: Given, stream: int) 
 def project(found: Sequence[Target], step: Step) -> list[float]:
     totals = np.zeros(len(step.directions))
     for target in found:
+        if target.place is not None:
+            totals = totals + np.array(reference.project([target], step))
+            continue
         flat = target.tensor.detach().contiguous().view(-1)
         chunks = -(-flat.numel() // 4096)
         if not chunks or not len(totals):

@@ -89,8 +89,13 @@ def step_tables(steps: Sequence[Given], device: torch.device) -> tuple[Tensor, T
 @lru_cache(maxsize=64)
 def tensor_tables(tensors: tuple[tuple[int, int, int], ...], block: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """int64 [tensors, 3] of (address, elements, stream), and int32 [programs, 2] of (tensor, number of its chunk)."""
-    programs = [-(-count // block) for _, count, _ in tensors]
-    owner = np.repeat(np.arange(len(tensors), dtype=np.int32), programs)
-    first = np.repeat(np.cumsum([0, *programs[:-1]]), programs)
-    chunks = np.stack([owner, (np.arange(len(owner)) - first).astype(np.int32)], axis=1)
+    chunks = chunk_table(np.array([count for _, count, _ in tensors]), block)
     return torch.tensor(tensors, dtype=torch.int64).to(device), torch.from_numpy(chunks).to(device)
+
+
+def chunk_table(counts: np.ndarray, block: int) -> np.ndarray:
+    """int32 [programs, 2] of (tensor, number of its chunk) for tensors of so many elements."""
+    programs = -(-counts // block)
+    owner = np.repeat(np.arange(len(counts), dtype=np.int32), programs)
+    first = np.repeat(np.cumsum(programs) - programs, programs)
+    return np.stack([owner, (np.arange(len(owner)) - first).astype(np.int32)], axis=1)

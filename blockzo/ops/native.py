@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from blockzo import _native
 from blockzo.ops import panels
 from blockzo.ops.params import Target
 from blockzo.ops.quantized import QuantizedWeight
+from blockzo.ops.shards import in_order
 from blockzo.ops.steps import Step
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -38,13 +40,23 @@ def _view(target: Target) -> tuple[Any, ...]:
     return tensor.data_ptr(), _DTYPES[tensor.dtype], target.stream, list(tensor.shape), list(tensor.stride())
 
 
+def _shard(target: Target) -> tuple[Any, ...]:
+    assert target.place is not None
+    view, place = in_order(target.tensor, target.place)
+    return _view(replace(target, tensor=view)), place.start, list(place.strides)
+
+
 def _step(step: Step) -> tuple[Any, ...]:
     distribution = int(step.distribution == "gaussian")
     return step.seed, distribution, list(step.directions), list(step.coefficients), step.factor, step.stochastic
 
 
 def _apply(found: Sequence[Target], steps: Sequence[Step], mode: int) -> None:
-    _native.apply([_view(t) for t in found], [_step(s) for s in steps], mode, torch.get_num_threads())
+    whole, lines = [_view(t) for t in found if t.place is None], [_step(s) for s in steps]
+    _native.apply(whole, lines, mode, torch.get_num_threads())
+    if len(whole) < len(found):
+        shards = [_shard(t) for t in found if t.place is not None]
+        _native.apply_shards(shards, lines, mode, torch.get_num_threads())
     # the kernels write behind autograd's back
     torch.autograd.graph.increment_version([t.tensor for t in found if not t.tensor.is_inference()])
 
@@ -92,7 +104,10 @@ def perturbed_rows(out: Tensor, weight: Tensor, rows: Tensor, step: Step, stream
 def project(found: Sequence[Target], step: Step) -> list[float]:
     totals = [0.0] * len(step.directions)
     for target in found:
-        part = _native.project(_view(target), _step(step), torch.get_num_threads())
+        if target.place is None:
+            part = _native.project(_view(target), _step(step), torch.get_num_threads())
+        else:
+            part = _native.project_shard(_shard(target), _step(step), torch.get_num_threads())
         totals = [a + b for a, b in zip(totals, part, strict=True)]
     return totals
 

@@ -10,39 +10,55 @@ import torch
 from torch import Tensor, nn
 
 from blockzo.noise import canonical_name, stream_id
+from blockzo.ops import distributed
+from blockzo.ops.distributed import Spread, is_dtensor
+from blockzo.ops.shards import Place, Shard, place_of
 
-Params = Mapping[str, Tensor] | nn.Module
+Params = Mapping[str, Tensor] | Mapping[str, Shard] | Mapping[str, Tensor | Shard] | nn.Module
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One tensor and the stream of its noise."""
+    """One tensor in this process's memory and the stream of its noise.
+
+    `place`: where its elements lie in the whole tensor; None where it is the whole. `spread` and `owner`: of a DTensor.
+    """
 
     name: str
     stream: int
     tensor: Tensor
+    place: Place | None = None
+    spread: Spread | None = None
+    owner: Tensor | None = None
 
 
 def named_tensors(params: Params, trainable_only: bool = True) -> dict[str, Tensor]:
     """Canonical name -> tensor; a tied tensor appears once, under the first of its names."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in _named(params, trainable_only).items():
+        if isinstance(tensor, Shard):
+            raise ValueError(f"params holds {name!r}: a Shard, whose whole is not known here; expected whole tensors")
+        result[name] = tensor
+    return result
+
+
+def _named(params: Params, trainable_only: bool = True) -> dict[str, Tensor | Shard]:
+    pairs: list[tuple[str, Tensor | Shard]]
     if isinstance(params, nn.Module):
-        pairs: list[tuple[str, Tensor]] = [
-            (n, p) for n, p in params.named_parameters() if p.requires_grad or not trainable_only
-        ]
+        distributed.reshard(params)
+        pairs = [(n, p) for n, p in params.named_parameters() if p.requires_grad or not trainable_only]
     elif isinstance(params, Mapping):
         pairs = list(params.items())
     else:
         raise ValueError(f"params is a {type(params).__name__}; expected a mapping of names to tensors or an nn.Module")
-    result: dict[str, Tensor] = {}
+    result: dict[str, Tensor | Shard] = {}
     places: dict[tuple[object, ...], str] = {}
     for given, tensor in pairs:
-        if not isinstance(given, str) or not isinstance(tensor, Tensor):
+        if not isinstance(given, str) or not isinstance(tensor, (Tensor, Shard)):
             raise ValueError(f"params holds {given!r}: {type(tensor).__name__}; expected name -> tensor")
         name = canonical_name(given)
-        place: tuple[object, ...] = (id(tensor),)
-        if tensor.layout == torch.strided and tensor.numel():
-            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        place = _identity(tensor)
         if place in places:
             continue
         if name in result:
@@ -52,29 +68,67 @@ def named_tensors(params: Params, trainable_only: bool = True) -> dict[str, Tens
     return result
 
 
+def _identity(tensor: Tensor | Shard) -> tuple[object, ...]:
+    """Equal for two tensors that are one."""
+    held = tensor
+    if isinstance(tensor, Tensor) and is_dtensor(tensor):
+        held = distributed.local_tensor(tensor)
+    if isinstance(held, Shard) or held.layout != torch.strided or not held.numel():
+        return (id(tensor),)
+    return (held.device, held.data_ptr(), held.dtype, held.shape, held.stride())
+
+
 def targets(params: Params) -> list[Target]:
     """Checked targets of an operation that writes.
 
     Raises:
-        ValueError: an unsupported dtype, layout or device, overlapping memory, or two names with one CRC.
+        ValueError: an unsupported dtype, layout, device or placement, overlapping memory, or two names with one CRC.
     """
     result: list[Target] = []
     streams: dict[int, str] = {}
-    for name, tensor in named_tensors(params).items():
-        check_tensor(name, tensor)
-        stream = stream_id(name)
-        if stream in streams:
+    for name, tensor in _named(params).items():
+        target = _target(name, tensor)
+        check_tensor(name, target.tensor)
+        if target.stream in streams:
             raise ValueError(
-                f"parameters {streams[stream]!r} and {name!r} have the same stream {stream:#010x} (crc32 of the name); "
-                "rename one of them, or both would get the same noise"
+                f"parameters {streams[target.stream]!r} and {name!r} have the same stream {target.stream:#010x} (crc32 of the "
+                "name); rename one of them, or both would get the same noise"
             )
-        streams[stream] = name
-        result.append(Target(name, stream, tensor))
+        streams[target.stream] = name
+        result.append(target)
     check_disjoint(result)
     return result
 
 
+def _target(name: str, tensor: Tensor | Shard) -> Target:
+    if isinstance(tensor, Shard):
+        place = place_of(tensor.tensor.shape, tensor.offset, tensor.strides)
+        return Target(name, stream_id(name), tensor.tensor, place)
+    if is_dtensor(tensor):
+        part = distributed.part_of(name, tensor)
+        return Target(name, stream_id(name), part.tensor, part.place, part.spread, tensor)
+    return Target(name, stream_id(name), tensor)
+
+
+def whole_targets(model: nn.Module, what: str) -> list[Target]:
+    """The targets of a model that is not distributed.
+
+    Raises:
+        ValueError: a parameter is a DTensor.
+    """
+    found = targets(model)
+    for target in found:
+        if target.spread is not None:
+            raise ValueError(
+                f"parameter {target.name!r} is a DTensor; {what} expects parameters that are whole in this process: move the "
+                "shards in place instead (blockzo.perturb_, shift_, update_), with losses averaged over the ranks"
+            )
+    return found
+
+
 def check_tensor(name: str, tensor: Tensor) -> None:
+    if is_dtensor(tensor):
+        raise ValueError(f"parameter {name!r} is a DTensor; expected a plain tensor (its to_local())")
     if tensor.dtype not in DTYPES:
         raise ValueError(
             f"parameter {name!r} has dtype {tensor.dtype}; expected float32, bfloat16 or float16 "

@@ -3,40 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from blockzo.noise import noise_at, noise_range, rounding_bits
+from blockzo.noise import ROUNDING_DIRECTION, gaussian_word, noise_at, noise_range, rounding_bits
 from blockzo.ops.params import Target
 from blockzo.ops.quantized import QuantizedWeight
+from blockzo.ops.shards import in_order, indices
 from blockzo.ops.steps import Step
 
 CHUNK = 1 << 20
 PROJECT_CHUNK, PROJECT_LANES = 4096, 16
 
 
-def _chunks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
-    flat = tensor.view(-1)
-    for start in range(0, flat.numel(), CHUNK):
-        yield start, flat[start : start + CHUNK]
+Where = int | Tensor
+"""The index of the first of consecutive elements, or (int64) of each: a shard's lie apart."""
 
 
-def _rewrite(tensor: Tensor, change: Callable[[int, Tensor], Tensor]) -> None:
-    """Puts every run of row-major elements through `change(start, values) -> values of the same dtype`."""
+def _parts(target: Target, dense: Tensor) -> Iterator[tuple[Where, Tensor]]:
+    """Runs of the row-major elements of `dense`, which holds the target in the order of its indices."""
+    flat = dense.view(-1)
+    for first in range(0, flat.numel(), CHUNK):
+        part = flat[first : first + CHUNK]
+        if target.place is None:
+            yield first, part
+        else:
+            yield indices(dense.shape, target.place, first, part.numel(), part.device), part
+
+
+def _ordered(target: Target) -> Target:
+    if target.place is None:
+        return target
+    tensor, place = in_order(target.tensor, target.place)
+    return replace(target, tensor=tensor, place=place)
+
+
+def _rewrite(target: Target, change: Callable[[Where, Tensor], Tensor]) -> None:
+    """Puts every run of row-major elements through `change(where, values) -> values of the same dtype`."""
     with torch.no_grad():
+        target = _ordered(target)
+        tensor = target.tensor
         dense = tensor if tensor.is_contiguous() else tensor.contiguous()
-        for start, part in _chunks(dense):
-            part.copy_(change(start, part))
+        for where, part in _parts(target, dense):
+            part.copy_(change(where, part))
         if dense is not tensor:
             tensor.copy_(dense)
 
 
-def weighted_sum(start: int, count: int, step: Step, stream: int, device: torch.device) -> Tensor:
+def _noise(where: Where, count: int, step: Step, stream: int, direction: int, device: torch.device) -> Tensor:
+    if isinstance(where, Tensor):
+        return noise_at(where, step.seed, step.distribution, stream, direction)
+    return noise_range(where, count, step.seed, step.distribution, stream, direction, device)
+
+
+def _rounding_bits(where: Where, count: int, step: Step, stream: int, device: torch.device) -> Tensor:
+    if isinstance(where, Tensor):
+        word = gaussian_word(where, step.seed, stream, ROUNDING_DIRECTION)
+        return torch.where((where & 1).to(torch.bool), word >> 16, word & 0xFFFF)
+    return rounding_bits(where, count, step.seed, stream, device)
+
+
+def weighted_sum(where: Where, count: int, step: Step, stream: int, device: torch.device) -> Tensor:
     """acc = 0; acc = acc + (c_k * z_k) in float32, each operation rounded on its own."""
     total = torch.zeros(count, dtype=torch.float32, device=device)
     for direction, coefficient in zip(step.directions, step.coefficients, strict=True):
-        total = total + coefficient * noise_range(start, count, step.seed, step.distribution, stream, direction, device)
+        total = total + coefficient * _noise(where, count, step, stream, direction, device)
     return total
 
 
@@ -57,15 +90,15 @@ def perturb_(found: Sequence[Target], step: Step) -> None:
     """w <- round(w + (c * z)) for one direction."""
     for target in found:
 
-        def change(start: int, part: Tensor, stream: int = target.stream) -> Tensor:
-            return _moved(part, start, step, stream, part.dtype)
+        def change(where: Where, part: Tensor, stream: int = target.stream) -> Tensor:
+            return _moved(part, where, step, stream, part.dtype)
 
-        _rewrite(target.tensor, change)
+        _rewrite(target, change)
 
 
-def _moved(values: Tensor, start: int, step: Step, stream: int, dtype: torch.dtype) -> Tensor:
+def _moved(values: Tensor, where: Where, step: Step, stream: int, dtype: torch.dtype) -> Tensor:
     (direction,), (scale,) = step.directions, step.coefficients
-    z = noise_range(start, values.numel(), step.seed, step.distribution, stream, direction, values.device)
+    z = _noise(where, values.numel(), step, stream, direction, values.device)
     return (values.float() + scale * z).to(dtype)
 
 
@@ -74,30 +107,30 @@ def shift_(found: Sequence[Target], step: Step) -> None:
 
     for target in found:
 
-        def change(start: int, part: Tensor, stream: int = target.stream) -> Tensor:
-            return (part.float() + weighted_sum(start, part.numel(), step, stream, part.device)).to(part.dtype)
+        def change(where: Where, part: Tensor, stream: int = target.stream) -> Tensor:
+            return (part.float() + weighted_sum(where, part.numel(), step, stream, part.device)).to(part.dtype)
 
-        _rewrite(target.tensor, change)
+        _rewrite(target, change)
 
 
 def replay_(found: Sequence[Target], steps: Sequence[Step]) -> None:
     """w <- round(w * factor - sum_k c_k z_k) for each step in turn, rounded to storage at every step."""
     for target in found:
 
-        def change(start: int, part: Tensor, stream: int = target.stream) -> Tensor:
+        def change(where: Where, part: Tensor, stream: int = target.stream) -> Tensor:
             for step in steps:
                 value = part.float()
                 if step.factor != 1.0:
                     value = value * step.factor
-                value = value - weighted_sum(start, part.numel(), step, stream, part.device)
+                value = value - weighted_sum(where, part.numel(), step, stream, part.device)
                 if step.stochastic and part.dtype != torch.float32:
-                    bits = rounding_bits(start, part.numel(), step.seed, stream, part.device)
+                    bits = _rounding_bits(where, part.numel(), step, stream, part.device)
                     part = round_stochastically(value, part.dtype, bits)
                 else:
                     part = value.to(part.dtype)
             return part
 
-        _rewrite(target.tensor, change)
+        _rewrite(target, change)
 
 
 def perturbed_copy(out: Tensor, source: Tensor, start: int, step: Step, stream: int) -> None:
@@ -142,15 +175,12 @@ def perturbed_linear(
 def project(found: Sequence[Target], step: Step) -> list[float]:
     """<delta, z_k> in float64: 16 lanes over chunks of 4,096 elements, chunks added in order, tensors in order."""
     totals = [0.0] * len(step.directions)
-    for target in found:
-        flat = target.tensor.detach().contiguous().view(-1)
+    for target in map(_ordered, found):
+        dense = target.tensor.detach().contiguous()
         for k, direction in enumerate(step.directions):
-            for start in range(0, flat.numel(), CHUNK):
-                part = flat[start : start + CHUNK].double()
-                z = noise_range(
-                    start, part.numel(), step.seed, step.distribution, target.stream, direction, part.device
-                )
-                for value in _chunk_sums(part * z.double()):
+            for where, part in _parts(target, dense):
+                z = _noise(where, part.numel(), step, target.stream, direction, part.device)
+                for value in _chunk_sums(part.double() * z.double()):
                     totals[k] += value
     return totals
 

@@ -97,13 +97,7 @@ def _move(
 ) -> None:
     """`kind`: "perturb", "shift" or "update"."""
     step = Step(seed % (1 << 64), distribution, tuple(directions), tuple(coefficients), factor, stochastic)
-    for backend, part in backends.split(targets_of(tensors, streams)):
-        if kind == "perturb":
-            backend.perturb_(part, step)
-        elif kind == "shift":
-            backend.shift_(part, step)
-        else:
-            backend.replay_(part, [step])
+    backends.move(targets_of(tensors, streams), step, kind)
 
 
 def flattened(steps: Sequence[Step]) -> tuple[list[Any], ...]:

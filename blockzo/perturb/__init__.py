@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from blockzo.noise import Noise
-from blockzo.ops.params import check_finite, targets
+from blockzo.ops.params import check_finite, whole_targets
 from blockzo.perturb.kinds import is_fact
 from blockzo.perturb.mode import PerturbedForward
 from blockzo.perturb.parameters import Index, Move
@@ -41,7 +41,7 @@ def perturbed(
             "pass one of each, or use blockzo.perturbed_losses(model, noise, directions, scales, forward)"
         )
     move = make_move(noise, directions, scales)
-    with torch.no_grad(), PerturbedForward(Index({0: targets(model)}), {0: move}) as mode:
+    with torch.no_grad(), PerturbedForward(Index({0: whole_targets(model, "a perturbed forward")}), {0: move}) as mode:
         yield mode
 
 

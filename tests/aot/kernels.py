@@ -55,6 +55,7 @@ def _moves() -> list[Case]:
                     "STOCHASTIC": False,
                     "ALIGNED": True,
                     "BLOCK": 4096,
+                    "RUNS": False,
                 }
                 cases.append(
                     Case(
@@ -71,18 +72,22 @@ def _moves() -> list[Case]:
                         stores=16 * bytes_each // 16,
                     )
                 )
-    constants = {"DTYPE": "bf16", "MODE": 2, "GAUSSIAN": False, "STOCHASTIC": True, "ALIGNED": True, "BLOCK": 4096}
-    cases.append(
-        Case(
-            "update bf16 stochastic",
-            "moves.move",
-            tables,
-            constants,
-            tuple(tables)[:4],
-            registers=128,
-            options={"num_warps": 8},
+    constants = {"DTYPE": "bf16", "MODE": 2, "GAUSSIAN": False, "ALIGNED": True, "BLOCK": 4096}
+    for name, kind, registers in (
+        ("stochastic", {"STOCHASTIC": True, "RUNS": False}, 128),
+        ("of runs", {"STOCHASTIC": False, "RUNS": True}, 128),
+    ):
+        cases.append(
+            Case(
+                f"update bf16 {name}",
+                "moves.move",
+                tables,
+                constants | kind,
+                tuple(tables)[:4],
+                registers=registers,
+                options={"num_warps": 8},
+            )
         )
-    )
     return cases
 
 

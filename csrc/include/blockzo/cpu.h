@@ -29,6 +29,14 @@ struct View {
   std::vector<int64_t> sizes, strides;
 };
 
+// A part of a tensor: element (i, j, ...) of `local` has the noise of index start + i * apart[0] + j * apart[1] + ... in the whole.
+// Dimensions come in falling order of `apart`.
+struct Shard {
+  View local;
+  int64_t start;
+  std::vector<int64_t> apart;
+};
+
 // A linear layer for `groups` groups of `tokens` rows each, all of them [tokens, width]; strides count elements (INT4: bytes).
 struct Linear {
   int64_t groups, tokens, rows, width;
@@ -56,6 +64,9 @@ void choose(const std::string& name);
 // All steps on every tensor in one pass: each weight is read once, rounded to its dtype at every step, written once.
 void apply(const std::vector<View>& tensors, const std::vector<Step>& steps, Mode mode, int threads);
 
+// The same on parts of tensors: the bits are those that the part has in the whole.
+void apply_shards(const std::vector<Shard>& shards, const std::vector<Step>& steps, Mode mode, int threads);
+
 // out[j] = round(source[j] + c z[start + j]), j < count; out is float32 or has the dtype of source.
 void copy(void* out, int out_dtype, const void* source, int dtype, int64_t count, int64_t start, const Step& step,
           uint32_t stream, int threads);
@@ -74,6 +85,9 @@ void linear(const Linear& call, const Step& step, uint32_t stream, int threads);
 
 // totals[k] = <tensor, z_k> in float64: 16 lanes over chunks of 4,096 elements, chunks added in order.
 void project(const View& tensor, const Step& step, double* totals, int threads);
+
+// The same over the elements of a part, chunks cut in its own row-major order.
+void project_shard(const Shard& shard, const Step& step, double* totals, int threads);
 
 // out[j] = z[start + j].
 void sample(float* out, int64_t count, int64_t start, uint64_t seed, int distribution, uint32_t stream, uint32_t direction,
