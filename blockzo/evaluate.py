@@ -133,12 +133,17 @@ class PerturbedExecutor:
                         children = [child for at, place in enumerate(part) for child in _children(place, at)]
                         visit(children, output, held + output.nbytes)
                         continue
-                    for place, loss in zip(part, group_losses(output, len(part)), strict=True):
+                    leaves = [place.leaf for place in part]
+                    for place, loss in zip(part, self._read(output, leaves), strict=True):
                         result.losses[place.leaf] = check_loss(loss, place.path)
 
         with evaluation_mode(self.blocks.model):
             visit(_places(tree.roots, (), 0, 0), None, 0)
         return result
+
+    def _read(self, output: Activations, leaves: Sequence[int]) -> list[float]:
+        """The loss of each leaf of a group, from what the loss function gave."""
+        return group_losses(output, len(leaves))
 
     def _run(
         self,
