@@ -242,13 +242,21 @@ def perturbed_rows(
         Tensor of shape rows.shape + [width], dtype of `weight`.
     """
     check_tensor(str(stream), weight)
-    if weight.dim() != 2 or not weight.is_contiguous():
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; expected a contiguous [rows, width] tensor")
-    flat = rows.reshape(-1).to(device=weight.device, dtype=torch.int64).contiguous()
-    if flat.numel() and not (0 <= int(flat.min()) and int(flat.max()) < weight.shape[0]):
-        raise ValueError(f"rows span [{int(flat.min())}, {int(flat.max())}]; the weight has {weight.shape[0]} rows")
+    flat = checked_rows(weight, rows)
     step = make_step(noise, [direction], [scale])
     where = (check_stream(stream), registered.signed(step.seed), step.distribution)
     with torch.no_grad():
         out: Tensor = torch.ops.blockzo.perturbed_rows(weight, flat, *where, direction, *step.coefficients)
     return out.view(*rows.shape, weight.shape[1])
+
+
+def checked_rows(weight: Tensor, rows: Tensor) -> Tensor:
+    """Row numbers as the kernels take them. On a GPU those outside the weight stop its program: nothing waits to see them."""
+    if weight.dim() != 2 or not weight.is_contiguous():
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; expected a contiguous [rows, width] tensor")
+    flat = rows.reshape(-1).to(device=weight.device, dtype=torch.int64).contiguous()
+    if flat.is_cuda:
+        torch._assert_async(((flat >= 0) & (flat < weight.shape[0])).all())
+    elif flat.numel() and not (0 <= int(flat.min()) and int(flat.max()) < weight.shape[0]):
+        raise ValueError(f"rows span [{int(flat.min())}, {int(flat.max())}]; the weight has {weight.shape[0]} rows")
+    return flat

@@ -109,13 +109,13 @@ def pack(
 
 def packed(step: Step, device: torch.device) -> PackedStep:
     """The same for a step whose numbers the host knows, by copies from it."""
-    signed = step.seed - (1 << 64) if step.seed >> 63 else step.seed
-    return pack(
-        torch.tensor([signed], dtype=torch.int64).to(device),
-        torch.tensor(step.directions, dtype=torch.int64).to(device),
-        torch.tensor(step.coefficients, dtype=torch.float32).to(device),
+    count = len(step.directions)
+    line = struct.pack("<QiifI", step.seed, 0, count, step.factor, step.stochastic)
+    terms = b"".join(struct.pack("<If", d, c) for d, c in zip(step.directions, step.coefficients, strict=True))
+    return PackedStep(
+        torch.tensor(struct.unpack("<6i", line), dtype=torch.int32).to(device),
+        torch.tensor(struct.unpack(f"<{2 * count}i", terms), dtype=torch.int32).view(count, 2).to(device),
         step.distribution,
-        torch.tensor([step.factor], dtype=torch.float32).to(device),
         step.stochastic,
     )
 

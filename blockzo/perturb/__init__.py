@@ -1,13 +1,14 @@
 """A model whose weights are moved without being written.
 
-`perturbed` is what users hold; `PerturbedForward` (mode.py) is the mode behind it, `parameters.py` what it moves, `functions.py`
-and `kinds.py` what it knows of torch's functions, `small.py` the norm weights and biases, `batched.py` several groups at once.
+`perturbed` is what users hold; `PerturbedForward` (mode.py) is the mode behind it, `parameters.py` what it moves, `moves.py`
+how, `functions.py` and `kinds.py` what it knows of torch's functions, `small.py` the norm weights and biases, `batched.py`
+several groups at once, `traced.py` what torch.compile sees of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,33 +17,58 @@ from blockzo.noise import Noise
 from blockzo.ops.params import check_finite, whole_targets
 from blockzo.perturb.kinds import is_fact
 from blockzo.perturb.mode import PerturbedForward
-from blockzo.perturb.parameters import Index, Move
+from blockzo.perturb.moves import Move, PackedMove
+from blockzo.perturb.parameters import Index
 
 
-@contextmanager
 def perturbed(
     model: nn.Module, noise: Noise, directions: Sequence[int] = (0,), scales: Sequence[float] = (1e-3,)
-) -> Iterator[PerturbedForward]:
+) -> PerturbedForward:
     """Inside the block, forward passes of `model` see `w + scale * z` for every trainable parameter; no weight is written.
 
     Args:
         model: any module; parameters with `requires_grad` are moved, under their canonical names.
         directions, scales: one of each. For several at once: `blockzo.perturbed_losses`.
 
-    Yields:
-        The mode; its `flops` counts what ran inside.
+    Returns:
+        A context manager without gradients, the mode; its `flops` counts what ran inside. A function that is to be compiled
+        takes it as an argument and enters it, under `torch.no_grad()` (docs/gpu.md).
 
     Raises:
         ValueError: a parameter is unsupported, or the model writes a parameter or reads its memory by address.
     """
+    if torch.compiler.is_dynamo_compiling():
+        raise ValueError(
+            "blockzo.perturbed was called in a compiled function; call it before and hand over what it returns"
+        )
     if len(directions) != 1 or len(scales) != 1:
         raise ValueError(
             f"directions has {len(directions)} entries and scales {len(scales)}; a forward inside `perturbed` sees one: "
             "pass one of each, or use blockzo.perturbed_losses(model, noise, directions, scales, forward)"
         )
     move = make_move(noise, directions, scales)
-    with torch.no_grad(), PerturbedForward(Index({0: whole_targets(model, "a perturbed forward")}), {0: move}) as mode:
-        yield mode
+    mode = _WithoutGradients(Index({0: whole_targets(model, "a perturbed forward")}, model), {0: move})
+    for name, (_, device) in mode.index.tables.items():
+        step = move.packed(device)
+        mode.tables[name] = step.line, step.terms, step.distribution
+    return mode
+
+
+class _WithoutGradients(PerturbedForward):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._gradients: list[bool] = []
+
+    def __enter__(self) -> PerturbedForward:
+        if not torch.compiler.is_dynamo_compiling():
+            self._gradients.append(torch.is_grad_enabled())
+            torch.set_grad_enabled(False)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if not torch.compiler.is_dynamo_compiling():
+            torch.set_grad_enabled(self._gradients.pop())
 
 
 def make_move(noise: Noise, directions: Sequence[int], scales: Sequence[float]) -> Move:
@@ -52,4 +78,4 @@ def make_move(noise: Noise, directions: Sequence[int], scales: Sequence[float]) 
     return Move(noise, tuple(map(int, directions)), tuple(map(float, scales)))
 
 
-__all__ = ["Index", "Move", "PerturbedForward", "is_fact", "make_move", "perturbed"]
+__all__ = ["Index", "Move", "PackedMove", "PerturbedForward", "is_fact", "make_move", "perturbed"]

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockzo import ops
 from blockzo.perturb import batched
-from blockzo.perturb.parameters import Move, Parameter
+from blockzo.perturb.moves import Moves
+from blockzo.perturb.parameters import Parameter
 
 if TYPE_CHECKING:
     from blockzo.perturb.mode import PerturbedForward
@@ -46,9 +46,7 @@ def _product(
         return NotImplemented
     move = mode.moves[parameter.block]
     if weight.stride(1) == 1 or weight.shape[1] == 1:
-        out = ops.perturbed_linear(
-            stack, weight, moved_bias, move.noise, parameter.stream, move.directions, move.scales, start
-        )
+        out = move.linear(stack, weight, moved_bias, parameter.stream, start)
     elif weight.t().is_contiguous():
         out = _by_panels(mode, stack, move, parameter.stream, start, weight.t(), moved_bias)
     else:
@@ -57,7 +55,7 @@ def _product(
 
 
 def _by_panels(
-    mode: PerturbedForward, x: Tensor, move: Move, stream: int, start: int, weight: Tensor, bias: Tensor | None
+    mode: PerturbedForward, x: Tensor, move: Moves, stream: int, start: int, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     """x [groups, ..., K] times the moved `weight` [K, N], a few of its rows at a time through a reused scratch."""
     width, columns = weight.shape
@@ -71,8 +69,8 @@ def _by_panels(
     for first in range(0, width, step):
         part = weight[first : first + step]
         panel = mode.scratch(part, part.numel(), dtype).view(part.shape)
-        for group, (direction, scale) in enumerate(zip(move.directions, move.scales, strict=True)):
-            ops.perturbed_copy(part, move.noise, stream, scale, direction, start + first * columns, panel)
+        for group in range(move.groups):
+            move.copy(panel, part, stream, start + first * columns, group)
             out[group].addmm_(flat[group, :, first : first + step], panel)
     return out.to(x.dtype).view(*x.shape[:-1], columns)
 
@@ -145,10 +143,7 @@ def _rows(mode: PerturbedForward, weight: Any, rows: Any) -> Any:
         return F.embedding(rows, mode.moved(weight))
     table, move = parameter.tensor.view(-1, width), mode.moves[parameter.block]
     index, own = lowered[0] + start // width if start else lowered[0], lowered[1]
-    outs = [
-        ops.perturbed_rows(table, index[group] if own else index, move.noise, parameter.stream, scale, direction)
-        for group, (direction, scale) in enumerate(zip(move.directions, move.scales, strict=True))
-    ]
+    outs = [move.rows(table, index[group] if own else index, parameter.stream, group) for group in range(move.groups)]
     return mode.lift(torch.stack(outs)) if mode.level is not None else outs[0]
 
 

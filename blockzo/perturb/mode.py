@@ -17,10 +17,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from blockzo.flops import count_flops
-from blockzo.perturb import batched
+from blockzo.perturb import batched, traced
 from blockzo.perturb.functions import GROUPED, ROWS, TAUGHT
 from blockzo.perturb.kinds import Kind, kind_of
-from blockzo.perturb.parameters import Index, Move, Parameter
+from blockzo.perturb.moves import Moves
+from blockzo.perturb.parameters import Index, Parameter
 from blockzo.perturb.small import SmallParameters
 
 _told: set[str] = set()
@@ -54,7 +55,7 @@ class PerturbedForward(TorchFunctionMode):
     def __init__(
         self,
         index: Index | None = None,
-        moves: Mapping[int, Move] | None = None,
+        moves: Mapping[int, Moves] | None = None,
         barred: Mapping[int, str] | None = None,
         groups: int = 1,
         level: int | None = None,
@@ -64,16 +65,32 @@ class PerturbedForward(TorchFunctionMode):
         super().__init__()
         self.index, self.moves, self.barred = index or Index({}), moves or {}, barred or {}
         self.groups, self.level, self.row_limit, self.measure = groups, level, row_limit, measure
+        self.entered = 0
         self.used: set[int] = set()
         self.flops = self.rows = self.footprint = 0
         self.small = {block: SmallParameters(held, self.moves[block]) for block, held in self.index.small.items()}
+        self.tables: dict[str, tuple[Tensor, Tensor, str]] = {}
+        """What a compiled forward reads, see `perturbed`."""
         self._by_id, self._by_storage = self.index.by_id, self.index.by_storage
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __enter__(self) -> PerturbedForward:
+        if not torch.compiler.is_dynamo_compiling():
+            self.entered += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if not torch.compiler.is_dynamo_compiling():
+            self.entered -= 1
+        super().__exit__(*error)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_dynamo_compiling():
+            return traced.call(self, func, args, kwargs)
         kind = kind_of(func)
         if kind is Kind.FACT:
             return func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Which tensors are moved, how they are recognised, and along which noise."""
+"""Which tensors are moved, and how they are recognised."""
 
 from __future__ import annotations
 
@@ -7,27 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from blockzo import ops
-from blockzo.noise import Noise
 from blockzo.ops.params import Target
+from blockzo.perturb import traced
+from blockzo.perturb.moves import Moves
 
 SMALL = 1 << 14
 """Parameters of at most so many elements (norm weights, biases, LoRA matrices) are moved together, in one call a block."""
-
-
-@dataclass(frozen=True)
-class Move:
-    """In group g the parameters of a block are `w + scales[g] * z(noise, directions[g])`; one group is a plain forward."""
-
-    noise: Noise
-    directions: tuple[int, ...]
-    scales: tuple[float, ...]
-
-    @property
-    def groups(self) -> int:
-        return len(self.directions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +27,15 @@ class Parameter:
     block: int
     small: bool
     contiguous: bool
+    table: str
+    """Where a compiled forward finds the numbers of its move."""
 
-    def copies(self, move: Move) -> Tensor:
+    def copies(self, move: Moves) -> Tensor:
         """[groups, *shape]: its moved values."""
         source = self.tensor.detach().contiguous()
         out = torch.empty(move.groups, *source.shape, dtype=source.dtype, device=source.device)
-        for copy, direction, scale in zip(out, move.directions, move.scales, strict=True):
-            ops.perturbed_copy(source, move.noise, self.stream, scale, direction, 0, copy)
+        for group in range(move.groups):
+            move.copy(out[group], source, self.stream, 0, group)
         return out
 
 
@@ -55,9 +44,12 @@ class Index:
 
     Args:
         blocks: number of a block -> its parameters.
+        model: whose parameters they are; None: no forward of it can be compiled.
     """
 
-    def __init__(self, blocks: Mapping[int, Iterable[Target]]) -> None:
+    def __init__(self, blocks: Mapping[int, Iterable[Target]], model: nn.Module | None = None) -> None:
+        self.model = None if model is None else traced.remember(model)
+        self.tables: dict[str, tuple[int, torch.device]] = {}
         self.by_id: dict[int, Parameter] = {}
         self.small: dict[int, list[Parameter]] = {}
         storages: dict[int, list[tuple[int, int, Parameter]]] = {}
@@ -65,7 +57,9 @@ class Index:
             for target in targets:
                 tensor = target.tensor
                 small = tensor.numel() <= SMALL
-                parameter = Parameter(target.name, target.stream, tensor, block, small, tensor.is_contiguous())
+                table = f"{block} {tensor.device}"
+                self.tables[table] = block, tensor.device
+                parameter = Parameter(target.name, target.stream, tensor, block, small, tensor.is_contiguous(), table)
                 self.by_id[id(tensor)] = parameter
                 if small:
                     self.small.setdefault(block, []).append(parameter)

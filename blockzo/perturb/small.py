@@ -7,16 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blockzo.ops import backends
 from blockzo.ops.params import Target
-from blockzo.ops.steps import make_step
-from blockzo.perturb.parameters import Move, Parameter
+from blockzo.perturb.moves import Moves
+from blockzo.perturb.parameters import Parameter
 
 
 class SmallParameters:
     """The moved values of the small parameters of one block: one pass over one buffer, at first need."""
 
-    def __init__(self, parameters: Sequence[Parameter], move: Move) -> None:
+    def __init__(self, parameters: Sequence[Parameter], move: Moves) -> None:
         self.parameters, self.move = parameters, move
         self._made: dict[int, Tensor] | None = None
 
@@ -39,11 +38,10 @@ class SmallParameters:
             flat = torch.cat([p.tensor.detach().reshape(-1) for p in members])
             buffer = flat.view(1, -1) if groups == 1 else flat.repeat(groups, 1)
             sizes = [p.tensor.numel() for p in members]
-            for row, direction, scale in zip(buffer, self.move.directions, self.move.scales, strict=True):
-                if scale != 0.0:
-                    pieces = row.split(sizes)
-                    found = [Target(p.name, p.stream, piece) for p, piece in zip(members, pieces, strict=True)]
-                    backends.for_tensor(flat).perturb_(found, make_step(self.move.noise, [direction], [scale]))
+            for group, row in enumerate(buffer):
+                pieces = row.split(sizes)
+                found = [Target(p.name, p.stream, piece) for p, piece in zip(members, pieces, strict=True)]
+                self.move.perturb_(found, group)
             for parameter, part in zip(members, buffer.split(sizes, dim=1), strict=True):
                 result[id(parameter.tensor)] = part.view(groups, *parameter.tensor.shape)
         return result

@@ -1,0 +1,87 @@
+"""How the parameters of a block are moved: by numbers that the host knows, or by numbers in device memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blockzo import ops
+from blockzo.noise import Noise
+from blockzo.ops import backends
+from blockzo.ops.packed import PackedStep, packed
+from blockzo.ops.params import Target
+from blockzo.ops.steps import make_step
+
+
+@dataclass(frozen=True)
+class Move:
+    """In group g the parameters of a block are `w + scales[g] * z(noise, directions[g])`; one group is a plain forward."""
+
+    noise: Noise
+    directions: tuple[int, ...]
+    scales: tuple[float, ...]
+
+    @property
+    def groups(self) -> int:
+        return len(self.directions)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, start: int) -> Tensor:
+        """`ops.perturbed_linear` for all groups."""
+        return ops.perturbed_linear(x, weight, bias, self.noise, stream, self.directions, self.scales, start)
+
+    def copy(self, out: Tensor, source: Tensor, stream: int, start: int, group: int) -> None:
+        """`source`, which begins at index `start` of its parameter, as the group sees it, into `out`."""
+        ops.perturbed_copy(source, self.noise, stream, self.scales[group], self.directions[group], start, out)
+
+    def rows(self, table: Tensor, rows: Tensor, stream: int, group: int) -> Tensor:
+        """`ops.perturbed_rows` for one group."""
+        return ops.perturbed_rows(table, rows, self.noise, stream, self.scales[group], self.directions[group])
+
+    def perturb_(self, found: Sequence[Target], group: int) -> None:
+        """Moves copies in place."""
+        if self.scales[group] != 0.0:
+            step = make_step(self.noise, [self.directions[group]], [self.scales[group]])
+            for backend, part in backends.split(found):
+                backend.perturb_(part, step)
+
+    def packed(self, device: torch.device) -> PackedStep:
+        """The numbers in memory of the device."""
+        return packed(make_step(self.noise, self.directions, self.scales), device)
+
+
+class PackedMove:
+    """A `Move` whose numbers lie in device memory; how many groups there are is all that the host knows."""
+
+    def __init__(self, step: PackedStep) -> None:
+        self.step, self.groups = step, len(step.terms)
+        self._each = [step.term(group) for group in range(self.groups)]
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, start: int) -> Tensor:
+        flat = x.reshape(self.groups, -1, weight.shape[1])
+        tables = self.step.line, self.step.terms, self.step.distribution
+        out: Tensor = torch.ops.blockzo.perturbed_linear.packed(flat, weight, bias, start, stream, *tables)
+        return out.view(*x.shape[:-1], weight.shape[0])
+
+    def copy(self, out: Tensor, source: Tensor, stream: int, start: int, group: int) -> None:
+        step = self._each[group]
+        torch.ops.blockzo.perturbed_copy.packed(out, source, start, stream, step.line, step.terms, step.distribution)
+
+    def rows(self, table: Tensor, rows: Tensor, stream: int, group: int) -> Tensor:
+        step, flat = self._each[group], ops.checked_rows(table, rows)
+        tables = step.line, step.terms, step.distribution
+        out: Tensor = torch.ops.blockzo.perturbed_rows.packed(table, flat, stream, *tables)
+        return out.view(*rows.shape, table.shape[1])
+
+    def perturb_(self, found: Sequence[Target], group: int) -> None:
+        step, tensors = self._each[group], [target.tensor for target in found]
+        tables = step.line, step.terms, step.distribution
+        torch.ops.blockzo.move_.packed(tensors, [t.stream for t in found], "perturb", *tables, False)
+
+    def packed(self, device: torch.device) -> PackedStep:
+        return self.step
+
+
+Moves = Move | PackedMove

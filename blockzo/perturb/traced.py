@@ -1,0 +1,144 @@
+"""The mode under torch.compile: dynamo traces these few lines for every function of the model.
+
+Seeds, directions and scales are tensors of the graph, so that others compile nothing anew. A parameter is known by its identity
+alone: a view is taken of a moved copy, and a view that the model made before the forward is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blockzo.perturb.kinds import kind_of
+
+if TYPE_CHECKING:
+    from blockzo.perturb.mode import PerturbedForward
+    from blockzo.perturb.parameters import Parameter
+
+_models: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+
+
+def remember(model: nn.Module) -> int:
+    """A number for `hidden_view`."""
+    _models[id(model)] = model
+    return id(model)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+def _kind(func: Callable[..., Any]) -> str:
+    return kind_of(func).name
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+def hidden_view(number: int) -> str:
+    """The name of a tensor of the model that shares memory with a trainable parameter and is none; "" where there is none."""
+    model = _models[number]
+    moved = {id(p): p.untyped_storage().data_ptr() for p in model.parameters() if p.requires_grad and p.numel()}
+    storages = set(moved.values())
+    for place, module in model.named_modules():
+        for name, value in {**vars(module), **module._buffers, **module._parameters}.items():
+            if isinstance(value, Tensor) and id(value) not in moved and value.layout is torch.strided:
+                if value.numel() and value.untyped_storage().data_ptr() in storages:
+                    return f"{place}.{name}" if place else name
+    return ""
+
+
+def call(mode: PerturbedForward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """One function of the model on moved weights."""
+    kind = _kind(func)
+    if kind == "FACT" or not _any_moved(mode, (*args, *kwargs.values())):
+        return func(*args, **kwargs)
+    if mode.entered or mode.index.model is None:
+        # what is compiled would run under the mode, and some of it be moved twice
+        raise ValueError(
+            "a compiled function was called inside a perturbed forward; make `moved = blockzo.perturbed(...)` before, hand it to "
+            "the function and enter it there (`with moved:`), or do not compile"
+        )
+    if torch.is_grad_enabled():
+        raise ValueError("a perturbed forward has no gradient; compile and call it under torch.no_grad()")
+    hidden = hidden_view(mode.index.model)
+    if hidden:
+        raise ValueError(
+            f"{hidden!r} of the model is a view of a parameter made before the forward, which a compiled forward would not "
+            "move; make the view inside the forward, or do not compile"
+        )
+    if kind == "WRITES" or kind == "ADDRESS" or "out" in kwargs:
+        raise ValueError(
+            f"the model calls {func} on a parameter inside a perturbed forward, which would write the weight or read its memory "
+            'by address; use evaluate="in_place" for this model'
+        )
+    if func is F.linear:
+        return _linear(mode, *args, **kwargs)
+    if func is F.embedding:
+        return _embedding(mode, *args, **kwargs)
+    return func(*_each(mode, args), **{name: _moved(mode, value) for name, value in kwargs.items()})
+
+
+def _linear(mode: PerturbedForward, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    parameter = mode.index.by_id.get(id(weight))
+    moved_bias = _moved(mode, bias)
+    whole = parameter is not None and parameter.contiguous and weight.dim() == 2 and input.dim() > 0
+    if parameter is None or parameter.small or not whole or input.dtype != weight.dtype or _autocast(weight):
+        return F.linear(input, _moved(mode, weight), moved_bias)
+    step = mode.tables[parameter.table]
+    out: Tensor = torch.ops.blockzo.perturbed_linear.packed(
+        input.reshape(1, -1, weight.shape[1]), weight, moved_bias, 0, parameter.stream, *step
+    )
+    return out.view(*input.shape[:-1], weight.shape[0])
+
+
+def _autocast(weight: Tensor) -> bool:
+    return torch.is_autocast_enabled(weight.device.type)
+
+
+def _embedding(
+    mode: PerturbedForward,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    parameter = mode.index.by_id.get(id(weight))
+    if parameter is None or parameter.small or not parameter.contiguous or weight.dim() != 2 or max_norm is not None:
+        moved = _moved(mode, weight)
+        return F.embedding(input, moved, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    flat = input.reshape(-1).to(torch.int64)
+    torch._assert_async(((flat >= 0) & (flat < weight.shape[0])).all())
+    out: Tensor = torch.ops.blockzo.perturbed_rows.packed(weight, flat, parameter.stream, *mode.tables[parameter.table])
+    return out.view(*input.shape, weight.shape[1])
+
+
+def _any_moved(mode: PerturbedForward, values: Any) -> bool:
+    for value in values:
+        if isinstance(value, Tensor):
+            if mode.index.by_id.get(id(value)) is not None:
+                return True
+        elif isinstance(value, (list, tuple)) and _any_moved(mode, value):
+            return True
+    return False
+
+
+def _each(mode: PerturbedForward, values: Any) -> Any:
+    return type(values)([_moved(mode, value) for value in values])
+
+
+def _moved(mode: PerturbedForward, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        parameter = mode.index.by_id.get(id(value))
+        return value if parameter is None else _copy(mode, parameter, value)
+    return _each(mode, value) if isinstance(value, (list, tuple)) else value
+
+
+def _copy(mode: PerturbedForward, parameter: Parameter, value: Tensor) -> Tensor:
+    source = value if parameter.contiguous else value.contiguous()
+    out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    torch.ops.blockzo.perturbed_copy.packed(out, source, 0, parameter.stream, *mode.tables[parameter.table])
+    return out
