@@ -15,7 +15,9 @@ from typing import Any, Protocol
 from blockzo.contract import CONTRACT
 from blockzo.federated import messages as m
 from blockzo.federated.digests import layout_digest
+from blockzo.federated.privacy import PrivacySettings
 from blockzo.federated.records import decode_record
+from blockzo.federated.releases import Releases
 from blockzo.federated.settings import RunSettings, run_tag
 from blockzo.journal import Journal, JournalError
 from blockzo.record import Record
@@ -73,6 +75,7 @@ class Client:
         self._journal: Journal | None = None
         self._pending: m.Task | None = None
         self._answer: tuple[m.Task, bytes] | None = None
+        self._releases: Releases | None = None
         if journal is not None and journal.exists():
             self._restore(journal)
 
@@ -135,8 +138,10 @@ class Client:
         if settings.blocks != self.worker.blocks:
             raise ValueError(f"the run has {settings.blocks} blocks, this model {self.worker.blocks}; cut it alike")
         self.worker.begin(settings)
-        self.settings = settings
-        self.tag = run_tag(settings, self.worker.base_digest, self.worker.layout)
+        tag = run_tag(settings, self.worker.base_digest, self.worker.layout)
+        if settings.private is not None and settings.private.mode == "local":
+            self._releases = Releases(None if self._path is None else self._path.with_suffix(".released"), tag)
+        self.settings, self.tag = settings, tag
 
     def _welcome(self, welcome: m.Welcome) -> bytes:
         settings = RunSettings.from_dict(welcome.settings)
@@ -169,13 +174,35 @@ class Client:
 
     def _work(self, task: m.Task) -> bytes:
         assert self.settings is not None
+        private, releases = self.settings.private, self._releases
+        if releases is not None:
+            if task.evaluate or task.number >= self.settings.rounds:
+                raise ValueError(
+                    f"round {task.number}, evaluate={task.evaluate}: nothing leaves this client without noise, nor after "
+                    f"{self.settings.rounds} rounds (privacy mode 'local')"
+                )
+            before = releases.before(task.number)
+            if before is not None:
+                return before
         if task.evaluate:
             examples, loss, accuracy = self.worker.scores()
             return m.encode(m.Scores(task.number, examples, loss, accuracy), self.tag)
         digest = self.worker.digest() if task.wants_digest else None
-        found = self.worker.estimate(task.number, task.slot)
+        try:
+            found = self.worker.estimate(task.number, task.slot)
+        except (ValueError, RuntimeError):
+            if releases is None:
+                raise
+            # that something is wrong with the data must not show either
+            log.exception("no estimate in round %d; noise alone is sent", task.number)
+            found = Estimate((0.0,) * self.settings.scalars, 0.0, 1)
+        if private is not None:
+            found = _protected(found, private)
         reply = m.Reply(task.number, found.examples, found.loss, found.scalars, digest, task.slot)
-        self._answer = (task, m.encode(reply, self.tag, self.settings))
+        answer = m.encode(reply, self.tag, self.settings)
+        if releases is not None:
+            releases.add(task.number, answer)
+        self._answer = (task, answer)
         return self._answer[1]
 
     def _apply(self, first: int, count: int, data: bytes) -> None:
@@ -204,15 +231,16 @@ class Client:
         if not message.last:
             return m.encode(m.CatchUp(self.position), self.tag)
         task, self._pending = self._pending, None
-        if task is None:
+        if task is None or self.position != task.number:
+            # nothing to do, or the round that it was for is over
             return self.hello()
-        if self.position != task.number:
-            return self._refuse(m.STALE, f"round {task.number} is over; this client holds {self.position} rounds now")
         return self._work(task)
 
     def _refused(self, message: m.Refused) -> bytes:
         log.warning("the server refused: %s (%s)", message.reason, message.code)
         if message.code == m.DIVERGED:
+            # the round may still be open when the weights are right again
+            self._pending = None if self._answer is None else self._answer[0]
             self._reset(None, 0)
             return m.encode(m.CatchUp(0), self.tag)
         return b""
@@ -228,3 +256,13 @@ class Client:
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
+
+
+def _protected(found: Estimate, private: PrivacySettings) -> Estimate:
+    """What may leave: clipped scalars, with noise in mode "local"; neither the loss nor the number of examples."""
+    scalars = found.scalars
+    if private.unit == "client":
+        scalars = private.mean_of([scalars], len(scalars))
+    if private.mode == "local":
+        scalars = private.noisy(scalars)
+    return Estimate(scalars, 0.0, 1)

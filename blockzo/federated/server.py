@@ -18,6 +18,7 @@ from blockzo.contract import CONTRACT
 from blockzo.federated import messages as m
 from blockzo.federated.combine import Contribution, combine, weights_of
 from blockzo.federated.digests import layout_digest
+from blockzo.federated.privacy import need_accounting
 from blockzo.federated.records import encode_record, make_record, sign_coefficient
 from blockzo.federated.seeds import chosen, first_direction
 from blockzo.federated.settings import RoundPolicy, RunSettings, run_tag
@@ -37,7 +38,10 @@ class Replica(Protocol):
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A closed round. `record` is None where it lacked a quorum: it is tried again with other clients."""
+    """A closed round. `record` is None where it lacked a quorum: it is tried again with other clients.
+
+    With privacy, `epsilon` is what all rounds so far cost, and `loss` is NaN: no client tells it.
+    """
 
     number: int
     attempt: int
@@ -46,6 +50,7 @@ class RoundResult:
     examples: int
     loss: float
     record: Record | None
+    epsilon: float | None = None
 
 
 @dataclass
@@ -58,6 +63,8 @@ class _Round:
     replies: dict[str, m.Reply] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     """Asked, and known not to answer."""
+    sample: list[str] | None = None
+    """Drawn in secret, once a round."""
 
 
 class Server:
@@ -78,6 +85,15 @@ class Server:
                 "a federated run needs the digest of its base weights; create the journal with base_digest"
             )
         self.settings, self.journal, self.policy = settings, journal, policy or RoundPolicy()
+        self.private = settings.private
+        self._sampled = self.private is not None and self.private.sampling_rate < 1
+        if self.private is not None:
+            need_accounting()
+        if self._sampled and (self.policy.clients is not None or self.policy.quorum > 1):
+            raise ValueError(
+                f"policy asks {self.policy.clients} clients with a quorum of {self.policy.quorum}; with a sampling_rate clients "
+                "are drawn one by one and every round counts, or it would tell who was drawn: expected None and 1"
+            )
         self.tag = run_tag(settings, journal.base_digest, journal.layout)
         self.positions: dict[str, int] = {}
         self.refusals: Counter[tuple[str, str]] = Counter()
@@ -135,11 +151,15 @@ class Server:
         """Chooses participants among those `available`: name -> message for it. Repeated for a round that lacked a quorum."""
         names = set(available)
         run = bytes.fromhex(self.settings.run)
-        picked = chosen(run, self.number, self._attempt, sorted(names), self.policy.clients)
         current = self._round
         if current is None or current.number != self.number:
             current = self._round = _Round(self.number, self._attempt, now)
             self._messages.clear()
+            if self._sampled and self.private is not None:
+                current.sample = self.private.sample(names)
+        picked = current.sample
+        if picked is None:
+            picked = chosen(run, self.number, self._attempt, sorted(names), self.policy.clients)
         current.attempt, current.began, current.silent = self._attempt, now, set()
         for name in picked:
             current.slots.setdefault(name, len(current.slots))
@@ -172,7 +192,7 @@ class Server:
         self._settle_digests(current)
         names = tuple(sorted(current.replies))
         result = RoundResult(current.number, current.attempt, len(current.asked), names, 0, math.nan, None)
-        if len(names) < self.policy.quorum:
+        if len(names) < self.policy.quorum and not self._sampled:
             log.warning("round %d: %d of %d replies, no quorum", current.number, len(names), self.policy.quorum)
             self._attempt += 1
             return result
@@ -181,9 +201,11 @@ class Server:
         self._round, self._attempt = None, 0
         if self.replica is not None:
             self.replica.replay([record])
-        return RoundResult(
-            current.number, current.attempt, len(current.asked), names, examples, record.losses[0], record
-        )
+        loss, epsilon = record.losses[0], None
+        if self.private is not None:
+            loss, epsilon = math.nan, self.private.epsilon(self.number)
+            log.info("round %d: epsilon %.4g at delta %g", current.number, epsilon, self.private.delta)
+        return RoundResult(current.number, current.attempt, len(current.asked), names, examples, loss, record, epsilon)
 
     def _combine(self, replies: Sequence[m.Reply]) -> tuple[Record, int]:
         settings, number = self.settings, self.number
@@ -194,8 +216,10 @@ class Server:
         directions: list[list[int]] = [[] for _ in settings.directions]
         coefficients: list[list[float]] = [[] for _ in settings.directions]
         # own directions: every client's scalars with their share; shared ones: one scalar for all
-        parts = [(0, 1.0, tuple(combine(given, settings)))] if not settings.own_directions else []
-        if settings.own_directions:
+        parts: list[tuple[int, float, tuple[float, ...]]]
+        if not settings.own_directions:
+            parts = [(0, 1.0, tuple(self._together(given)))]
+        else:
             parts = sorted((c.slot, share, c.scalars) for share, c in zip(shares, given, strict=True))
         for slot, share, scalars in parts:
             at = 0
@@ -210,6 +234,11 @@ class Server:
         moved = [tuple(d) for d in directions]
         record = make_record(settings, number, loss, moved, [tuple(c) for c in coefficients], rates)
         return record, sum(c.examples for c in given)
+
+    def _together(self, given: Sequence[Contribution]) -> list[float]:
+        if self.private is not None and self.private.mode == "central":
+            return self.private.noisy_mean([c.scalars for c in given], self.settings.scalars)
+        return combine(given, self.settings)
 
     def _open(self) -> _Round:
         if self._round is None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from blockzo.contract import CONTRACT, DISTRIBUTIONS
+from blockzo.federated.privacy import PrivacySettings
 from blockzo.schedules import factor
 
 PROTOCOL = 1
@@ -40,6 +41,7 @@ class RunSettings:
         aggregate: how scalars of shared directions are combined: "mean", "trimmed-mean", "median", or "sign" (one bit each way).
         trim: share of the clients that "trimmed-mean" leaves out at either end of every scalar.
         weighting: "examples" (as FedAvg, McMahan et al. 2017) or "equal"; of "mean" and "sign".
+        privacy: settings of `blockzo.federated.privacy.PrivacySettings`; None: no clipping, no noise.
     """
 
     run: str
@@ -58,6 +60,7 @@ class RunSettings:
     aggregate: str = "mean"
     trim: float = 0.25
     weighting: str = "examples"
+    privacy: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("directions", "lr", "eps", "distributions"):
@@ -92,6 +95,15 @@ class RunSettings:
                 'expected "mean", or shared directions'
             )
         factor(self.schedule, 0, self.rounds, self.warmup)
+        if self.privacy is not None:
+            private = PrivacySettings.from_dict(self.privacy)
+            private.check(self)
+            object.__setattr__(self, "privacy", private.as_dict())
+
+    @property
+    def private(self) -> PrivacySettings | None:
+        """`privacy` as an object."""
+        return None if self.privacy is None else PrivacySettings(**self.privacy)
 
     @property
     def blocks(self) -> int:

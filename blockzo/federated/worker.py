@@ -15,6 +15,7 @@ from blockzo.blocks import Blocks
 from blockzo.estimators import Method
 from blockzo.evaluate import LossFunction, PerturbedExecutor, hugging_face_loss
 from blockzo.federated.client import Estimate
+from blockzo.federated.per_example import ExampleExecutor, example_scalars
 from blockzo.federated.seeds import first_direction, round_seed
 from blockzo.federated.settings import RunSettings
 from blockzo.groups import MaxGroup
@@ -123,7 +124,7 @@ class Worker:
     Args:
         weights: of this machine.
         batch_of: the client's training data.
-        loss_fn: as of `blockzo.ZO`.
+        loss_fn: as of `blockzo.ZO`; for runs with privacy unit "example" it returns the loss of every row, shape (rows,).
         held_out: () -> (rows, loss, accuracy) of the client's held-out data at the present weights.
 
     Attributes:
@@ -184,7 +185,7 @@ class Worker:
         try:
             for step in range(settings.local_steps):
                 batch, count = self.batch_of(number, step)
-                found, loss = self._step(settings, number, slot, step, batch)
+                found, loss = self._step(settings, number, slot, step, batch, count)
                 rows += count
                 losses.append(loss)
                 scalars += [s for block in found for s in block]
@@ -203,11 +204,13 @@ class Worker:
         return [first_direction(slot, step, settings.local_steps, count) for count in settings.directions]
 
     def _step(
-        self, settings: RunSettings, number: int, slot: int, step: int, batch: Any
+        self, settings: RunSettings, number: int, slot: int, step: int, batch: Any, rows: int
     ) -> tuple[list[list[float]], float]:
         """Scalars of each block, and the mean of the losses."""
         assert self._method is not None
-        executor = PerturbedExecutor(
+        private = settings.private
+        by_example = private is not None and private.unit == "example"
+        executor = (ExampleExecutor if by_example else PerturbedExecutor)(
             self.weights.blocks,
             self._noises(settings, number),
             settings.eps,
@@ -217,6 +220,16 @@ class Worker:
         tree = self._method.tree(settings.blocks)
         found = executor.run(tree, lambda: self.loss_fn(self.model, batch))
         self.flops += found.flops
+        if isinstance(executor, ExampleExecutor):
+            assert private is not None
+            if len(executor.rows[0]) != rows or rows > private.batch:
+                raise ValueError(
+                    f"a batch of {rows} rows gave {len(executor.rows[0])} losses; expected one a row, and {private.batch} rows "
+                    "at most (privacy batch)"
+                )
+            units = example_scalars(self._method, executor.rows, settings.eps)
+            # one local step, so that this is the whole reply
+            return [list(private.mean_of(units, settings.scalars))], math.fsum(found.losses) / len(found.losses)
         scalars = self._method.scalars(found.losses, settings.eps)
         return [list(block.values()) for block in scalars], math.fsum(found.losses) / len(found.losses)
 

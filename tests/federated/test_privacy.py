@@ -1,0 +1,438 @@
+"""Privacy: noise of the right shape and size, one unit's influence bounded to the bit, epsilon against its definition."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import statistics
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import blockzo as bz
+from blockzo.federated import messages as m
+from blockzo.federated import privacy
+from blockzo.federated.client import Client
+from blockzo.federated.discrete_gaussian import bernoulli, discrete_gaussian
+from blockzo.federated.local import LocalTransport
+from blockzo.federated.privacy import PrivacySettings
+from blockzo.federated.releases import Releases
+from blockzo.federated.server import Server
+from blockzo.federated.settings import RoundPolicy, RunSettings, run_tag
+from blockzo.federated.worker import Weights, Worker
+from tests.federated.problem import Federation, network, settings, teacher_labels, worker
+
+CENTRAL: dict[str, Any] = {"mode": "central", "clip": 3.0, "noise_multiplier": 0.7, "delta": 1e-5, "clients": 4}
+LOCAL: dict[str, Any] = {"mode": "local", "clip": 3.0, "noise_multiplier": 2.0, "delta": 1e-5}
+
+
+def private(values: dict[str, Any] = CENTRAL, /, **given: Any) -> PrivacySettings:
+    return PrivacySettings(**{**values, **given})
+
+
+def private_run(values: dict[str, Any], **given: Any) -> RunSettings:
+    return settings(privacy=values, weighting="equal", **given)
+
+
+# noise
+
+
+@pytest.mark.parametrize("variance", [Fraction(1, 9), Fraction(2), Fraction(9, 4)])
+def test_the_noise_has_the_law_of_a_discrete_gaussian(variance: Fraction) -> None:
+    count = 6000
+    drawn = [discrete_gaussian(variance) for _ in range(count)]
+    weights = {x: math.exp(-x * x / (2 * float(variance))) for x in range(-40, 41)}
+    total = sum(weights.values())
+    squares = 0.0
+    cells = [x for x in weights if count * weights[x] / total >= 5]
+    for x in cells:
+        expected = count * weights[x] / total
+        squares += (drawn.count(x) - expected) ** 2 / expected
+    # chi squared: mean len - 1; eight standard deviations beyond it
+    assert squares < len(cells) + 8 * math.sqrt(2 * len(cells))
+
+
+def test_the_noise_has_the_size_that_was_asked_for() -> None:
+    chosen = private(noise_multiplier=1.5)
+    drawn = [discrete_gaussian(chosen.variance) / chosen.levels for _ in range(4000)]
+    assert statistics.fmean(drawn) == pytest.approx(0, abs=7 * 1.5 / math.sqrt(4000))
+    assert statistics.pstdev(drawn) == pytest.approx(1.5, rel=7 / math.sqrt(2 * 4000))
+
+
+def test_bernoulli() -> None:
+    assert not any(bernoulli(0, 3) for _ in range(50)) and all(bernoulli(3, 3) for _ in range(50))
+    with pytest.raises(ValueError, match="variance"):
+        discrete_gaussian(Fraction(0))
+
+
+def test_noise_comes_from_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    import random
+
+    import numpy
+
+    def outputs() -> tuple[float, ...]:
+        random.seed(0)
+        numpy.random.seed(0)
+        torch.manual_seed(0)
+        return private(LOCAL).noisy([0.5] * 8)
+
+    assert outputs() != outputs()
+
+
+# one unit's influence
+
+VALUES = st.lists(st.floats(-(2.0**90), 2.0**90, width=32), min_size=3, max_size=3)
+
+
+@given(VALUES, st.floats(1e-3, 1e3))
+def test_a_clipped_unit_is_within_the_bound(values: list[float], clip: float) -> None:
+    chosen = private(clip=clip)
+    found = chosen.clipped(values)
+    assert sum(v * v for v in found) <= chosen.levels**2
+    norm = math.sqrt(math.fsum(v * v for v in values))
+    factor = min(1.0, clip / norm) if norm else 1.0
+    for value, whole in zip(values, found, strict=True):
+        assert whole * clip / chosen.levels == pytest.approx(value * factor, abs=2e-6 * clip)
+        assert abs(whole) * clip / chosen.levels <= abs(value) * (1 + 1e-9)
+
+
+@given(st.lists(VALUES, min_size=1, max_size=16), st.floats(1e-3, 1e3), st.integers(0, 15))
+def test_neighbouring_batches_differ_by_one_unit(batch: list[list[float]], clip: float, place: int) -> None:
+    """Without the noise: taking one example away moves the server's integers by `levels` at most, through float32 replies."""
+    chosen = private(clip=clip, unit="example", batch=16)
+    less = [values for number, values in enumerate(batch) if number != place % len(batch)]
+
+    def integers(rows: list[list[float]]) -> list[int]:
+        sent = [float(torch.tensor(v, dtype=torch.float32)) for v in chosen.mean_of(rows, 3)]
+        exact = [sum(column) for column in zip(*(chosen.clipped(row) for row in rows), strict=True)] or [0, 0, 0]
+        assert chosen._sums(sent) == exact
+        return exact
+
+    whole, rest = integers(batch), integers(less)
+    assert sum((a - b) ** 2 for a, b in zip(whole, rest, strict=True)) <= chosen.levels**2
+
+
+def test_the_server_does_not_trust_a_client_to_clip() -> None:
+    chosen = private()
+    assert sum(v * v for v in chosen._sums([1e6, -1e6, 5.0])) <= chosen.levels**2
+    with pytest.raises(ValueError, match="not finite"):
+        chosen.clipped([math.nan])
+
+
+def test_the_mean_is_over_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privacy, "discrete_gaussian", lambda variance: 0)
+    chosen = private(clients=4)
+    assert chosen.noisy_mean([(1.0, 2.0)], 2) == pytest.approx([0.25, 0.5], abs=1e-5)
+    assert chosen.noisy_mean([(1.0, 2.0)] * 3, 2) == pytest.approx([0.75, 1.5], abs=1e-5)
+    assert chosen.noisy_mean([], 2) == [0.0, 0.0]
+
+
+# epsilon
+
+
+def delta_of(first: dict[int, float], second: dict[int, float], epsilon: float) -> float:
+    """Hockey-stick divergence: the least delta for which two outputs are (epsilon, delta)-close, one way."""
+    return math.fsum(max(0.0, p - math.exp(epsilon) * second.get(x, 0.0)) for x, p in first.items())
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.2])
+@pytest.mark.parametrize("sigma", [1.0, 3.0])
+def test_epsilon_holds_for_the_exact_distributions(rate: float, sigma: float) -> None:
+    """One round, one scalar, eight grid steps of influence: the true divergence of neighbours, summed over the integers."""
+    levels = 8
+    spread = range(-400, 401)
+    weights = {x: math.exp(-x * x / (2 * (sigma * levels) ** 2)) for x in spread}
+    total = math.fsum(weights.values())
+    without = {x: w / total for x, w in weights.items()}
+    having = {x: (1 - rate) * without.get(x, 0) + rate * without.get(x - levels, 0) for x in spread}
+    for delta in (1e-3, 1e-6):
+        epsilon = private(noise_multiplier=sigma, delta=delta, sampling_rate=rate).epsilon(1)
+        assert max(delta_of(without, having, epsilon), delta_of(having, without, epsilon)) <= delta * (1 + 1e-6)
+        # and it is not much too large
+        assert max(delta_of(without, having, epsilon / 2), delta_of(having, without, epsilon / 2)) > delta
+
+
+def test_epsilon_of_known_cases() -> None:
+    # Abadi et al.'s MNIST with the noise of TensorFlow Privacy's tutorial (60 epochs of 60,000, batches of 256): 2.60 by RDP with
+    # the conversion of Canonne et al. 2020, 3.01 by the older one
+    known = private(noise_multiplier=1.1, sampling_rate=256 / 60000)
+    assert known.epsilon(14062) == pytest.approx(2.597, abs=2e-3)
+    # unsampled, from the formulas: rounds * alpha / (2 z^2), converted by Canonne et al., proposition 12
+    plain = private(noise_multiplier=4.0)
+
+    def at(alpha: float) -> float:
+        spent = 50 * alpha / (2 * 16.0)
+        return spent + math.log1p(-1 / alpha) - math.log(1e-5 * alpha) / (alpha - 1)
+
+    least = min(at(1 + k / 100) for k in range(1, 5000))
+    assert plain.epsilon(50) == pytest.approx(least, rel=2e-3)
+    assert plain.epsilon(50) >= least - 1e-9
+    assert plain.epsilon(0) == 0.0 and plain.epsilon(51) > plain.epsilon(50)
+    assert private(noise_multiplier=4.0, sampling_rate=0.1).epsilon(50) < plain.epsilon(50) / 2
+    with pytest.raises(ValueError, match="rounds"):
+        plain.epsilon(-1)
+
+
+def test_without_dp_accounting_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privacy, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"blockzo\[privacy\]"):
+        private().epsilon(3)
+
+
+# settings
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mode": "none"},
+        {"unit": "row"},
+        {"clip": 0.0},
+        {"clip": math.inf},
+        {"noise_multiplier": 0.0},
+        {"noise_multiplier": True},
+        {"delta": 0.9},
+        {"clients": 0},
+        {"sampling_rate": 1.5},
+        {"sampling_rate": 0.5, "mode": "local"},
+        {"sampling_rate": 0.5, "unit": "example"},
+        {"batch": 2},
+        {"batch": 0, "unit": "example"},
+    ],
+)
+def test_settings_out_of_range(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="privacy"):
+        private(**change)
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "reason"),
+    [
+        (CENTRAL, {"weighting": "examples"}, "weighting"),
+        (LOCAL, {"weighting": "examples"}, "weighting"),
+        (CENTRAL, {"aggregate": "median"}, "aggregate"),
+        (CENTRAL, {"aggregate": "trimmed-mean"}, "aggregate"),
+        (CENTRAL, {"aggregate": "sign"}, "aggregate"),
+        (CENTRAL, {"own_directions": True}, "own_directions"),
+        ({**CENTRAL, "unit": "example"}, {"local_steps": 2}, "local step"),
+        ({**CENTRAL, "unit": "example"}, {"method": bz.FZOO(2)}, "FZOO"),
+        ({**CENTRAL, "salt": 1}, {}, "among"),
+        ({"mode": "local"}, {}, "lacks"),
+    ],
+)
+def test_runs_for_which_the_accounting_does_not_hold(values: Any, given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        settings(**{"privacy": values, "weighting": "equal", **given})
+
+
+def test_privacy_is_part_of_the_run() -> None:
+    run = private_run(CENTRAL)
+    again = RunSettings.from_dict(json.loads(json.dumps(run.as_dict())))
+    assert again == run and again.private == private()
+    tags = {
+        run_tag(r, "b", {"w": 0}) for r in (run, settings(weighting="equal"), private_run({**CENTRAL, "clip": 2.0}))
+    }
+    assert len(tags) == 3
+    for aggregate in ("median", "trimmed-mean", "sign"):
+        assert private_run(LOCAL, aggregate=aggregate).private is not None
+
+
+# rounds
+
+
+def test_central_rounds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    federation = Federation(tmp_path, chosen=private_run(CENTRAL, rounds=4))
+    with caplog.at_level(logging.INFO, "blockzo.federated"):
+        results = [federation.transport.round() for _ in range(2)]
+        federation.restart_server()
+        results += [federation.transport.round() for _ in range(2)]
+    assert len(federation.catch_up()) == 1
+    assert [r.epsilon for r in results] == [private().epsilon(n) for n in (1, 2, 3, 4)]
+    assert sum("epsilon" in text for text in caplog.messages) == 4
+    for result in results:
+        assert result.record is not None and result.record.losses == (0.0,) and math.isnan(result.loss)
+
+
+def moved(tmp_path: Path, name: str, chosen: RunSettings, clients: int) -> list[float]:
+    folder = tmp_path / name
+    folder.mkdir()
+    result = Federation(folder, clients, chosen).transport.round()
+    assert result.record is not None
+    return [c for block in result.record.blocks for c in block.coefficients]
+
+
+def test_the_central_record_is_the_clipped_mean_plus_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = {**CENTRAL, "clip": 1e4}
+    plain = moved(tmp_path, "plain", settings(weighting="equal"), 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(privacy, "discrete_gaussian", lambda variance: 0)
+        assert moved(tmp_path, "wide", private_run(wide), 4) == pytest.approx(plain, abs=1e-4)
+        tight = moved(tmp_path, "tight", private_run({**CENTRAL, "clip": 1e-3}), 4)
+        assert 0 < math.sqrt(math.fsum(c * c for c in tight)) <= 0.05 * 1e-3 * (1 + 1e-6)
+        # neighbours: without a client the record changes by clip / clients at most
+        less = moved(tmp_path, "less", private_run({**CENTRAL, "clip": 1e-3}), 3)
+        change = math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(tight, less, strict=True)))
+        assert 0 < change <= 0.05 * 1e-3 / 4 * (1 + 1e-5)
+    noisy = moved(tmp_path, "noisy", private_run({**CENTRAL, "noise_multiplier": 1e5, "clip": 1e-3}), 4)
+    assert max(map(abs, noisy)) > 1e-3
+
+
+def test_neither_loss_nor_examples_leave_a_client(tmp_path: Path) -> None:
+    for name, values in (("c", CENTRAL), ("l", LOCAL)):
+        folder = tmp_path / name
+        folder.mkdir()
+        federation = Federation(folder, 1, private_run(values))
+        (task,) = federation.server.open_round(["c0"], 0.0).values()
+        reply = m.decode(federation.clients["c0"].handle(task), federation.server.tag, federation.settings)
+        assert isinstance(reply, m.Reply) and (reply.loss, reply.examples) == (0.0, 1)
+
+
+def test_sampled_rounds_always_count(tmp_path: Path) -> None:
+    """A round that nobody was drawn for gives noise, and not the news that nobody was."""
+    values = {**CENTRAL, "clients": 0.4, "sampling_rate": 0.1}
+    federation = Federation(tmp_path, chosen=private_run(values, rounds=40))
+    results = [federation.transport.round() for _ in range(40)]
+    assert all(r.record is not None and any(r.record.blocks[0].coefficients) for r in results)
+    asked = [r.asked for r in results]
+    # 160 draws of probability 0.1
+    assert 0 in asked and 1 <= sum(asked) <= 45
+    assert len(federation.catch_up()) == 1
+    assert results[-1].epsilon == private(values).epsilon(40) < private().epsilon(40)
+
+
+def test_a_sampled_round_is_drawn_once(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, chosen=private_run({**CENTRAL, "sampling_rate": 0.5}))
+    first = set(federation.server.open_round(federation.clients, 0.0))
+    assert all(set(federation.server.open_round(federation.clients, 1.0)) == first for _ in range(20))
+    draws = {tuple(private(sampling_rate=0.5).sample(["a", "b", "c"])) for _ in range(400)}
+    assert len(draws) == 8
+
+
+def test_policies_that_would_tell_who_was_drawn(tmp_path: Path) -> None:
+    for number, policy in enumerate((RoundPolicy(quorum=2), RoundPolicy(clients=3))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with pytest.raises(ValueError, match="sampling_rate"):
+            Federation(folder, chosen=private_run({**CENTRAL, "sampling_rate": 0.5}), policy=policy)
+
+
+# local noise
+
+
+def test_local_noise_differs_between_clients_and_rounds_and_is_sent_once(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 2, private_run(LOCAL, rounds=6))
+    tasks = federation.server.open_round(federation.clients, 0.0)
+    first = {name: federation.clients[name].handle(task) for name, task in tasks.items()}
+    assert first == {name: federation.clients[name].handle(task) for name, task in tasks.items()}
+    federation.restart_client("c0")
+    assert federation.clients["c0"].handle(tasks["c0"]) == first["c0"], "a restart must not draw again"
+    results = [federation.transport.round() for _ in range(3)]
+    assert results[-1].epsilon == private(LOCAL).epsilon(3)
+    assert len(federation.catch_up()) == 1
+
+
+def test_a_reset_by_the_server_does_not_buy_a_second_answer(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 1, private_run(LOCAL, rounds=6))
+    client, tag = federation.clients["c0"], federation.server.tag
+    (task,) = federation.server.open_round(["c0"], 0.0).values()
+    answers = [client.handle(task)]
+    federation.transport._talk("c0", answers[0])
+    federation.server.close_round()
+    federation.transport.round()
+    client.handle(m.encode(m.Refused(m.DIVERGED, "begin again")))
+    assert client.position == 0
+    found = m.decode(client.handle(task), tag, federation.settings)
+    assert isinstance(found, m.Refused) and "twice" in found.reason
+    past = m.decode(client.handle(m.encode(m.Task(6, 0, b""), tag)), tag, federation.settings)
+    assert isinstance(past, m.Refused)
+
+
+def test_local_clients_send_no_scores_and_do_not_show_failures(tmp_path: Path) -> None:
+    run = private_run(LOCAL)
+    base = worker(0)
+    server = Server.create(tmp_path / "s.bz", run, base.base_digest, base.layout)
+    broken = Worker(base.weights, base.batch_of, lambda model, batch: torch.tensor(math.nan), base.held_out, 1)
+    transport = LocalTransport(server, {"c0": Client(broken, tmp_path / "c.bz")})
+    transport.join()
+    transport.scores(["c0"])
+    assert not server.scores
+    result = transport.round()
+    assert result.participants == ("c0",) and result.record is not None
+    with pytest.raises(ValueError, match="another run|is of the run"):
+        Releases(tmp_path / "c.released", b"12345678")
+    (tmp_path / "c.released").write_text("{")
+    transport.clients["c0"].close()
+    with pytest.raises(ValueError, match="restore"):
+        Client(worker(0), tmp_path / "c.bz")
+
+
+# examples
+
+
+def row_losses(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    x, labels = batch
+    return F.cross_entropy(model(x).float(), labels, reduction="none")
+
+
+def example_worker(max_group: int, factor: float = 1.0) -> Worker:
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(5))
+    x[2] *= factor
+    weights = Weights(bz.Blocks(network(), [1]))
+    return Worker(weights, lambda number, step: ((x, teacher_labels(x)), 6), row_losses, max_group=max_group)
+
+
+@pytest.mark.parametrize("max_group", [1, 4])
+@pytest.mark.parametrize(
+    "method", [bz.SPZO(1, 3), bz.SPZO(2, 2, "decoupled"), bz.SPZO(1, 2, "crossed"), bz.OneSided(3), bz.MeZO()], ids=str
+)
+def test_scalars_of_examples(method: Any, max_group: int) -> None:
+    """Unclipped, the mean of the examples' scalars is the batch's scalar; clipped, no example moves the sum by more."""
+
+    def scalars(clip: float, factor: float = 1.0) -> list[float]:
+        run = private_run({**CENTRAL, "unit": "example", "batch": 6, "clip": clip}, method=method)
+        own = example_worker(max_group, factor)
+        own.begin(run)
+        return list(own.estimate(0, 0).scalars)
+
+    plain = Worker(
+        example_worker(1).weights,
+        example_worker(1).batch_of,
+        lambda model, batch: row_losses(model, batch).mean(),
+        max_group=1,
+    )
+    plain.begin(settings(method))
+    assert scalars(1e4) == pytest.approx(list(plain.estimate(0, 0).scalars), abs=5e-2)
+    before, after = scalars(1e-2), scalars(1e-2, 1e6)
+    change = math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(before, after, strict=True)))
+    assert 0 < change <= 2 * 1e-2 / 6 * (1 + 1e-6)
+
+
+def test_clipping_per_example_needs_a_loss_a_row(tmp_path: Path) -> None:
+    run = private_run({**CENTRAL, "unit": "example", "batch": 16})
+    for own, reason in ((worker(0), "every row"), (example_worker(1), "at most")):
+        if reason == "at most":
+            run = private_run({**CENTRAL, "unit": "example", "batch": 5})
+        own.begin(run)
+        with pytest.raises(ValueError, match=reason):
+            own.estimate(0, 0)
+
+
+def test_local_noise_per_example_in_rounds(tmp_path: Path) -> None:
+    run = private_run({**LOCAL, "unit": "example", "batch": 6}, rounds=3)
+    own = [example_worker(1), example_worker(1, 2.0)]
+    replica = example_worker(1).weights
+    server = Server.create(tmp_path / "s.bz", run, own[0].base_digest, own[0].layout, replica=replica)
+    transport = LocalTransport(server, {f"c{i}": Client(w) for i, w in enumerate(own)})
+    transport.join()
+    results = [transport.round() for _ in range(3)]
+    assert all(len(r.participants) == 2 for r in results) and not server.refusals
+    first = [r.record.blocks[0].coefficients for r in results if r.record is not None]
+    assert all(a != b for a, b in itertools.combinations(first, 2))
