@@ -12,10 +12,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from blockzo.contract import CONTRACT
 from blockzo.federated import messages as m
+from blockzo.federated import snapshots
 from blockzo.federated.combine import Contribution, combine, weights_of
 from blockzo.federated.digests import layout_digest
 from blockzo.federated.privacy import need_accounting
@@ -31,9 +33,13 @@ log = logging.getLogger("blockzo.federated")
 class Replica(Protocol):
     """Weights that follow the journal, on the server: they say which digest is right."""
 
+    def reset(self, snapshot: Mapping[str, Any] | None) -> None: ...
+
     def replay(self, records: Sequence[Record]) -> None: ...
 
     def digest(self) -> str: ...
+
+    def save(self, path: Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class Server:
                 f"policy asks {self.policy.clients} clients with a quorum of {self.policy.quorum}; with a sampling_rate clients "
                 "are drawn one by one and every round counts, or it would tell who was drawn: expected None and 1"
             )
-        self.tag = run_tag(settings, journal.base_digest, journal.layout)
+        self.base_digest: str = journal.metadata.get("base_digest", journal.base_digest)
+        self.tag = run_tag(settings, self.base_digest, journal.layout)
         self.positions: dict[str, int] = {}
         self.refusals: Counter[tuple[str, str]] = Counter()
         self.scores: dict[str, m.Scores] = {}
@@ -107,7 +114,12 @@ class Server:
         self._encoded: dict[int, bytes] = {}
         self._digest: tuple[int, str] | None = None
         if replica is not None:
+            snapshot = journal.metadata.get("snapshot")
+            if snapshot is not None:
+                replica.reset(snapshot)
             replica.replay(journal.records())
+        elif self.policy.snapshot_every:
+            raise ValueError("snapshot_every needs the weights on the server; pass replica")
 
     @classmethod
     def create(
@@ -120,7 +132,9 @@ class Server:
         replica: Replica | None = None,
     ) -> Server:
         """A new run; `base_digest` and `layout` as `blockzo.digest(model)` and `blocks.layout` give them."""
-        journal = Journal.create(path, base_digest, layout, {"federated": settings.as_dict()})
+        journal = Journal.create(
+            path, base_digest, layout, {"federated": settings.as_dict(), "base_digest": base_digest}
+        )
         return cls(settings, journal, policy, replica)
 
     @classmethod
@@ -162,7 +176,8 @@ class Server:
             picked = chosen(run, self.number, self._attempt, sorted(names), self.policy.clients)
         current.attempt, current.began, current.silent = self._attempt, now, set()
         for name in picked:
-            current.slots.setdefault(name, len(current.slots))
+            # shared directions are those of slot 0 for everyone
+            current.slots.setdefault(name, len(current.slots) if self.settings.own_directions else 0)
         current.asked = set(picked)
         return {name: self._task(name, current.slots[name]) for name in picked if name not in current.replies}
 
@@ -201,6 +216,8 @@ class Server:
         self._round, self._attempt = None, 0
         if self.replica is not None:
             self.replica.replay([record])
+            if self.policy.snapshot_every and self.number % self.policy.snapshot_every == 0:
+                self._compact(self.replica)
         loss, epsilon = record.losses[0], None
         if self.private is not None:
             loss, epsilon = math.nan, self.private.epsilon(self.number)
@@ -240,6 +257,14 @@ class Server:
             return self.private.noisy_mean([c.scalars for c in given], self.settings.scalars)
         return combine(given, self.settings)
 
+    def _compact(self, replica: Replica) -> None:
+        folder = self.journal.path.parent
+        old = [facts for facts in snapshots.find(folder) if self.journal.start < facts["round"] < self.number]
+        if old:
+            self.journal = snapshots.cut(self.journal, old[-1])
+            snapshots.clean(folder, old[-1]["round"])
+        snapshots.take(folder, self.number, replica.digest(), replica.save)
+
     def _open(self) -> _Round:
         if self._round is None:
             raise ValueError("no round is open; call open_round first")
@@ -276,12 +301,15 @@ class Server:
         return self._refuse(name, m.INVALID, f"a {type(message).__name__} comes from servers, not from clients")
 
     def _refuse(self, name: str, code: str, reason: str) -> bytes:
+        if code == m.INVALID:
+            # nothing better will come; should it come after all, it counts
+            self.gone(name)
         self.refusals[name, code] += 1
         log.warning("refused %s: %s (%s)", name, reason, code)
         return m.encode(m.Refused(code, reason))
 
     def _hello(self, name: str, hello: m.Hello) -> bytes:
-        mine = {"contract": CONTRACT, "base_digest": self.journal.base_digest, "layout_digest": self._layout_digest}
+        mine = {"contract": CONTRACT, "base_digest": self.base_digest, "layout_digest": self._layout_digest}
         for what, wanted in mine.items():
             found = getattr(hello, what)
             if found != wanted:
@@ -291,8 +319,7 @@ class Server:
                 name, m.MISMATCH, f"the client holds {hello.position} rounds, the run has {self.number}: another run?"
             )
         self.positions[name] = hello.position
-        assert self.journal.base_digest is not None
-        return m.encode(m.Welcome(self.settings.as_dict(), self.journal.base_digest, self.number), self.tag)
+        return m.encode(m.Welcome(self.settings.as_dict(), self.base_digest, self.number), self.tag)
 
     def _task(self, name: str, slot: int, evaluate: bool = False) -> bytes:
         if name in self.diverged:
@@ -337,7 +364,7 @@ class Server:
                 break
             parts.append(data)
         self.positions[name] = position
-        if position == self.journal.start:
+        if position <= self.journal.start:
             self.diverged.discard(name)
         last = position + len(parts) == self.number
         return m.encode(m.Records(position, len(parts), b"".join(parts), last, snapshot), self.tag)
@@ -357,7 +384,6 @@ class Server:
             return m.encode(m.Accepted(reply.number), self.tag)
         problem = self._problem(current, name, reply)
         if problem is not None:
-            current.silent.add(name)
             return self._refuse(name, m.INVALID, problem)
         if self.policy.wants_digest(reply.number):
             wanted = self._known_digest(reply)

@@ -159,6 +159,7 @@ class RoundPolicy:
         most_examples: that one client may claim; it bounds its weight in the mean.
         most_bytes: of one message that the server takes or sends.
         most_messages: of one client in a round.
+        snapshot_every: rounds between snapshots beside the journal, which is then cut; 0: the journal keeps every round.
     """
 
     clients: int | None = None
@@ -169,6 +170,7 @@ class RoundPolicy:
     most_examples: int = 1 << 20
     most_bytes: int = 1 << 24
     most_messages: int = 64
+    snapshot_every: int = 0
 
     def __post_init__(self) -> None:
         if self.quorum < 1 or (self.clients is not None and self.clients < self.quorum):
@@ -178,6 +180,8 @@ class RoundPolicy:
                 f"deadline is {self.deadline}, digest_every {self.digest_every}, largest_loss_change "
                 f"{self.largest_loss_change}; expected positive numbers (digest_every: 0 or more)"
             )
+        if self.snapshot_every < 0:
+            raise ValueError(f"snapshot_every is {self.snapshot_every}; expected 0 or more rounds")
         if self.most_examples < 1 or self.most_bytes < 1024 or self.most_messages < 4:
             raise ValueError("most_examples, most_bytes and most_messages must be at least 1, 1024 and 4")
 

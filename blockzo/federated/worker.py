@@ -112,6 +112,12 @@ class Weights:
         ops.replay_(self.blocks.model, new, self.blocks.layout)
         self.position += len(new)
 
+    def save(self, path: Path) -> None:
+        """Writes the trainable parameters as safetensors."""
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.contiguous() for name, tensor in self._take().items()}, path)
+
     def digest(self) -> str:
         if self._digest is None or self._digest[0] != self.position:
             self._digest = (self.position, ops.digest(self.blocks.model))

@@ -1,0 +1,236 @@
+"""What a bad participant can do: nothing. It is refused, counted and named, and the round goes on to the same bits."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from blockzo.federated import messages as m
+from blockzo.federated.settings import RoundPolicy
+from tests.federated.problem import Federation, settings, worker
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Federation:
+    found = Federation(tmp_path, clients=4)
+    found.transport.round()
+    return found
+
+
+def tampered(federation: Federation, name: str, **changes: object) -> bytes:
+    """An otherwise right reply of a client with some fields changed."""
+    tasks = federation.server.open_round(federation.clients, 0.0)
+    reply = m.decode(federation.clients[name].handle(tasks[name]), federation.server.tag, federation.settings)
+    return m.encode(replace(reply, **changes), federation.server.tag, federation.settings)  # type: ignore[type-var]
+
+
+def code_of(answer: bytes) -> str:
+    message = m.decode(answer, None)
+    assert isinstance(message, m.Refused) and message.reason
+    return message.code
+
+
+CHANGES = {
+    "not a number": ({"scalars": (math.nan, 0.0, 0.0, 0.0)}, m.INVALID),
+    "infinite": ({"scalars": (0.0, math.inf, 0.0, 0.0)}, m.INVALID),
+    "huge": ({"scalars": (0.0, 0.0, 3e38, 0.0)}, m.INVALID),
+    "too large to be a loss": ({"scalars": (0.0, 0.0, 0.0, 2001.0)}, m.INVALID),
+    "loss not finite": ({"loss": math.inf}, m.INVALID),
+    "no examples": ({"examples": 0}, m.INVALID),
+    "too many examples": ({"examples": 1 << 30}, m.INVALID),
+    "short": ({"scalars": (0.0, 0.0, 0.0)}, m.INVALID),
+    "long": ({"scalars": (0.0,) * 5}, m.INVALID),
+    "a round that is over": ({"number": 0}, m.STALE),
+    "a round to come": ({"number": 2}, m.STALE),
+    "another digest": ({"digest": "bz1-" + "0" * 64}, m.DIVERGED),
+    "no digest": ({"digest": None}, m.DIVERGED),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_bad_reply_is_refused_and_the_round_goes_on(
+    what: str, federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes, code = CHANGES[what]
+    data = tampered(federation, "c1", **changes)
+    assert code_of(federation.server.receive("c1", data)) == code
+    assert federation.server.refusals["c1", code] == 1
+    assert "c1" in caplog.text and code in caplog.text
+    for name in ("c0", "c2", "c3"):
+        federation.server.receive(name, federation.clients[name].handle(federation.server._task(name, 0)))
+    if code != m.STALE:
+        assert federation.server.ready(0.0)
+    assert federation.server.close_round().participants == ("c0", "c2", "c3")
+    federation.run()
+    assert len(federation.catch_up()) == 1
+
+
+def test_nobody_speaks_for_another_or_twice(federation: Federation) -> None:
+    good = tampered(federation, "c1")
+    assert code_of(federation.server.receive("stranger", good)) == m.UNWANTED
+    assert m.kind_of(federation.server.receive("c1", good)) == m.ACCEPTED
+    # the same again is a repetition on the way; another one is not
+    assert m.kind_of(federation.server.receive("c1", good)) == m.ACCEPTED
+    other = m.decode(good, federation.server.tag, federation.settings)
+    assert isinstance(other, m.Reply)
+    forged = m.encode(replace(other, scalars=(9.0,) * 4), federation.server.tag, federation.settings)
+    assert code_of(federation.server.receive("c1", forged)) == m.UNWANTED
+    federation.transport.round()
+    assert code_of(federation.server.receive("c1", good)) == m.STALE
+
+
+def test_a_slot_of_another_is_refused(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, chosen=settings(own_directions=True))
+    data = tampered(federation, "c1", slot=3)
+    assert code_of(federation.server.receive("c1", data)) == m.INVALID
+
+
+def test_messages_of_another_run_version_or_size_are_refused(federation: Federation) -> None:
+    good = tampered(federation, "c1")
+    assert code_of(federation.server.receive("c1", good[:-1])) == m.INVALID
+    assert code_of(federation.server.receive("c1", b"")) == m.INVALID
+    assert code_of(federation.server.receive("c1", bytes(5000))) == m.INVALID
+    other = m.encode(m.CatchUp(0), bytes(8))
+    assert code_of(federation.server.receive("c1", other)) == m.INVALID
+    from_server = m.encode(m.Task(1, 1, b""), federation.server.tag)
+    assert code_of(federation.server.receive("c1", from_server)) == m.INVALID
+    assert code_of(federation.server.receive("c1", m.encode(m.CatchUp(99), federation.server.tag))) == m.MISMATCH
+
+
+@pytest.mark.parametrize("field", ["contract", "base_digest", "layout_digest"])
+def test_a_client_of_another_model_or_contract_is_told_why(field: str, federation: Federation) -> None:
+    hello = m.decode(federation.clients["c0"].hello())
+    wrong = m.encode(replace(hello, **{field: "another"}))  # type: ignore[type-var]
+    answer = m.decode(federation.server.receive("new", wrong))
+    assert isinstance(answer, m.Refused) and answer.code == m.MISMATCH
+    assert field in answer.reason and "another" in answer.reason
+    beyond = m.encode(replace(hello, position=50))  # type: ignore[type-var]
+    assert code_of(federation.server.receive("new", beyond)) == m.MISMATCH
+
+
+def test_a_client_that_talks_too_much_is_cut_off(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, policy=RoundPolicy(most_messages=5))
+    hello = federation.clients["c0"].hello()
+    answers = [m.kind_of(federation.server.receive("c0", hello)) for _ in range(8)]
+    assert answers[-4:] == [m.REFUSED] * 4
+    federation.run()
+    assert federation.server.finished
+
+
+@pytest.mark.parametrize("replica", [True, False])
+def test_a_client_whose_weights_differ_is_told_and_repaired(replica: bool, tmp_path: Path) -> None:
+    federation = Federation(tmp_path, replica=replica)
+    federation.transport.round()
+    federation.transport.round()
+    broken = federation.clients["c2"].worker
+    with torch.no_grad():
+        next(broken.model.parameters()).view(-1)[0] += 1.0  # type: ignore[attr-defined]
+    broken.weights._digest = None  # type: ignore[attr-defined]
+    result = federation.transport.round()
+    if replica:
+        # told while the round is open: it begins again and answers in time
+        assert result.participants == ("c0", "c1", "c2", "c3")
+    else:
+        assert result.participants == ("c0", "c1", "c3")
+    assert federation.server.refusals["c2", m.DIVERGED] == 1
+    federation.run()
+    assert federation.server.refusals.total() == 1
+    assert len(federation.catch_up()) == 1
+
+
+def test_without_a_majority_no_round_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    federation = Federation(tmp_path, clients=2, replica=False, policy=RoundPolicy(quorum=1))
+    federation.transport.round()
+    broken = federation.clients["c1"].worker
+    with torch.no_grad():
+        next(broken.model.parameters()).view(-1)[0] += 1.0  # type: ignore[attr-defined]
+    broken.weights._digest = None  # type: ignore[attr-defined]
+    assert federation.transport.round().record is None
+    assert "no majority" in caplog.text
+    federation.run()
+    assert len(federation.catch_up()) == 1
+
+
+def test_a_client_refuses_what_is_wrong_and_lives_on(federation: Federation) -> None:
+    client, tag = federation.clients["c0"], federation.server.tag
+    before = client.worker.digest()
+    for data in (
+        b"nonsense",
+        m.encode(m.Reply(0, 1, 0.0, (0.0,) * 4), tag, federation.settings),
+        m.encode(m.Task(1, 0, b"\0" * 7), tag),
+        m.encode(m.Records(9, 1, b"", True), tag),
+        m.encode(m.Records(1, 4_000_000_000, b"", True), tag),
+        m.encode(m.Welcome({"run": "x"}, "y", 0), tag),
+        m.encode(m.Records(5, 0, b"", True, {"path": "nowhere", "round": 5, "digest": "x"}), tag),
+    ):
+        assert code_of(client.handle(data)) in (m.INVALID, m.STALE, m.MISMATCH), data
+    assert client.worker.digest() == before
+    federation.run()
+    assert len(federation.catch_up()) == 1
+
+
+def test_a_failing_worker_is_a_refusal_and_the_round_goes_on(federation: Federation) -> None:
+    def broken(number: int, step: int) -> tuple[object, int]:
+        raise OSError("the disk with the data is gone")
+
+    federation.clients["c3"].worker.batch_of = broken  # type: ignore[attr-defined]
+    assert federation.transport.round().participants == ("c0", "c1", "c2")
+    assert federation.server.refusals["c3", m.INVALID] == 1
+
+
+def bombard(tmp_path: Path, count: int) -> None:
+    """Random and changed messages at server and client between honest rounds; the end is that of an undisturbed run."""
+    chance = random.Random(count)
+    run = settings(rounds=5)
+    quiet, loud = (
+        Federation(make(tmp_path / "quiet"), chosen=run),
+        Federation(make(tmp_path / "loud"), chosen=run, policy=RoundPolicy(most_messages=1 << 30)),
+    )
+    quiet.run()
+    while not loud.server.finished:
+        tasks = loud.server.open_round(loud.clients, 0.0)
+        answers = {name: loud.clients[name].handle(task) for name, task in tasks.items()}
+        for _ in range(count // 10):
+            good = bytearray(chance.choice([*answers.values(), *tasks.values()]))
+            for _ in range(chance.randrange(1, 4)):
+                good[chance.randrange(len(good))] = chance.randrange(256)
+            bad = bytes(good) if chance.random() < 0.8 else chance.randbytes(chance.randrange(200))
+            if bad in (*answers.values(), *tasks.values()):
+                continue
+            assert m.kind_of(loud.server.receive(chance.choice(["c0", "c1", "x"]), bad)) == m.REFUSED
+            assert m.kind_of(loud.clients["c2"].handle(bad)) == m.REFUSED
+        for name, answer in answers.items():
+            loud.server.receive(name, answer)
+        assert len(loud.server.close_round().participants) == 4
+    assert loud.catch_up() == quiet.catch_up()
+
+
+def make(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_malformed_messages_change_nothing(tmp_path: Path) -> None:
+    bombard(tmp_path, 2_000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_hundred_thousand_malformed_messages_change_nothing(tmp_path: Path) -> None:
+    bombard(tmp_path, 100_000)
+
+
+def test_a_journal_of_another_model_is_refused(tmp_path: Path) -> None:
+    from blockzo.federated.client import Client
+    from blockzo.journal import JournalError
+
+    federation = Federation(tmp_path)
+    federation.clients["c0"].close()
+    other = worker(0, torch.bfloat16)
+    with pytest.raises(JournalError, match="load the base model it names"):
+        Client(other, tmp_path / "c0.bz")

@@ -1,0 +1,250 @@
+"""Rounds: every participant holds the same bits, whatever it runs on and however often it was away; the update is along the
+directions that were evaluated."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import blockzo as bz
+from blockzo import _native
+from blockzo.federated import messages as m
+from blockzo.federated.seeds import first_direction, round_seed
+from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.journal import Journal
+from tests.federated.problem import RUN, Federation, loss, network, settings, worker
+
+METHODS = {
+    "mezo": bz.MeZO(),
+    "spsa": bz.SPSA(3),
+    "spzo": bz.SPZO(2, 3),
+    "crossed": bz.SPZO(1, 2, "crossed"),
+    "decoupled": bz.SPZO(1, 4, "decoupled"),
+    "one-sided": bz.OneSided(4),
+    "fzoo": bz.FZOO(3),
+}
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("local_steps", [1, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_update_is_the_mean_of_what_clients_found(name: str, local_steps: int, own: bool, tmp_path: Path) -> None:
+    """Against materialised noise, and each client's gradient estimate by plain finite differences of its own losses."""
+    rate = 1e-4 if name == "fzoo" else 0.05
+    run = settings(METHODS[name], rounds=1, local_steps=local_steps, own_directions=own, lr=(rate, rate / 2))
+    federation = Federation(tmp_path, clients=3, chosen=run)
+    expected = {n: p.detach().double().clone() for n, p in network().named_parameters()}
+    found = [worker(i) for i in range(3)]
+    rows = []
+    moves = []
+    for slot, member in enumerate(found):
+        member.begin(run)
+        estimate = member.estimate(0, slot if own else 0)
+        rows.append(estimate.examples)
+        moves.append(displacement(run, slot if own else 0, estimate.scalars))
+    for share, move in zip([r / sum(rows) for r in rows], moves, strict=True):
+        for n in expected:
+            expected[n] -= share * move[n]
+    federation.run()
+    for n, p in federation.replica.blocks.model.named_parameters():  # type: ignore[union-attr]
+        torch.testing.assert_close(p.double(), expected[n], rtol=0, atol=2e-6)
+    assert federation.catch_up() == {federation.replica.digest()}  # type: ignore[union-attr]
+
+
+def displacement(run: RunSettings, slot: int, scalars: tuple[float, ...]) -> dict[str, torch.Tensor]:
+    """lr * sum of scalar * noise, with the noise made as tensors."""
+    noise = bz.Noise(round_seed(bytes.fromhex(RUN), 0))
+    layout = bz.Blocks(network(), [1]).layout
+    total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in network().named_parameters()}
+    at = 0
+    for step in range(run.local_steps):
+        for block, count in enumerate(run.directions):
+            first = first_direction(slot, step, run.local_steps, count)
+            for k in range(count):
+                for n, p in total.items():
+                    if layout[n] == block:
+                        p += run.lr[block] * scalars[at] * noise.sample(n, p.shape, first + k).double()
+                at += 1
+    return total
+
+
+def test_scalars_are_the_differences_of_losses_along_the_directions() -> None:
+    run = settings(bz.SPSA(2), own_directions=True)
+    member = worker(1)
+    member.begin(run)
+    found = member.estimate(4, 3)
+    noise = bz.Noise(round_seed(bytes.fromhex(RUN), 4))
+    batch, _ = member.batch_of(4, 0)
+    for k in range(2):
+        values = []
+        for sign in (1, -1):
+            model = network()
+            with torch.no_grad():
+                for n, p in model.named_parameters():
+                    p += sign * run.eps[member.layout[n]] * noise.sample(n, p.shape, 3 * 2 + k)
+                values.append(float(loss(model, batch)))
+        # both blocks move along direction k together; the coupled rule gives each the same scalar, over two directions
+        expected = (values[0] - values[1]) / (2 * run.eps[0]) / 2
+        assert found.scalars[k] == pytest.approx(expected, rel=2e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropouts_late_replies_and_mixed_machines_end_at_one_digest(dtype: torch.dtype, tmp_path: Path) -> None:
+    """200 rounds, 20 clients, 30% drop out at random, half of them late by up to 50 rounds; mixed instruction sets and threads."""
+    chance = random.Random(5)
+    run = settings(rounds=200, stochastic_rounding=True, weight_decay=0.01, schedule="cosine", lr=(0.02, 0.02))
+    federation = Federation(tmp_path, clients=20, chosen=run, policy=RoundPolicy(quorum=3), dtype=dtype)
+    sets = _native.available()
+    machines = {n: (sets[i % len(sets)], 1 + i % 2) for i, n in enumerate(federation.clients)}
+    threads, chosen = torch.get_num_threads(), _native.chosen()
+    late: list[tuple[int, str, bytes]] = []
+    away: dict[str, int] = {}
+    tick = 0
+
+    def handled(name: str, data: bytes) -> bytes:
+        _native.choose(machines[name][0])
+        torch.set_num_threads(machines[name][1])
+        return original[name](data)
+
+    original = {name: client.handle for name, client in federation.clients.items()}
+    for name, client in federation.clients.items():
+        client.handle = lambda data, name=name: handled(name, data)  # type: ignore[method-assign]
+
+    def deliver(name: str, answer: bytes) -> bytes | None:
+        if chance.random() >= 0.3:
+            return answer
+        if chance.random() < 0.5:
+            late.append((tick + chance.randrange(1, 51), name, answer))
+        else:
+            away[name] = tick + chance.randrange(1, 10)
+        return None
+
+    try:
+        while not federation.server.finished:
+            tick += 1
+            for due, name, answer in [entry for entry in late if entry[0] <= tick]:
+                late.remove((due, name, answer))
+                federation.server.receive(name, answer)
+            here = [name for name in federation.clients if away.get(name, 0) <= tick]
+            federation.transport.round(here, deliver=deliver)
+        assert federation.server.refusals.total() > 100
+        assert {code for _, code in federation.server.refusals} <= {m.STALE, m.UNWANTED}
+        assert federation.catch_up() == {federation.replica.digest()}  # type: ignore[union-attr]
+    finally:
+        _native.choose(chosen)
+        torch.set_num_threads(threads)
+
+
+def test_a_round_without_a_quorum_is_tried_again_and_late_replies_to_it_count(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, clients=6, policy=RoundPolicy(clients=3, quorum=3))
+    held: dict[str, bytes] = {}
+
+    def keep(name: str, answer: bytes) -> bytes | None:
+        held[name] = answer
+        return None
+
+    result = federation.transport.round(deliver=keep)
+    assert result.record is None and result.attempt == 0 and federation.server.number == 0
+    second = federation.server.open_round(federation.clients, 0.0)
+    for name, answer in held.items():
+        assert m.kind_of(federation.server.receive(name, answer)) == m.ACCEPTED
+    assert set(second) != set(held)
+    assert federation.server.close_round().participants == tuple(sorted(held))
+
+
+def test_the_deadline_closes_a_round(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, policy=RoundPolicy(deadline=10.0))
+    tasks = federation.server.open_round(federation.clients, 100.0)
+    federation.server.receive("c0", federation.clients["c0"].handle(tasks["c0"]))
+    assert not federation.server.ready(109.0) and federation.server.ready(110.0)
+    assert federation.server.close_round().participants == ("c0",)
+    for name in ("c1", "c2", "c3"):
+        answer = federation.server.receive(name, federation.clients[name].handle(tasks[name]))
+        assert m.decode(answer).code == m.STALE  # type: ignore[union-attr]
+
+
+def test_server_and_clients_go_on_from_their_journals(tmp_path: Path) -> None:
+    plain = Federation(make(tmp_path / "plain"))
+    plain.run()
+    stopped = Federation(make(tmp_path / "stopped"))
+    chance = random.Random(0)
+    while not stopped.server.finished:
+        if chance.random() < 0.3:
+            # asked, answered, and forgotten by a server that is killed before the round closes
+            stopped.transport.server.open_round(stopped.clients, 0.0)
+            stopped.restart_server()
+        if chance.random() < 0.5:
+            stopped.restart_client(chance.choice(sorted(stopped.clients)))
+        stopped.transport.round()
+    assert stopped.catch_up() == plain.catch_up()
+    assert (
+        Journal.open(tmp_path / "stopped/server.bz").records() == Journal.open(tmp_path / "plain/server.bz").records()
+    )
+
+
+def make(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_the_journal_rebuilds_the_weights(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    federation.run()
+    model = network()
+    journal = Journal.open(tmp_path / "server.bz")
+    bz.replay_(model, journal.records(), journal.layout)
+    assert bz.digest(model) == federation.replica.digest()  # type: ignore[union-attr]
+
+
+def test_snapshots_keep_the_journal_bounded_and_serve_new_clients(tmp_path: Path) -> None:
+    bounded = Federation(tmp_path, chosen=settings(rounds=23), policy=RoundPolicy(snapshot_every=5))
+    while not bounded.server.finished:
+        # one that never returns, one that comes back after long
+        here = [n for n in bounded.clients if n != "c3" or not 2 <= bounded.server.number < 20]
+        bounded.transport.round(here)
+        assert len(bounded.server.journal) <= 10
+        if bounded.server.number == 13:
+            bounded.restart_server()
+    assert bounded.server.journal.start == 15
+    assert len(list(tmp_path.glob("snapshot-*"))) == 4
+    digests = bounded.catch_up()
+    assert len(digests) == 1
+    bounded.restart_client("c3")
+    bounded.clients["new"] = bounded.transport.clients["new"] = type(bounded.clients["c0"])(worker(7))
+    bounded.transport.join(["new"])
+    assert bounded.catch_up() == digests
+
+
+def test_a_snapshot_run_has_the_bits_of_one_without(tmp_path: Path) -> None:
+    digests = set()
+    for name, policy in (("plain", RoundPolicy()), ("cut", RoundPolicy(snapshot_every=3))):
+        federation = Federation(make(tmp_path / name), policy=policy)
+        federation.run()
+        digests |= federation.catch_up()
+    assert len(digests) == 1
+
+
+def test_long_journals_come_in_pieces(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, chosen=settings(rounds=60), policy=RoundPolicy(most_bytes=1024))
+    here = ["c0", "c1", "c2"]
+    while not federation.server.finished:
+        federation.transport.round(here)
+    before = federation.transport.down["c3"]
+    assert len(federation.catch_up()) == 1
+    assert federation.transport.down["c3"] - before > 2 * 1024
+
+
+@pytest.mark.parametrize("aggregate", ["median", "trimmed-mean", "sign"])
+def test_other_aggregates_train_too(aggregate: str, tmp_path: Path) -> None:
+    rate = 0.005 if aggregate == "sign" else 0.05
+    run = settings(rounds=60, aggregate=aggregate, lr=(rate, rate))
+    federation = Federation(tmp_path, chosen=run)
+    federation.transport.scores(["c0"])
+    before = federation.server.scores["c0"].loss
+    federation.run()
+    federation.transport.scores(["c0"])
+    assert federation.server.scores["c0"].loss < before - 0.02
+    assert len(federation.catch_up()) == 1
