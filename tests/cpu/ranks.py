@@ -40,9 +40,10 @@ def same(found: DTensor, want: torch.Tensor) -> bool:
 def check_tensors(ranks: int) -> None:
     line = init_device_mesh("cpu", (ranks,))
     cases = [(line, (placement,)) for placement in (Shard(0), Shard(1), Shard(2), Replicate())]
-    for shape in {(1, ranks), (ranks, 1)}:
+    for shape in [(1, ranks), (ranks, 1), *([(2, ranks // 2)] if ranks > 2 and ranks % 2 == 0 else [])]:
         grid = init_device_mesh("cpu", shape, mesh_dim_names=("a", "b"))
-        pairs = [(Shard(0), Shard(1)), (Shard(1), Shard(1)), (Replicate(), Shard(2)), (Shard(0), Replicate())]
+        pairs = [(Shard(0), Shard(1)), (Shard(2), Shard(0)), (Shard(1), Shard(1)), (Replicate(), Shard(2))]
+        pairs.append((Shard(0), Replicate()))
         cases += [(grid, pair) for pair in pairs]
     for mesh, placements in cases:
         for shape in ((6, 5, 40), (1, 1, 1), (2, 3, 1), (7, 300, 2), (0, 4, 4)):
@@ -116,6 +117,33 @@ def check_fully_shard() -> None:
     assert "is a DTensor" in refused(lambda: bz.ZO(spread))
 
 
+def check_tensor_parallel(ranks: int) -> None:
+    """Layers cut by columns and by rows; on four ranks also fully_shard over two replicas, and over tensor parallelism."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    def layers(mesh=None) -> nn.Module:  # type: ignore[no-untyped-def]
+        torch.manual_seed(0)
+        found = nn.Sequential(nn.Linear(16, 25), nn.ReLU(), nn.Linear(25, 16))
+        return parallelize_module(found, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()}) if mesh else found
+
+    models = [layers(init_device_mesh("cpu", (ranks,)))]
+    if ranks == 4:
+        grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+        models.append(fully_shard(layers(), mesh=grid))
+        both = fully_shard(layers(grid["tensor"]), mesh=grid["data"])
+        assert "'0.weight' is a DTensor with placements (_StridedShard" in refused(lambda: change(both))
+        assert bz.digest(layers(grid["tensor"])) == bz.digest(layers())
+    whole = layers()
+    change(whole)
+    for spread in models:
+        change(spread)
+        for (name, found), (_, want) in zip(spread.named_parameters(), whole.named_parameters(), strict=True):
+            assert same(found, want.detach()), name
+        found, want = (bz.project(params, NOISE, [0, 7]) for params in (spread, whole))
+        assert torch.allclose(found, want, rtol=1e-12), (found, want)
+
+
 def refused(call) -> str:  # type: ignore[no-untyped-def]
     try:
         call()
@@ -161,6 +189,7 @@ def main() -> None:
     check_refusals(ranks)
     check_autograd(ranks)
     check_fully_shard()
+    check_tensor_parallel(ranks)
     check_fsdp1()
     dist.barrier()
     dist.destroy_process_group()

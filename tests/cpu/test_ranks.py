@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
 )
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_shards_of_processes(ranks: int, tmp_path: Path) -> None:
     commands = [
         [sys.executable, "-m", "tests.cpu.ranks", str(rank), str(ranks), str(tmp_path / "meeting")]
