@@ -1,0 +1,92 @@
+"""Flower's ServerApp: opens or resumes the run's journal, runs its rounds, writes the result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from blockzo.federated.flower.exchange import Exchange
+from blockzo.federated.flower.identity import Identities
+from blockzo.federated.flower.plan import open_server, server_folder
+from blockzo.federated.flower.rounds import Rounds
+from blockzo.federated.server import RoundResult, Server
+
+log = logging.getLogger("flwr")
+
+
+def simulated(grid: Grid) -> bool:
+    from flwr.superlink.grid import InMemoryGrid
+
+    return isinstance(grid, InMemoryGrid)
+
+
+def server_app() -> ServerApp:
+    """The ServerApp of an app; its settings are the run configuration (docs/flower.md)."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        run(grid, dict(context.run_config))
+
+    return app
+
+
+def run(grid: Grid, config: dict[str, Any]) -> None:
+    folder = server_folder(config)
+    (folder / "result.json").unlink(missing_ok=True)
+    server = open_server(config)
+    try:
+        write(folder / "result.json", _run(grid, config, server))
+    finally:
+        server.close()
+
+
+def _run(grid: Grid, config: dict[str, Any], server: Server) -> dict[str, Any]:
+    identities = Identities(str(config.get("identity") or "auto"), simulated(grid))
+    exchange = Exchange(grid, server.settings.run, identities, ttl=server.policy.deadline + 60)
+    rounds = Rounds(server, exchange, int(config.get("clients", 1)))
+    began, first = time.monotonic(), server.number
+    log.info("run %s at round %d of %d", server.settings.run, first, server.settings.rounds)
+    times: list[float] = []
+
+    def report(result: RoundResult) -> None:
+        times.append(time.monotonic() - began)
+        log.info(
+            "round %d: loss %.4f, %d clients, %d rows, %.2f s since the start",
+            result.number, result.loss, len(result.participants), result.examples, times[-1],
+        )  # fmt: skip
+
+    rounds.run(report)
+    # what the wire carried for the rounds alone, before everyone is brought up to date
+    up, down, messages = dict(exchange.up), dict(exchange.down), exchange.messages
+    peers = rounds.synchronize(server.policy.deadline)
+    return {
+        "run": server.settings.run,
+        "rounds": server.number,
+        "first_round": first,
+        "round_end_seconds": [round(t, 3) for t in times],
+        "payload_up": up,
+        "payload_down": down,
+        "messages": messages,
+        "refusals": [[name, code, count] for (name, code), count in sorted(server.refusals.items())],
+        "digest": server.replica.digest() if server.replica is not None else None,
+        "clients": {name: peer.about for name, peer in sorted(peers.items())},
+    }
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """All of it or nothing."""
+    new = path.with_name(path.name + ".new")
+    with open(new, "w", encoding="utf-8") as file:
+        json.dump(result, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    log.info("result: %s", path)

@@ -1,0 +1,1 @@
+"""A federated run of blockzo as a Flower app."""

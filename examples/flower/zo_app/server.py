@@ -1,0 +1,5 @@
+"""Flower finds the server here."""
+
+from blockzo.federated.flower.server_app import server_app
+
+app = server_app()

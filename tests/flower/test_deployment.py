@@ -1,0 +1,109 @@
+"""The example app on real SuperLinks and SuperNodes: TLS, registered keys, processes that are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from blockzo.federated.flower.loopback import Deployment
+from blockzo.federated.flower.plan import server_folder
+from blockzo.federated.flower.supervise import Supervised
+from blockzo.journal import Journal
+from tests.flower.conftest import APP, CONFIG, RUN_CONFIG, digest_in_process
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def check(result: dict[str, Any], expected: str, rounds: int) -> None:
+    assert result["digest"] == expected
+    assert {name: c["digest"] for name, c in result["clients"].items()} == {"client-0": expected, "client-1": expected}
+    assert result["rounds"] == rounds
+
+
+def journal_of(folder: Path) -> Path:
+    return server_folder({"server-state": str(folder / "server"), "run-name": "demo"}) / "journal"
+
+
+def records_in(path: Path) -> int:
+    return len(Journal.open(path)) if path.exists() else 0
+
+
+def kill(supervised: Supervised) -> None:
+    assert supervised.process is not None
+    os.kill(supervised.process.pid, signal.SIGKILL)
+
+
+class Killer(threading.Thread):
+    """Kills when the run's journal holds so many records."""
+
+    def __init__(self, folder: Path, records: int, victims: list[Supervised], pause: float = 0.0) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.records, self.victims, self.pause = folder, records, victims, pause
+        self.killed_at: int | None = None
+
+    def run(self) -> None:
+        while records_in(journal_of(self.folder)) < self.records:
+            time.sleep(0.1)
+        time.sleep(self.pause)
+        for victim in self.victims:
+            kill(victim)
+        self.killed_at = records_in(journal_of(self.folder))
+
+
+def test_deployment_goes_on_after_its_superlink_was_killed(expected: str, tmp_path: Path) -> None:
+    with Deployment(tmp_path, 2) as deployment:
+        # SuperExec and ServerApp die with it
+        killer = Killer(tmp_path, 1, [deployment.superlink])
+        killer.start()
+        result = deployment.run(APP, "demo", RUN_CONFIG, 200)
+    assert killer.killed_at is not None and killer.killed_at < CONFIG["rounds"]
+    assert deployment.superlink.starts == 2 and result["first_round"] == killer.killed_at
+    check(result, expected, CONFIG["rounds"])
+
+
+@pytest.mark.slow
+def test_a_killed_node_comes_back(expected: str, tmp_path: Path) -> None:
+    with Deployment(tmp_path, 2) as deployment:
+        killer = Killer(tmp_path, 1, [deployment.nodes["client-1"]], pause=random.random() * 3)
+        killer.start()
+        result = deployment.run(APP, "demo", RUN_CONFIG, 300)
+    assert killer.killed_at is not None and deployment.nodes["client-1"].starts >= 2
+    check(result, expected, CONFIG["rounds"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_everything_is_killed_again_and_again(tmp_path: Path) -> None:
+    config = {**CONFIG, "rounds": 8}
+    expected = digest_in_process(tmp_path, config)
+    folder = tmp_path / "deployment"
+    command = [sys.executable, "-m", "blockzo.federated.flower.loopback", str(APP), "--folder", str(folder)]
+    for setting in [*RUN_CONFIG, "rounds=8", "deadline=20.0"]:
+        command += ["--run-config", setting]
+    for records in (1, 3, 5):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while records_in(journal_of(folder)) < records:
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(random.random() * 6)
+        every = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for victim in every:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+        process.wait()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(done.stdout)
+    check(result, expected, 8)
+    assert result["first_round"] >= 5
