@@ -13,6 +13,53 @@ import typer
 from typer import Argument, Option
 
 from blockzo.cli import STOPPED
+from blockzo.options import (
+    METHOD,
+    RUN,
+    Batch,
+    BlockCount,
+    DataDir,
+    Directions,
+    Distribution,
+    Dtype,
+    Eps,
+    EvalEvery,
+    EvalRows,
+    Fallback,
+    FinalRows,
+    Head,
+    Holdout,
+    Inner,
+    Json,
+    Labels,
+    Levels,
+    MaxLength,
+    MethodName,
+    ModelName,
+    Outer,
+    Output,
+    Overflow,
+    Pool,
+    Rate,
+    Resume,
+    Schedule,
+    Seed,
+    Shots,
+    Split,
+    StochasticRounding,
+    TaskName,
+    Template,
+    Threads,
+    Train,
+    Trainable,
+    TrainRows,
+    TrainWhere,
+    Validation,
+    Variant,
+    Warmup,
+    WeightDecay,
+)
+from blockzo.simulate_command import simulate
 
 app = typer.Typer(
     add_completion=False,
@@ -22,122 +69,56 @@ app = typer.Typer(
     help="Fine-tunes language models with forward passes only (docs/finetune.md).",
 )
 
-DATA, MODEL, METHOD, RUN = "Task and data", "Model", "Method", "Run"
-Json = Annotated[bool, Option("--json", help="The result as JSON on stdout; progress stays on stderr.")]
-Fallback = Annotated[
-    str | None,
-    Option(help="Another model where a built-in one cannot be had (for demonstrations).", rich_help_panel=MODEL),
-]
-ModelName = Annotated[
-    str,
-    Option(
-        "--model",
-        "-m",
-        help="Folder, GGUF file, hub name, or built in: smollm2-135m, minilm-l6, stories15m.",
-        rich_help_panel=MODEL,
-    ),
-]
-TaskName = Annotated[
-    str,
-    Option(help="sst2, sst5, rte, trec, boolq, cb, agnews, custom (own data) or lm (text).", rich_help_panel=DATA),
-]
-Validation = Annotated[str | None, Option(help="Held-out data: .tsv or .jsonl (.gz).", rich_help_panel=DATA)]
-DataDir = Annotated[str | None, Option(help="Folder with the data of ready-made tasks.", rich_help_panel=DATA)]
-Template = Annotated[str | None, Option(help='Prompt, for example "{text} It was {label}."', rich_help_panel=DATA)]
-Labels = Annotated[str | None, Option(help='Label words: "0=terrible,1=great".', rich_help_panel=DATA)]
-MaxLength = Annotated[
-    int | None, Option(help="Most tokens of a row; the model's limit by default.", rich_help_panel=DATA)
-]
-Overflow = Annotated[str, Option(help="Longer rows: truncate (with a warning) or error.", rich_help_panel=DATA)]
-Dtype = Annotated[str, Option(help="float32, bfloat16 or float16.", rich_help_panel=MODEL)]
-Head = Annotated[
-    str, Option(help="auto, words (language-model head) or mean (pooling and a linear layer).", rich_help_panel=MODEL)
-]
-Threads = Annotated[int | None, Option(help="CPU threads.", rich_help_panel=RUN)]
-FinalRows = Annotated[int | None, Option(help="Held-out rows that are used; all by default.", rich_help_panel=DATA)]
-Seed = Annotated[int, Option(help="Of noise, batches and chosen rows.", rich_help_panel=RUN)]
-
 
 @app.command()
 def finetune(
     context: typer.Context,
     model: ModelName = "smollm2-135m",
     task: TaskName = "sst2",
-    train: Annotated[
-        str | None, Option(help="Training data: .tsv or .jsonl (.gz); text for lm.", rich_help_panel=DATA)
-    ] = None,
+    train: Train = None,
     validation: Validation = None,
     data_dir: DataDir = None,
     template: Template = None,
     labels: Labels = None,
-    train_where: Annotated[
-        str | None, Option(help="Only training rows with these values: k=16,seed=13,split=train.", rich_help_panel=DATA)
-    ] = None,
-    train_rows: Annotated[
-        int | None, Option(help="So many training rows, chosen by seed.", rich_help_panel=DATA)
-    ] = None,
-    shots: Annotated[int | None, Option(help="So many training rows of every label.", rich_help_panel=DATA)] = None,
-    holdout: Annotated[
-        int | None, Option(help="Rows held out where there is no validation file.", rich_help_panel=DATA)
-    ] = None,
+    train_where: TrainWhere = None,
+    train_rows: TrainRows = None,
+    shots: Shots = None,
+    holdout: Holdout = None,
     final_rows: FinalRows = None,
     max_length: MaxLength = None,
     overflow: Overflow = "truncate",
     dtype: Dtype = "float32",
     head: Head = "auto",
-    trainable: Annotated[
-        str | None,
-        Option(help="Train only parameters with such names: *norm*,lm_head*.", rich_help_panel=METHOD),
-    ] = None,
+    trainable: Trainable = None,
     fallback_model: Fallback = None,
-    method: Annotated[
-        str, Option(help="mezo, spsa, spzo, one-sided, fzoo, tree or auto.", rich_help_panel=METHOD)
-    ] = "spzo",
-    blocks: Annotated[
-        int | None, Option(help="Cut the layers into so many equal blocks.", rich_help_panel=METHOD)
-    ] = None,
-    split: Annotated[
-        str | None, Option(help="Where blocks begin: layers (12,24), fractions (0.5), head.", rich_help_panel=METHOD)
-    ] = None,
-    outer: Annotated[int, Option(help="spzo: directions of the first block.", rich_help_panel=METHOD)] = 1,
-    inner: Annotated[int, Option(help="spzo: directions of the second block for each.", rich_help_panel=METHOD)] = 4,
-    variant: Annotated[str, Option(help="spzo: coupled, crossed or decoupled.", rich_help_panel=METHOD)] = "coupled",
-    directions: Annotated[
-        int | None, Option(help="spsa, one-sided, fzoo: directions a step.", rich_help_panel=METHOD)
-    ] = None,
-    levels: Annotated[
-        str | None, Option(help="tree: directions of every block: 1,2,4.", rich_help_panel=METHOD)
-    ] = None,
-    lr: Annotated[
-        str | None,
-        Option(help="Learning rate (1e-6), or one a block: 1e-6,1e-4; auto: a factor (1).", rich_help_panel=METHOD),
-    ] = None,
-    schedule: Annotated[str, Option(help="constant, linear or cosine.", rich_help_panel=METHOD)] = "constant",
-    warmup: Annotated[int, Option(help="Steps over which the rate rises.", rich_help_panel=METHOD)] = 0,
-    eps: Annotated[str, Option(help="Size of the perturbation, or one a block.", rich_help_panel=METHOD)] = "1e-3",
-    distribution: Annotated[str, Option(help="rademacher or gaussian.", rich_help_panel=METHOD)] = "rademacher",
-    weight_decay: Annotated[float, Option(help="Decoupled, times the rate.", rich_help_panel=METHOD)] = 0.0,
-    stochastic_rounding: Annotated[bool, Option(help="For 16-bit weights.", rich_help_panel=METHOD)] = False,
+    method: MethodName = "spzo",
+    blocks: BlockCount = None,
+    split: Split = None,
+    outer: Outer = 1,
+    inner: Inner = 4,
+    variant: Variant = "coupled",
+    directions: Directions = None,
+    levels: Levels = None,
+    lr: Rate = None,
+    schedule: Schedule = "constant",
+    warmup: Warmup = 0,
+    eps: Eps = "1e-3",
+    distribution: Distribution = "rademacher",
+    weight_decay: WeightDecay = 0.0,
+    stochastic_rounding: StochasticRounding = False,
     in_place: Annotated[
         bool,
         Option(help="Write and restore weights to evaluate: not exact, no bitwise replay.", rich_help_panel=METHOD),
     ] = False,
-    batch: Annotated[int, Option("--batch", "-b", help="Rows a step.", rich_help_panel=RUN)] = 16,
+    batch: Batch = 16,
     steps: Annotated[int, Option("--steps", "-n", help="Steps.", rich_help_panel=RUN)] = 100,
-    eval_every: Annotated[
-        int | None, Option(help="Steps between evaluations; a tenth of the run by default.", rich_help_panel=RUN)
-    ] = None,
-    eval_rows: Annotated[int | None, Option(help="Held-out rows of these evaluations.", rich_help_panel=RUN)] = 256,
-    pool: Annotated[
-        int, Option(help="Batches sorted by length together; 1 for plain random batches.", rich_help_panel=RUN)
-    ] = 16,
+    eval_every: EvalEvery = None,
+    eval_rows: EvalRows = 256,
+    pool: Pool = 16,
     seed: Seed = 0,
     threads: Threads = None,
-    output: Annotated[
-        Path | None,
-        Option("--output", "-o", help="New folder for everything; runs/TASK-METHOD-SEED.", rich_help_panel=RUN),
-    ] = None,
-    resume: Annotated[bool, Option("--resume", help="Continue the run in --output.", rich_help_panel=RUN)] = False,
+    output: Output = None,
+    resume: Resume = False,
     dry_run: Annotated[
         bool,
         Option("--dry-run", help="Print blocks, FLOPs, memory and time of a step; write nothing.", rich_help_panel=RUN),
@@ -162,6 +143,9 @@ def finetune(
             return
         result = _stoppable(folder, as_json, lambda: tuning.finetune(settings, folder, reporter, fallback_model))
     _print(result, as_json, _told(result))
+
+
+app.command()(simulate)
 
 
 @app.command()

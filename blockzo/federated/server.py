@@ -130,10 +130,19 @@ class Server:
         layout: Mapping[str, int],
         policy: RoundPolicy | None = None,
         replica: Replica | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Server:
-        """A new run; `base_digest` and `layout` as `blockzo.digest(model)` and `blocks.layout` give them."""
+        """A new run.
+
+        Args:
+            base_digest, layout: as `blockzo.digest(model)` and `blocks.layout` give them.
+            metadata: more for the journal's header.
+        """
         journal = Journal.create(
-            path, base_digest, layout, {"federated": settings.as_dict(), "base_digest": base_digest}
+            path,
+            base_digest,
+            layout,
+            {**(metadata or {}), "federated": settings.as_dict(), "base_digest": base_digest},
         )
         return cls(settings, journal, policy, replica)
 
@@ -154,6 +163,11 @@ class Server:
     def number(self) -> int:
         """Of the next round: rounds in the journal."""
         return self.journal.next_step
+
+    @property
+    def attempt(self) -> int:
+        """At the next round: how often it lacked a quorum."""
+        return self._attempt
 
     @property
     def finished(self) -> bool:

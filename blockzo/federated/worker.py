@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ class Worker:
         held_out: () -> (rows, loss, accuracy) of the client's held-out data at the present weights.
 
     Attributes:
-        flops: forward FLOPs so far.
+        flops, seconds: forward FLOPs so far, and the time they took.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Worker:
         self.layout = weights.blocks.layout
         self.blocks = len(weights.blocks)
         self.flops = 0
+        self.seconds = 0.0
         self._settings: RunSettings | None = None
         self._method: Method | None = None
 
@@ -224,7 +226,9 @@ class Worker:
             first_directions=self._first(settings, slot, step),
         )
         tree = self._method.tree(settings.blocks)
+        began = time.perf_counter()
         found = executor.run(tree, lambda: self.loss_fn(self.model, batch))
+        self.seconds += time.perf_counter() - began
         self.flops += found.flops
         if isinstance(executor, ExampleExecutor):
             assert private is not None

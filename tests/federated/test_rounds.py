@@ -93,7 +93,7 @@ def test_scalars_are_the_differences_of_losses_along_the_directions() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropouts_late_replies_and_mixed_machines_end_at_one_digest(dtype: torch.dtype, tmp_path: Path) -> None:
-    """200 rounds, 20 clients, 30% drop out at random, half of them late by up to 50 rounds; mixed instruction sets and threads."""
+    """200 rounds, 20 clients, 30% drop out at random, half of them late by up to 50 rounds; mixed machines."""
     chance = random.Random(5)
     run = settings(rounds=200, stochastic_rounding=True, weight_decay=0.01, schedule="cosine", lr=(0.02, 0.02))
     federation = Federation(tmp_path, clients=20, chosen=run, policy=RoundPolicy(quorum=3), dtype=dtype)

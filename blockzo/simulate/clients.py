@@ -1,0 +1,84 @@
+"""Virtual clients: they share the weights of the process and differ by their rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from blockzo.federated import partition
+from blockzo.federated.client import Estimate
+from blockzo.federated.worker import Weights, Worker
+from blockzo.finetune.data import read_rows
+from blockzo.finetune.errors import UserError
+from blockzo.finetune.order import BatchOrder
+from blockzo.finetune.prepare import Prepared
+from blockzo.finetune.settings import Settings
+from blockzo.simulate.settings import Federation
+
+
+def split(prepared: Prepared, federation: Federation, seed: int) -> list[list[int]]:
+    """Training rows of each client.
+
+    Raises:
+        UserError: the data cannot be split so.
+    """
+    labels = prepared.train.labels
+    try:
+        if federation.partition == "column":
+            assert federation.column is not None
+            return partition.by_column(column_values(prepared, federation.column), federation.clients)
+        assert federation.clients is not None
+        if federation.partition == "iid":
+            return partition.iid(len(labels), federation.clients, seed)
+        if federation.partition == "label":
+            return partition.by_label(labels, federation.clients, seed)
+        return partition.dirichlet(labels, federation.clients, federation.alpha, seed)
+    except ValueError as error:
+        raise UserError(f"{prepared.source.train_path}: {error}") from None
+
+
+def column_values(prepared: Prepared, column: str) -> list[str]:
+    """A column of the file that the training rows come from, in their order."""
+    path = prepared.source.train_path
+    values: dict[str, str] = {}
+    for number, row in read_rows(path):
+        if column not in row:
+            raise UserError(f"{path}, line {number}: no column {column!r} (columns here: {', '.join(map(str, row))})")
+        values[f"{path}, line {number}"] = str(row[column])
+    return [values[example.place] for example in prepared.source.train]
+
+
+class Batches:
+    """A client's batch of a round and local step: a function of these two, so that a repeated round sees the same rows."""
+
+    def __init__(
+        self, prepared: Prepared, rows: Sequence[int], settings: Settings, client: int, local_steps: int
+    ) -> None:
+        self.prepared, self.own, self.local_steps = prepared, list(rows), local_steps
+        lengths = [prepared.train.lengths[row] for row in self.own]
+        seed = (settings.seed * 1_000_003 + client + 1) % (1 << 64)
+        self.order = BatchOrder(lengths, settings.batch, seed, settings.pool)
+
+    def __call__(self, number: int, step: int) -> tuple[Any, int]:
+        chosen = [self.own[i] for i in self.order.rows(number * self.local_steps + step)]
+        return self.prepared.scorer.batch(self.prepared.train, chosen), len(chosen)
+
+
+class Liar(Worker):
+    """A client that answers with random scalars, as large as they may be, drawn from its number and the round."""
+
+    def __init__(self, weights: Weights, batch_of: Batches, number: int, largest_loss_change: float) -> None:
+        super().__init__(weights, batch_of)
+        self.number, self.largest = number, largest_loss_change
+
+    def estimate(self, number: int, slot: int) -> Estimate:
+        settings = self._settings
+        assert settings is not None
+        chance = random.Random(f"liar {self.number} {number}")
+        limits = [
+            self.largest / eps for eps, n in zip(settings.eps, settings.directions, strict=True) for _ in range(n)
+        ]
+        scalars = tuple(chance.uniform(-limit, limit) for limit in limits * settings.local_steps)
+        _, rows = self.batch_of(number, 0)
+        return Estimate(scalars, chance.random(), rows)

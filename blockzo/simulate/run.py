@@ -1,0 +1,324 @@
+"""A simulation: hundreds of virtual clients on one set of weights, with the messages that real ones would exchange."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockzo.federated.client import Client
+from blockzo.federated.local import LocalTransport
+from blockzo.federated.seeds import chosen
+from blockzo.federated.server import Server
+from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.federated.worker import Weights, Worker, directions_of
+from blockzo.finetune import output
+from blockzo.finetune.errors import UserError
+from blockzo.finetune.interrupt import Interrupts
+from blockzo.finetune.metrics import Scores, measure, scores
+from blockzo.finetune.models import save
+from blockzo.finetune.prepare import Prepared, prepare
+from blockzo.finetune.progress import Reporter
+from blockzo.finetune.settings import Settings, numbers
+from blockzo.journal import Journal
+from blockzo.ops import digest
+from blockzo.planner import Auto
+from blockzo.schedules import factor
+from blockzo.simulate import report
+from blockzo.simulate.clients import Batches, Liar, split
+from blockzo.simulate.fedavg import FedAvg
+from blockzo.simulate.settings import Federation
+
+EVALUATION_BATCH = 32
+
+
+def simulate(
+    settings: Settings,
+    federation: Federation,
+    folder: Path,
+    reporter: Reporter | None = None,
+    fallback: str | None = None,
+) -> dict[str, Any]:
+    """Runs from the beginning; `settings.steps` are rounds. `folder` must be empty or new.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        UserError, JournalError: see the message.
+        Interrupted: after a signal; a run with engine "zo" can be continued.
+    """
+    reporter = reporter or Reporter()
+    if settings.in_place or isinstance(settings.estimator(), Auto):
+        raise UserError(
+            "simulate runs methods whose directions are known beforehand, on weights that are not written; leave out "
+            "--in-place and --method auto"
+        )
+    output.new_folder(folder)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    prepared = prepare(settings, reporter.say, fallback)
+    return Simulation(settings, federation, folder, prepared, reporter).go(None)
+
+
+def resume(folder: Path, reporter: Reporter | None = None, fallback: str | None = None) -> dict[str, Any]:
+    """Continues the simulation in `folder`, to the bits of one that was not stopped.
+
+    Raises: as `simulate`.
+    """
+    reporter = reporter or Reporter()
+    path = folder / output.JOURNAL
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, so there is nothing to resume; start the simulation without --resume")
+    journal = Journal.open(path)
+    told = journal.metadata.get("simulation")
+    if told is None:
+        raise UserError(f"{path} is not the journal of a simulation; continue it with blockzo finetune --resume")
+    settings, federation = Settings.from_dict(told["settings"]), Federation.from_dict(told["federation"])
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    prepared = prepare(settings, reporter.say, fallback)
+    return Simulation(settings, federation, folder, prepared, reporter).go(journal)
+
+
+class Simulation:
+    """The parts of a simulation; `go` runs it."""
+
+    def __init__(
+        self, settings: Settings, federation: Federation, folder: Path, prepared: Prepared, reporter: Reporter
+    ) -> None:
+        self.settings, self.federation, self.folder = settings, federation, folder
+        self.prepared, self.reporter = prepared, reporter
+        self.blocks = prepared.blocks(settings)
+        # a copy of the base would double the memory; nothing in a simulation goes back to it
+        self.weights = Weights(self.blocks, base=self._no_base)
+        self.parts = split(prepared, federation, settings.seed)
+        self.batches = [
+            Batches(prepared, rows, settings, client, federation.local_steps) for client, rows in enumerate(self.parts)
+        ]
+        self.policy = RoundPolicy(clients=federation.sample, digest_every=0)
+        self.run = hashlib.blake2s(f"simulate {settings.seed}".encode(), digest_size=16).hexdigest()
+        self.rows = prepared.evaluation_rows(settings)
+        self._began, self._earlier = time.monotonic(), 0.0
+        self._forwards = 0.0
+
+    def _no_base(self) -> Mapping[str, torch.Tensor]:
+        raise ValueError("a virtual client cannot begin again at the base: all share the weights of the simulation")
+
+    def run_settings(self) -> RunSettings:
+        method = self.settings.estimator()
+        assert not isinstance(method, Auto)
+        blocks = len(self.blocks)
+
+        def each(name: str) -> tuple[float, ...]:
+            values = numbers(f"--{name}", getattr(self.settings, name))
+            return tuple(values * blocks if len(values) == 1 else values)
+
+        settings, federation = self.settings, self.federation
+        return RunSettings(
+            run=self.run,
+            method=method.describe(),
+            directions=directions_of(method, blocks),
+            rounds=settings.steps,
+            lr=each("lr"),
+            eps=each("eps"),
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+            distributions=(settings.distribution,),
+            weight_decay=settings.weight_decay,
+            stochastic_rounding=settings.stochastic_rounding,
+            local_steps=federation.local_steps,
+            own_directions=federation.own_directions,
+            aggregate=federation.aggregate,
+            trim=federation.trim,
+            weighting=federation.weighting,
+        )
+
+    def go(self, journal: Journal | None) -> dict[str, Any]:
+        with Interrupts() as interrupts:
+            try:
+                if self.federation.engine == "fedavg":
+                    return self._first_order(interrupts)
+                return self._zeroth_order(journal, interrupts)
+            finally:
+                self.reporter.stop()
+
+    def _zeroth_order(self, journal: Journal | None, interrupts: Interrupts) -> dict[str, Any]:
+        path = self.folder / output.JOURNAL
+        if journal is None:
+            told = {"settings": self.settings.as_dict(), "federation": self.federation.as_dict()}
+            facts = {"simulation": told, "data": self.prepared.data_facts()}
+            base, layout = self.weights.base_digest, self.blocks.layout
+            server = Server.create(path, self.run_settings(), base, layout, self.policy, metadata=facts)
+        else:
+            self._check(journal)
+            server = Server.resume(path, self.policy)
+        metrics = output.Metrics(self.folder / output.METRICS, server.number)
+        try:
+            before = self._begin(metrics, interrupts)
+            self.weights.replay(server.journal.records())
+            server.replica = self.weights
+            transport = LocalTransport(server, self._clients())
+            for client in transport.clients.values():
+                client.position = server.number
+            transport.join()
+            self._fill(metrics, server)
+            self.reporter.start(server.number, self.settings.steps)
+            while not server.finished:
+                interrupts.check()
+                self._round(server, transport, metrics, interrupts)
+            if not server.journal.finished:
+                server.journal.finish(digest(self.prepared.model))
+        finally:
+            server.close()
+            metrics.close()
+        refused = sum(server.refusals.values())
+        return self._write(
+            metrics, before, interrupts, {"refused": refused, "final_digest": server.journal.final_digest}
+        )
+
+    def _check(self, journal: Journal) -> None:
+        if journal.base_digest != self.weights.base_digest:
+            raise UserError(
+                f"the model is not the one that the simulation began with: its digest is {self.weights.base_digest}, the "
+                f"journal's {journal.base_digest}"
+            )
+        now = self.prepared.data_facts()
+        for name, old in journal.metadata["data"].items():
+            if old["digest"] != now[name]["digest"]:
+                raise UserError(f"the {name} data differ from those of the journal; give the same data")
+
+    def _clients(self) -> dict[str, Client]:
+        liars = round(self.federation.liars * len(self.parts))
+        workers: list[Worker] = []
+        for number, batches in enumerate(self.batches):
+            if number < liars:
+                workers.append(Liar(self.weights, batches, number, self.policy.largest_loss_change))
+            else:
+                workers.append(Worker(self.weights, batches, self.prepared.scorer.loss))
+        self.workers = workers
+        return {name_of(number): Client(worker) for number, worker in enumerate(workers)}
+
+    def _round(
+        self, server: Server, transport: LocalTransport, metrics: output.Metrics, interrupts: Interrupts
+    ) -> None:
+        def deliver(name: str, answer: bytes) -> bytes | None:
+            interrupts.check()
+            lost = random.Random(f"drop {self.settings.seed} {server.number} {server.attempt} {name}").random()
+            return None if lost < self.federation.drop else answer
+
+        flops = sum(worker.flops for worker in self.workers)
+        seconds = sum(worker.seconds for worker in self.workers)
+        up, down, began = sum(transport.up.values()), sum(transport.down.values()), time.monotonic()
+        while (result := transport.round(deliver=deliver)).record is None:
+            interrupts.check()
+        spent = time.monotonic() - began
+        forwards = sum(worker.seconds for worker in self.workers) - seconds
+        self._line(
+            metrics,
+            interrupts,
+            loss=result.loss,
+            flops=sum(worker.flops for worker in self.workers) - flops,
+            up=sum(transport.up.values()) - up,
+            down=sum(transport.down.values()) - down,
+            clients=len(result.participants),
+            forwards=forwards,
+            overhead=spent - forwards,
+        )
+
+    def _line(self, metrics: output.Metrics, interrupts: Interrupts, **found: float) -> None:
+        """One round's line; figures are sums from the beginning, except loss and clients."""
+        last = metrics.lines[-1]
+        line: dict[str, Any] = {"step": len(metrics.lines), "loss": found.pop("loss"), "clients": found.pop("clients")}
+        line |= {name: last[name] + value for name, value in found.items()}
+        if line["step"] % self.settings.interval == 0 or line["step"] == self.settings.steps:
+            line |= self._evaluation(interrupts)
+        metrics.append({**line, "seconds": round(self._earlier + time.monotonic() - self._began, 3)})
+        self.reporter.step(metrics.lines[-1])
+
+    def _begin(self, metrics: output.Metrics, interrupts: Interrupts) -> Scores:
+        if metrics.steps >= 0:
+            self._earlier = metrics.lines[-1]["seconds"]
+            return Scores(**metrics.lines[0]["before"])
+        self.reporter.say("scoring the held-out rows before training")
+        before = self._scores(list(range(len(self.prepared.held_out.ids))), interrupts)
+        zero = dict.fromkeys(("flops", "up", "down", "forwards", "overhead"), 0)
+        line = {"step": 0, "loss": None, "clients": 0, **zero, **self._evaluation(interrupts)}
+        metrics.append({**line, "before": before.as_dict(), "seconds": 0.0})
+        return before
+
+    def _fill(self, metrics: output.Metrics, server: Server) -> None:
+        """A kill between journal and metrics leaves a round without a line; its costs are taken to be those of the one before."""
+        for record in server.journal.records()[metrics.steps :]:
+            last, former = metrics.lines[-1], metrics.lines[max(0, len(metrics.lines) - 2)]
+            line = {"step": len(metrics.lines), "loss": record.losses[0], "clients": last["clients"], "filled": True}
+            for name in ("flops", "up", "down", "forwards", "overhead"):
+                line[name] = 2 * last[name] - former[name]
+            metrics.append({**line, "seconds": last["seconds"]})
+
+    def _first_order(self, interrupts: Interrupts) -> dict[str, Any]:
+        metrics = output.Metrics(self.folder / output.METRICS, -1)
+        try:
+            before = self._begin(metrics, interrupts)
+            loss_fn = self.prepared.scorer.loss
+            averaging = FedAvg(self.weights, loss_fn, self.batches, self.federation.local_steps)
+            names = [name_of(number) for number in range(len(self.parts))]
+            (lr,) = set(self.run_settings().lr) if len(set(self.run_settings().lr)) == 1 else (None,)
+            if lr is None:
+                raise UserError("--engine fedavg has one learning rate; give one --lr")
+            self.reporter.start(0, self.settings.steps)
+            for number in range(self.settings.steps):
+                interrupts.check()
+                picked = chosen(bytes.fromhex(self.run), number, 0, names, self.federation.sample)
+                flops, began = averaging.flops, time.monotonic()
+                rate = lr * factor(self.settings.schedule, number, self.settings.steps, self.settings.warmup)
+                loss, _ = averaging.round(number, [names.index(name) for name in picked], rate)
+                travelled = averaging.bytes_each_way * len(picked)
+                self._line(
+                    metrics,
+                    interrupts,
+                    loss=loss,
+                    flops=averaging.flops - flops,
+                    up=travelled,
+                    down=travelled,
+                    clients=len(picked),
+                    forwards=time.monotonic() - began,
+                    overhead=0.0,
+                )
+        finally:
+            metrics.close()
+        return self._write(metrics, before, interrupts, {"refused": 0, "final_digest": digest(self.prepared.model)})
+
+    def _scores(self, rows: list[int], interrupts: Interrupts) -> Scores:
+        def progress(done: int, total: int) -> None:
+            interrupts.check()
+            self.reporter.evaluating(done, total)
+
+        prepared = self.prepared
+        values = measure(prepared.model, prepared.scorer, prepared.held_out, rows, EVALUATION_BATCH, progress)
+        return scores(prepared.scorer.kind, values, [prepared.held_out.labels[row] for row in rows])
+
+    def _evaluation(self, interrupts: Interrupts) -> dict[str, Any]:
+        found = self._scores(self.rows, interrupts).as_dict()
+        return {"eval_rows": found.pop("rows"), "eval_loss": found.pop("loss"), **found}
+
+    def _write(
+        self, metrics: output.Metrics, before: Scores, interrupts: Interrupts, facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        after = self._scores(list(range(len(self.prepared.held_out.ids))), interrupts)
+        self.reporter.say(f"writing {self.folder}")
+        output.write_whole(self.folder / output.MODEL, lambda place: save(self.prepared.loaded, place))
+        report.write_csv(metrics.lines, self.folder / report.TABLE)
+        drawn = report.draw(metrics.lines, self.folder / output.CURVE)
+        found = report.summary(self, metrics.lines, before, after, drawn, facts)
+        output.write_json(self.folder / output.SUMMARY, found)
+        return found
+
+
+def name_of(number: int) -> str:
+    return f"client-{number:05d}"

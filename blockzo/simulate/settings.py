@@ -1,0 +1,83 @@
+"""What a simulation is told beside the settings of a fine-tune: clients, their data, and how rounds combine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from blockzo.federated.partition import PARTITIONS
+from blockzo.federated.settings import AGGREGATES, WEIGHTINGS
+from blockzo.finetune.errors import UserError
+
+ENGINES = ("zo", "fedavg")
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The federated part of a simulation.
+
+    Attributes:
+        engine: "zo" (seeds and scalars) or "fedavg" (first-order baseline: clients backpropagate, weights travel).
+        clients: virtual clients; with partition "column" the number of its values where None.
+        sample: clients asked in a round; all where None.
+        partition: "iid", "dirichlet", "label" or "column".
+        alpha: of "dirichlet".
+        column: of the training data, for "column".
+        local_steps, own_directions, aggregate, trim, weighting: as in `blockzo.federated.settings.RunSettings`.
+        drop: share of the answers that do not arrive in time.
+        liars: share of the clients that send random scalars.
+    """
+
+    engine: str = "zo"
+    clients: int | None = 8
+    sample: int | None = 2
+    partition: str = "dirichlet"
+    alpha: float = 0.5
+    column: str | None = None
+    local_steps: int = 1
+    own_directions: bool = False
+    aggregate: str = "mean"
+    trim: float = 0.25
+    weighting: str = "examples"
+    drop: float = 0.0
+    liars: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("engine", ENGINES),
+            ("partition", PARTITIONS),
+            ("aggregate", AGGREGATES),
+            ("weighting", WEIGHTINGS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"--{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        if (self.partition == "column") != (self.column is not None):
+            raise UserError("--partition column and --column NAME go together; give both or neither")
+        if self.clients is None and self.partition != "column":
+            raise UserError(f"--clients is missing; --partition {self.partition} needs a number")
+        for name in ("clients", "sample", "local_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
+        if self.clients is not None and self.sample is not None and self.sample > self.clients:
+            raise UserError(f"--sample is {self.sample} of {self.clients} clients; expected that many or fewer")
+        for name in ("drop", "liars"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}; expected a share of 0 or more and below 1")
+        if self.engine == "fedavg" and (self.aggregate != "mean" or self.own_directions or self.liars):
+            raise UserError(
+                "--engine fedavg is the plain baseline; leave out --aggregate, --own-directions and --liars"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Federation:
+        known = {field.name for field in fields(cls)}
+        if set(values) != known:
+            raise UserError(
+                "the journal's simulation does not fit this version of blockzo; use the version that wrote it"
+            )
+        return cls(**values)
