@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from blockzo import ops
     from blockzo.blocks import Blocks
     from blockzo.costs import Cost, cost
+    from blockzo.distributed import DistributedZO
     from blockzo.estimators import FZOO, SPSA, SPZO, Decoupled, MeZO, OneSided, Tree
     from blockzo.groups import perturbed_losses
     from blockzo.journal import Journal, JournalError
@@ -35,6 +36,7 @@ __all__ = [
     "Blocks",
     "Cost",
     "Decoupled",
+    "DistributedZO",
     "Journal",
     "JournalError",
     "MeZO",
@@ -63,6 +65,7 @@ _HOMES = {
     "Blocks": "blockzo.blocks",
     "Cost": "blockzo.costs",
     "Decoupled": "blockzo.estimators",
+    "DistributedZO": "blockzo.distributed",
     "FZOO": "blockzo.estimators",
     "Journal": "blockzo.journal",
     "JournalError": "blockzo.journal",

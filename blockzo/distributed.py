@@ -1,0 +1,174 @@
+"""One owner, several devices: ranks of torch.distributed share the evaluations of a step; only losses are exchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from blockzo import ops
+from blockzo.evaluate import Evaluation, LossFunction, PerturbedExecutor
+from blockzo.ops.params import named_tensors
+from blockzo.optim import ZO, StepResult
+from blockzo.planner import Auto, StepPlan
+from blockzo.ranks import Ranks
+from blockzo.record import Record
+from blockzo.shares import share, spans
+
+SPLITS = ("directions", "batch")
+
+
+class DistributedZO(ZO):
+    """`ZO` over the ranks of a process group: every rank holds the model, does a share of each step, and applies the same record.
+
+    All ranks make it, and call `step` and `estimate`, at the same time. A step exchanges one float64 vector (losses and a few
+    numbers); an error on one rank is raised by all of them, and no weight has moved. docs/distributed.md says when the result has
+    the bits of a single process.
+
+    Args:
+        model, loss_fn, options: as of `ZO`; alike on every rank. `method` may not be "auto", `evaluate` not "in_place".
+            `journal` is given on rank 0 alone; what it holds already is replayed by all.
+        split: "directions": every rank takes leaves of the evaluation tree, with the same batch for all;
+            "batch": every rank evaluates the whole tree on its own rows, and losses are averaged over rows. A rank without
+            rows passes None.
+        rows_of: split "batch": batch -> number that its loss is a mean over; the first dimension of its first tensor where None.
+        costs: split "directions": of running each block once, in any unit, to cut fair shares; all blocks alike where None.
+        group: process group; the default one where None.
+
+    Raises:
+        RuntimeError: torch.distributed is not initialised.
+        ValueError: on every rank, where settings do not fit or ranks differ.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction | None = None,
+        *,
+        split: str = "directions",
+        rows_of: Callable[[Any], int] | None = None,
+        costs: Sequence[float] | None = None,
+        group: Any = None,
+        **options: Any,
+    ) -> None:
+        self.ranks = Ranks(group)
+        self.split, self.rows_of = split, rows_of or _first_dimension
+
+        def begin() -> None:
+            method = options.get("method")
+            if method == "auto" or isinstance(method, Auto):
+                raise ValueError('method "auto" measures one machine; expected a fixed method, such as blockzo.SPZO()')
+            if options.get("evaluate", "perturbed") != "perturbed":
+                raise ValueError('evaluate is "in_place"; several devices need evaluate="perturbed"')
+            if split not in SPLITS:
+                raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+            if self.ranks.rank and options.get("journal") is not None:
+                raise ValueError("rank 0 alone writes the journal; expected journal=None on other ranks")
+            super(DistributedZO, self).__init__(model, loss_fn, **options)
+            if costs is not None and (len(costs) != len(self.blocks) or not all(0 < c < math.inf for c in costs)):
+                raise ValueError(f"costs is {list(costs)}; expected {len(self.blocks)} positive numbers, one a block")
+
+        self.ranks.together(begin)
+        assert not isinstance(self.method, Auto)
+        held = self.ranks.objects(None if self.journal is None else self.journal.records())[0]
+        self._journaled = held is not None
+        self.ranks.together(lambda: self.replay(held) if self.ranks.rank and held else None)
+        self.tree = self.method.tree(len(self.blocks))
+        self.spans = spans(self.tree, self.ranks.count, costs or [1.0] * len(self.blocks))
+        self.ranks.same(
+            {
+                "the digest of the weights": ops.digest(model),
+                "the layout": self.blocks.layout,
+                "the method": self.method.describe(),
+                "eps": self.eps,
+                "distribution": self.distributions,
+                "seed": self.seed,
+                "weight_decay": self.weight_decay,
+                "stochastic_rounding": self.stochastic_rounding,
+                "the step": self.step_number,
+                "split": split,
+                "costs": costs and [float(c) for c in costs],
+            }
+        )
+
+    def _estimate(self, batch: Any) -> StepResult:
+        by_rows = self.split == "batch"
+        start, stop = (0, self.tree.leaves) if by_rows else self.spans[self.ranks.rank]
+        longest = max(stop - start for start, stop in self.spans) if not by_rows else self.tree.leaves
+        own = Evaluation()
+        failed: Exception | None = None
+        plan, mark, rows = None, 0.0, 0
+        try:
+            plan = self._plan(batch)
+            mark = _mark(plan, self.step_number, None if by_rows else batch)
+            rows = (0 if batch is None else self.rows_of(batch)) if by_rows else 1
+            if rows and stop > start:
+                own = self._share(plan, start, stop, batch)
+        except Exception as error:
+            failed = error
+        losses = own.losses or [0.0] * (stop - start)
+        every = self.ranks.gather(
+            [float(failed is not None), mark, float(own.flops), float(rows), *losses, *[0.0] * (longest - len(losses))]
+        )
+        if any(row[0] for row in every):
+            self.ranks.fail(failed)
+        if len({row[1] for row in every}) > 1:
+            raise ValueError(
+                f"step {self.step_number}: ranks were given different learning rates"
+                f"{'' if by_rows else ' or batches'}; expected the same on every rank (split='batch' takes different rows)"
+            )
+        assert plan is not None
+        return self._result(plan, self._joined(own, every))
+
+    def _share(self, plan: StepPlan, start: int, stop: int, batch: Any) -> Evaluation:
+        walker = PerturbedExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.max_group)
+        return walker.run(share(self.tree, start, stop), lambda: self.loss_fn(self.model, batch))
+
+    def _joined(self, own: Evaluation, every: list[list[float]]) -> Evaluation:
+        """Losses of the whole tree; the same numbers in the same order on every rank."""
+        result = Evaluation()
+        result.kept_bytes = own.kept_bytes
+        result.flops = int(math.fsum(row[2] for row in every))
+        # a rank without a share has used none; the others look
+        result.used = own.used or {id(tensor) for tensor in named_tensors(self.model).values()}
+        if self.split == "directions":
+            result.losses = [loss for row, (a, b) in zip(every, self.spans, strict=True) for loss in row[4 : 4 + b - a]]
+            return result
+        total = math.fsum(row[3] for row in every)
+        if not total:
+            raise ValueError(f"step {self.step_number}: no rank has a row; expected a batch on one of them at least")
+        columns = zip(*(row[4:] for row in every), strict=True)
+        result.losses = [
+            math.fsum(row[3] * x for row, x in zip(every, column, strict=True)) / total for column in columns
+        ]
+        return result
+
+    def _commit(self, record: Record) -> None:
+        # on disk at rank 0 before any rank moves
+        if self._journaled:
+            self.ranks.together(lambda: super(DistributedZO, self)._commit(record))
+
+
+def _first_dimension(batch: Any) -> int:
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return int(leaf.shape[0])
+    raise ValueError(
+        "the batch holds no tensor with a dimension; pass rows_of=, which says what its loss is a mean over"
+    )
+
+
+def _mark(plan: StepPlan, step: int, batch: Any) -> float:
+    """48 bits that tell steps apart: number, seed, rates, sizes, and the tensors of the batch."""
+    state = hashlib.blake2s(repr((step, plan.seed, plan.rates, plan.eps)).encode())
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor):
+            # bytes of any dtype
+            held = leaf.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            state.update(repr((leaf.dtype, tuple(leaf.shape))).encode() + held.numpy().tobytes())
+    return float(int.from_bytes(state.digest()[:6], "little"))
