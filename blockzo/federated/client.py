@@ -239,8 +239,8 @@ class Client:
     def _refused(self, message: m.Refused) -> bytes:
         log.warning("the server refused: %s (%s)", message.reason, message.code)
         if message.code == m.DIVERGED:
-            # the round may still be open when the weights are right again
-            self._pending = None if self._answer is None else self._answer[0]
+            # the round may still be open when the weights are right again; with noise of its own the client has no second answer
+            self._pending = None if self._answer is None or self._releases is not None else self._answer[0]
             self._reset(None, 0)
             return m.encode(m.CatchUp(0), self.tag)
         return b""
