@@ -1,0 +1,203 @@
+"""`blockzo simulate`: real messages, one set of weights; its journal rebuilds the model; a stopped run goes on to the same bits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import blockzo as bz
+from blockzo.federated import messages as m
+from blockzo.federated.worker import Weights
+from blockzo.finetune import Settings, UserError
+from blockzo.finetune.models import load
+from blockzo.journal import Journal
+from blockzo.simulate import Federation, resume, simulate
+from blockzo.simulate.fedavg import FedAvg
+from tests.finetune.process import REPOSITORY, blockzo, command, environment
+
+Rows = Callable[..., Path]
+Tiny = Callable[[str], Path]
+
+
+def settings(model: Path, rows: Rows, **changed: Any) -> Settings:
+    values: dict[str, Any] = {
+        "model": str(model),
+        "task": "custom",
+        "template": "{text} it was {label}.",
+        "labels": "0=bad,1=good",
+        "train": str(rows(60)),
+        "validation": str(rows(20, "held.tsv")),
+        "method": "spzo",
+        "inner": 2,
+        "batch": 6,
+        "eval_every": 2,
+        "lr": "1e-3",
+        "weight_decay": 0.1,
+        "threads": 1,
+        "steps": 6,
+        **changed,
+    }
+    return Settings(**values)
+
+
+def options(told: Settings) -> list[str]:
+    values = {k: v for k, v in told.as_dict().items() if v not in (None, False) and k != "steps"}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_simulation_leaves_a_journal_that_rebuilds_the_model_and_honest_figures(
+    tiny: Tiny, rows: Rows, tmp_path: Path
+) -> None:
+    told = settings(tiny("llama"), rows)
+    result = simulate(told, Federation(clients=5, sample=3, drop=0.3, local_steps=2), tmp_path / "run")
+    found = lines(tmp_path / "run")
+    assert [line["step"] for line in found] == list(range(7))
+    assert [line["step"] for line in found if "eval_loss" in line] == [0, 2, 4, 6]
+    with open(tmp_path / "run" / "rounds.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["flops"]) for row in table] == [line["flops"] for line in found]
+    journal = Journal.open(tmp_path / "run" / "journal.bz")
+    journal.verify()
+    assert len(journal) == result["rounds"] == 6
+    base = load(str(tiny("llama")), "float32").model
+    bz.replay_(base, journal.records(), journal.layout)
+    assert bz.digest(base) == journal.final_digest == result["final_digest"]
+    trained = load(str(tmp_path / "run" / "model"), "float32").model
+    assert bz.digest(trained) == journal.final_digest
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 1000
+    answers = sum(line["clients"] for line in found)
+    assert 6 <= answers <= 18 and result["bytes_up"] / answers >= m.OVERHEAD + 13 + 4 * 6
+    assert result["flops"] == found[-1]["flops"] > 0
+
+
+@pytest.mark.parametrize("partition", ["iid", "label", "column"])
+def test_partitions_methods_and_aggregates_run(partition: str, tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    told = settings(tiny("bert"), rows, steps=2, method="one-sided", directions=2, inner=4)
+    given: dict[str, Any] = {"partition": partition}
+    if partition == "column":
+        text = Path(told.train or "").read_text().splitlines()
+        named = [text[0] + "\tuser", *(f"{line}\tu{i % 7}" for i, line in enumerate(text[1:]))]
+        Path(told.train or "").write_text("\n".join(named) + "\n")
+        given |= {"column": "user", "clients": None}
+    aggregate = {"iid": "sign", "label": "trimmed-mean", "column": "median"}[partition]
+    result = simulate(told, Federation(**given, sample=None, aggregate=aggregate, liars=0.25), tmp_path / "run")
+    assert result["clients"] == (7 if partition == "column" else 8)
+    assert lines(tmp_path / "run")[-1]["clients"] == result["clients"]
+
+
+def test_a_resumed_simulation_ends_as_one_that_was_not_stopped(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    told = settings(tiny("llama"), rows, steps=8)
+    federation = Federation(clients=4, sample=2, drop=0.2)
+    whole = simulate(told, federation, tmp_path / "whole")
+    arguments = [
+        *options(told),
+        "--rounds=8",
+        "--clients=4",
+        "--sample=2",
+        "--drop=0.2",
+        "--output",
+        str(tmp_path / "killed"),
+    ]
+    process = subprocess.Popen(command("simulate", *arguments), env=environment(), cwd=REPOSITORY)
+    journal = tmp_path / "killed" / "journal.bz"
+    end = time.monotonic() + 120
+    while not (journal.is_file() and len(Journal.open(journal)) >= 2) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = resume(tmp_path / "killed")
+    assert again["final_digest"] == whole["final_digest"]
+    assert again["after"] == whole["after"]
+    clocks = ("seconds", "forwards", "overhead", "filled")
+    kept = [
+        [{k: v for k, v in line.items() if k not in clocks} for line in lines(tmp_path / name)]
+        for name in ("whole", "killed")
+    ]
+    # the line of the round in which it was killed may have been filled in
+    assert [line["loss"] for line in kept[0]] == [line["loss"] for line in kept[1]]
+
+
+def test_the_command_says_what_came_out(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    arguments = [*options(settings(tiny("llama"), rows)), "--rounds", "2", "--output", str(tmp_path / "run")]
+    done = blockzo("simulate", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rounds"] == 2
+    again = blockzo("simulate", *arguments)
+    assert again.returncode == 2 and "holds a run already" in again.stderr
+    wrong = blockzo("simulate", "--partition", "dirichlet", "--alpha", "0", *arguments[:-1], str(tmp_path / "other"))
+    assert wrong.returncode == 2 and "alpha is 0.0" in wrong.stderr
+
+
+def test_fedavg_of_one_client_is_gradient_descent(tiny: Tiny) -> None:
+    def model() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+
+    def batch_of(number: int, step: int) -> tuple[Any, int]:
+        x = torch.randn(12, 4, generator=torch.Generator().manual_seed(10 * number + step))
+        return (x, (x.sum(1) > 0).long()), 12
+
+    def loss(net: torch.nn.Module, batch: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(net(batch[0]), batch[1])
+
+    averaged, plain = model(), model()
+    engine = FedAvg(Weights(bz.Blocks(averaged, []), base=dict), loss, [batch_of] * 3, local_steps=4)
+    descent = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for number in range(3):
+        engine.round(number, [number], 0.1)
+        for step in range(4):
+            descent.zero_grad()
+            loss(plain, batch_of(number, step)[0]).backward()
+            descent.step()
+    for one, other in zip(averaged.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert engine.bytes_each_way == 4 * sum(p.numel() for p in plain.parameters())
+    # 12 steps of 12 rows: 2 FLOPs a weight of the two layers, three times for forward and backward
+    assert engine.flops == pytest.approx(3 * 12 * 12 * 2 * (4 * 8 + 8 * 2), rel=0.2)
+
+
+def test_fedavg_learns_and_counts_the_weights_that_travel(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    told = settings(tiny("llama"), rows, steps=10, lr="0.3", weight_decay=0.0)
+    result = simulate(
+        told, Federation(engine="fedavg", clients=4, sample=2, partition="iid", local_steps=3), tmp_path / "run"
+    )
+    assert result["after"]["loss"] < result["before"]["loss"]
+    weights = sum(p.numel() * 4 for p in load(str(tiny("llama")), "float32").model.parameters())
+    assert result["bytes_up_of_an_answer"] == weights
+
+
+WRONG = [
+    ({"engine": "adam"}, "--engine is 'adam'"),
+    ({"partition": "column"}, "--column NAME go together"),
+    ({"clients": 2, "sample": 3}, "--sample is 3 of 2 clients"),
+    ({"drop": 1.0}, "--drop is 1.0"),
+    ({"engine": "fedavg", "liars": 0.5}, "plain baseline"),
+]
+
+
+@pytest.mark.parametrize(("given", "told"), WRONG)
+def test_wrong_settings_say_what_is_expected(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        Federation(**given)
+
+
+@pytest.mark.parametrize("changed", [{"method": "auto", "lr": None}, {"in_place": True}])
+def test_methods_that_cannot_run_in_rounds_are_refused(
+    changed: dict[str, Any], tiny: Tiny, rows: Rows, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="simulate runs methods"):
+        simulate(settings(tiny("llama"), rows, **changed), Federation(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
