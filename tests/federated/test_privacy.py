@@ -160,6 +160,25 @@ def test_epsilon_holds_for_the_exact_distributions(rate: float, sigma: float) ->
         assert max(delta_of(without, having, epsilon / 2), delta_of(having, without, epsilon / 2)) > delta
 
 
+@pytest.mark.parametrize("rate", [0.02, 0.5])
+def test_moments_of_a_sampled_round_are_the_gaussians(rate: float) -> None:
+    """Both directions, whole orders, from their definition over the integers, against dp-accounting's of the continuous noise."""
+    levels, sigma = 3, 0.8
+    spread = range(-150, 151)
+    noise = {x: math.exp(-x * x / (2 * (sigma * levels) ** 2)) for x in spread}
+    total = math.fsum(noise.values())
+    orders, divergences = privacy._one_round(sigma, rate)
+    for order, divergence in zip(orders, divergences, strict=True):
+        if order <= 12:
+            pairs = [
+                (noise[x] / total, math.exp((2 * levels * x - levels**2) / (2 * (sigma * levels) ** 2))) for x in spread
+            ]
+            mixed = [(p, 1 - rate + rate * ratio) for p, ratio in pairs]
+            one = math.log(math.fsum(p * m**order for p, m in mixed)) / (order - 1)
+            other = math.log(math.fsum(p * m ** (1 - order) for p, m in mixed)) / (order - 1)
+            assert one == pytest.approx(divergence, rel=1e-9) and other <= one * (1 + 1e-12)
+
+
 def test_epsilon_of_known_cases() -> None:
     # Abadi et al.'s MNIST with the noise of TensorFlow Privacy's tutorial (60 epochs of 60,000, batches of 256): 2.60 by RDP with
     # the conversion of Canonne et al. 2020, 3.01 by the older one

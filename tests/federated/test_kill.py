@@ -1,0 +1,86 @@
+"""kill -9 of the server, of clients, of everything, at random moments: the run ends with the digest of an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blockzo.journal import Journal, JournalError
+from tests.federated.processes import CLIENTS, ROUNDS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROLES = [("server",), *(("client", str(number)) for number in range(CLIENTS))]
+
+
+def start(folder: Path, role: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    kind, *rest = role
+    words = [sys.executable, "-m", "tests.federated.processes", kind, str(folder), *rest]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(words, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
+
+
+def rounds_of(folder: Path) -> int:
+    try:
+        return Journal.open(folder / "server.bz").next_step
+    except JournalError:
+        return 0
+
+
+def deployment(folder: Path, kills: int, seed: int) -> list[str]:
+    """Runs to the end with so many kills on the way; the digests of server and clients."""
+    folder.mkdir()
+    chance = random.Random(seed)
+    running = {role: start(folder, role) for role in ROLES}
+    try:
+        end = time.monotonic() + 280 + 30 * kills
+        due = sorted(chance.sample(range(1, ROUNDS - 1), kills))
+        while len(list(folder.glob("*.done"))) < len(ROLES):
+            assert time.monotonic() < end, "the run hangs"
+            time.sleep(0.01)
+            if due and rounds_of(folder) >= due[0]:
+                due.pop(0)
+                # anywhere within a round
+                time.sleep(chance.uniform(0, 0.05))
+                victims = chance.choice([ROLES[:1], [chance.choice(ROLES[1:])], ROLES])
+                for role in victims:
+                    running[role].send_signal(signal.SIGKILL)
+                    running[role].wait()
+                for role in victims:
+                    running[role] = start(folder, role)
+            for role, process in running.items():
+                if process.poll() not in (None, 0):
+                    raise AssertionError(f"{role} ended with {process.returncode}")
+        assert not due
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    assert all(path.read_text().split()[0] == str(ROUNDS) for path in folder.glob("c*.done"))
+    return sorted({path.read_text().split()[-1] for path in folder.glob("*.done")})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    found = deployment(tmp_path_factory.mktemp("quiet") / "run", 0, 0)
+    assert len(found) == 1
+    yield found
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_deployment_ends_with_the_same_digest(undisturbed: list[str], tmp_path: Path) -> None:
+    assert deployment(tmp_path / "run", 3, 1) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("seed", range(10))
+def test_thirty_kills_in_ten_runs(seed: int, undisturbed: list[str], tmp_path: Path) -> None:
+    assert deployment(tmp_path / "run", 3, 100 + seed) == undisturbed
