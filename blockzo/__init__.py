@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from blockzo.costs import Cost, cost
     from blockzo.distributed import DistributedZO
     from blockzo.estimators import FZOO, SPSA, SPZO, Decoupled, MeZO, OneSided, Tree
+    from blockzo.graphed import GraphedStep
     from blockzo.groups import perturbed_losses
     from blockzo.journal import Journal, JournalError
     from blockzo.noise import Noise, stream_id
@@ -37,6 +38,7 @@ __all__ = [
     "Cost",
     "Decoupled",
     "DistributedZO",
+    "GraphedStep",
     "Journal",
     "JournalError",
     "MeZO",
@@ -67,6 +69,7 @@ _HOMES = {
     "Decoupled": "blockzo.estimators",
     "DistributedZO": "blockzo.distributed",
     "FZOO": "blockzo.estimators",
+    "GraphedStep": "blockzo.graphed",
     "Journal": "blockzo.journal",
     "JournalError": "blockzo.journal",
     "MeZO": "blockzo.estimators",

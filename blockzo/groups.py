@@ -21,7 +21,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from blockzo.noise import Noise
 from blockzo.ops.params import whole_targets
-from blockzo.perturb import Index, Move, PerturbedForward, batched, make_move
+from blockzo.perturb import Index, Moves, PerturbedForward, batched, make_move
 from blockzo.perturb.mode import Outgrown
 
 AUTO_ROWS = 64
@@ -74,7 +74,7 @@ def run_groups(
     forward: Callable[[Any], Any],
     kept: Activations | None,
     index: Index,
-    moves: Mapping[int, Move],
+    moves: Mapping[int, Moves],
     groups: int,
     barred: Mapping[int, str] | None = None,
     row_limit: int | None = None,

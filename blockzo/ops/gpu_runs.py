@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blockzo.ops.gpu_tables import chunk_table
+from blockzo.ops.packed import upload
 from blockzo.ops.params import Target
 from blockzo.ops.shards import in_order
 
@@ -78,4 +79,4 @@ def run_tables(layouts: tuple[Layout, ...], block: int, device: torch.device) ->
         lead = index % GROUP
         tables.append(np.stack([memory - lead * item, lead + width, np.full_like(index, stream), index], axis=1))
     runs = np.concatenate(tables)
-    return torch.from_numpy(runs).to(device), torch.from_numpy(chunk_table(runs[:, 1], block)).to(device)
+    return upload(torch.from_numpy(runs), device), upload(torch.from_numpy(chunk_table(runs[:, 1], block)), device)

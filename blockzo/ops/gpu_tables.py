@@ -15,7 +15,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from blockzo.ops.packed import Given, PackedStep
+from blockzo.ops.packed import Given, PackedStep, upload
 from blockzo.ops.steps import Step
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -68,7 +68,7 @@ def words(seed: int) -> tuple[int, int]:
 def table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     """By integers: as floats, coefficients of 0 and -0 would be one key."""
     # a kernel must be given an address even where it reads nothing
-    return torch.tensor(rows or ((0, 0),), dtype=torch.int32).to(device)
+    return upload(torch.tensor(rows or ((0, 0),), dtype=torch.int32), device)
 
 
 def step_tables(steps: Sequence[Given], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def step_tables(steps: Sequence[Given], device: torch.device) -> tuple[Tensor, T
 def tensor_tables(tensors: tuple[tuple[int, int, int], ...], block: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """int64 [tensors, 3] of (address, elements, stream), and int32 [programs, 2] of (tensor, number of its chunk)."""
     chunks = chunk_table(np.array([count for _, count, _ in tensors]), block)
-    return torch.tensor(tensors, dtype=torch.int64).to(device), torch.from_numpy(chunks).to(device)
+    return upload(torch.tensor(tensors, dtype=torch.int64), device), upload(torch.from_numpy(chunks), device)
 
 
 def chunk_table(counts: np.ndarray, block: int) -> np.ndarray:

@@ -107,14 +107,24 @@ def pack(
     return PackedStep(line, terms, distribution, stochastic)
 
 
+def upload(table: Tensor, device: torch.device) -> Tensor:
+    """A small table on the device. The host waits for it: a cache may hand it to another stream."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # the graph would read host memory that is no longer its own
+        raise RuntimeError(
+            "a table of numbers was made while a CUDA graph is captured; expected one run of the same work before"
+        )
+    return table.to(device)
+
+
 def packed(step: Step, device: torch.device) -> PackedStep:
     """The same for a step whose numbers the host knows, by copies from it."""
     count = len(step.directions)
     line = struct.pack("<QiifI", step.seed, 0, count, step.factor, step.stochastic)
     terms = b"".join(struct.pack("<If", d, c) for d, c in zip(step.directions, step.coefficients, strict=True))
     return PackedStep(
-        torch.tensor(struct.unpack("<6i", line), dtype=torch.int32).to(device),
-        torch.tensor(struct.unpack(f"<{2 * count}i", terms), dtype=torch.int32).view(count, 2).to(device),
+        upload(torch.tensor(struct.unpack("<6i", line), dtype=torch.int32), device),
+        upload(torch.tensor(struct.unpack(f"<{2 * count}i", terms), dtype=torch.int32).view(count, 2), device),
         step.distribution,
         step.stochastic,
     )

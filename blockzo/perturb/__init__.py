@@ -17,7 +17,7 @@ from blockzo.noise import Noise
 from blockzo.ops.params import check_finite, whole_targets
 from blockzo.perturb.kinds import is_fact
 from blockzo.perturb.mode import PerturbedForward
-from blockzo.perturb.moves import Move, PackedMove
+from blockzo.perturb.moves import Move, Moves, PackedMove
 from blockzo.perturb.parameters import Index
 
 
@@ -78,4 +78,4 @@ def make_move(noise: Noise, directions: Sequence[int], scales: Sequence[float]) 
     return Move(noise, tuple(map(int, directions)), tuple(map(float, scales)))
 
 
-__all__ = ["Index", "Move", "PackedMove", "PerturbedForward", "is_fact", "make_move", "perturbed"]
+__all__ = ["Index", "Move", "Moves", "PackedMove", "PerturbedForward", "is_fact", "make_move", "perturbed"]

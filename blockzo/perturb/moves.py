@@ -40,6 +40,11 @@ class Move:
         """`ops.perturbed_rows` for one group."""
         return ops.perturbed_rows(table, rows, self.noise, stream, self.scales[group], self.directions[group])
 
+    def stack(self, pieces: Sequence[Tensor]) -> Tensor:
+        """[groups, elements]: flat tensors one after the other, once a group."""
+        flat = torch.cat(list(pieces))
+        return flat.view(1, -1) if self.groups == 1 else flat.repeat(self.groups, 1)
+
     def perturb_(self, found: Sequence[Target], group: int) -> None:
         """Moves copies in place."""
         if self.scales[group] != 0.0:
@@ -53,10 +58,15 @@ class Move:
 
 
 class PackedMove:
-    """A `Move` whose numbers lie in device memory; how many groups there are is all that the host knows."""
+    """A `Move` whose numbers lie in device memory; how many groups there are is all that the host knows.
 
-    def __init__(self, step: PackedStep) -> None:
-        self.step, self.groups = step, len(step.terms)
+    Args:
+        scratch: keeps the copies of small parameters where they are from forward to forward, so that the kernels' tables of their
+            addresses stay right in a captured graph; one for moves that run one after the other.
+    """
+
+    def __init__(self, step: PackedStep, scratch: dict[tuple[object, ...], Tensor] | None = None) -> None:
+        self.step, self.groups, self.scratch = step, len(step.terms), scratch
         self._each = [step.term(group) for group in range(self.groups)]
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, start: int) -> Tensor:
@@ -74,6 +84,18 @@ class PackedMove:
         tables = step.line, step.terms, step.distribution
         out: Tensor = torch.ops.blockzo.perturbed_rows.packed(table, flat, stream, *tables)
         return out.view(*rows.shape, table.shape[1])
+
+    def stack(self, pieces: Sequence[Tensor]) -> Tensor:
+        count, like = sum(map(len, pieces)), pieces[0]
+        key = self.groups, count, like.dtype, like.device
+        held = None if self.scratch is None else self.scratch.get(key)
+        if held is None:
+            held = torch.empty(self.groups, count, dtype=like.dtype, device=like.device)
+            if self.scratch is not None:
+                self.scratch[key] = held
+        torch.cat(list(pieces), out=held[0])
+        held[1:].copy_(held[:1].expand_as(held[1:]))
+        return held
 
     def perturb_(self, found: Sequence[Target], group: int) -> None:
         step, tensors = self._each[group], [target.tensor for target in found]

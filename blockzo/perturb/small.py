@@ -35,8 +35,7 @@ class SmallParameters:
             alike.setdefault((parameter.tensor.dtype, parameter.tensor.device), []).append(parameter)
         groups, result = self.move.groups, {}
         for members in alike.values():
-            flat = torch.cat([p.tensor.detach().reshape(-1) for p in members])
-            buffer = flat.view(1, -1) if groups == 1 else flat.repeat(groups, 1)
+            buffer = self.move.stack([p.tensor.detach().reshape(-1) for p in members])
             sizes = [p.tensor.numel() for p in members]
             for group, row in enumerate(buffer):
                 pieces = row.split(sizes)
