@@ -164,12 +164,12 @@ def test_epsilon_holds_for_the_exact_distributions(rate: float, sigma: float) ->
 def test_moments_of_a_sampled_round_are_the_gaussians(rate: float) -> None:
     """Both directions, whole orders, from their definition over the integers, against dp-accounting's of the continuous noise."""
     levels, sigma = 3, 0.8
-    spread = range(-150, 151)
+    spread = range(-60, 61)
     noise = {x: math.exp(-x * x / (2 * (sigma * levels) ** 2)) for x in spread}
     total = math.fsum(noise.values())
     orders, divergences = privacy._one_round(sigma, rate)
     for order, divergence in zip(orders, divergences, strict=True):
-        if order <= 12:
+        if order <= 6:
             pairs = [
                 (noise[x] / total, math.exp((2 * levels * x - levels**2) / (2 * (sigma * levels) ** 2))) for x in spread
             ]
