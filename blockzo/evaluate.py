@@ -93,7 +93,8 @@ class PerturbedExecutor:
         eps: size of a move, one a block.
         max_group: evaluations that run as one batch at most; "auto": by measured memory, and only where it is faster. Kept
             activations are those of (levels of the tree) x (evaluations in a group).
-        first_directions: number of the noise's direction that is the tree's direction 0, one a block; 0 where None.
+        directions: for each block, numbers of the noise's directions that are the tree's directions 0, 1, 2, ...; the same
+            numbers where None.
     """
 
     def __init__(
@@ -102,10 +103,10 @@ class PerturbedExecutor:
         noise: Noise | Sequence[Noise],
         eps: Sequence[float],
         max_group: MaxGroup = "auto",
-        first_directions: Sequence[int] | None = None,
+        directions: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.blocks, self.eps = blocks, eps
-        self.first_directions = [0] * len(blocks) if first_directions is None else list(first_directions)
+        self.directions = directions
         self.noises = [noise] * len(blocks) if isinstance(noise, Noise) else list(noise)
         if len(self.noises) != len(blocks):
             raise ValueError(
@@ -172,8 +173,8 @@ class PerturbedExecutor:
 
     def _move(self, block: int, moves: Sequence[BlockMove | None]) -> Move:
         """Of one block in all groups; a group that does not move it has scale 0."""
-        first = self.first_directions[block]
-        directions = tuple(first + (0 if move is None else move.direction) for move in moves)
+        named = [0 if move is None else move.direction for move in moves]
+        directions = tuple(named if self.directions is None else (self.directions[block][k] for k in named))
         scales = tuple(0.0 if move is None else move.sign * self.eps[block] for move in moves)
         return Move(self.noises[block], directions, scales)
 

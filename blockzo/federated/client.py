@@ -82,6 +82,7 @@ class Client:
     def _restore(self, path: Path) -> None:
         journal = Journal.resume(path)
         settings = RunSettings.from_dict(journal.metadata.get("federated", {}))
+        self._take(settings)
         snapshot = journal.metadata.get("snapshot")
         begins = self.worker.base_digest
         if snapshot is not None:
@@ -93,7 +94,6 @@ class Client:
                 f"{path} begins at weights {journal.base_digest}, the model is {begins} (or cut into other "
                 "blocks); load the base model it names, or choose another place for the client's state"
             )
-        self._take(settings)
         self._journal = journal
         self.worker.replay(journal.records())
         self.position = journal.next_step
@@ -157,7 +157,8 @@ class Client:
         assert self._path is not None and self.settings is not None
         metadata = {"federated": self.settings.as_dict(), **({"snapshot": snapshot} if snapshot else {})}
         base = self.worker.digest() if snapshot else self.worker.base_digest
-        return Journal.create(self._path, base, self.worker.layout, metadata, start=start)
+        exact = not self.settings.pool
+        return Journal.create(self._path, base, self.worker.layout, metadata, exact, start)
 
     def _task(self, task: m.Task) -> bytes:
         if self._answer is not None and self._answer[0].number == task.number and self._answer[0].slot == task.slot:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from blockzo.federated.seeds import round_seed
+from blockzo.federated.addresses import noise_seed, shared_directions
 from blockzo.federated.settings import RunSettings
 from blockzo.record import BlockUpdate, Record, float32
 
@@ -42,7 +42,7 @@ def make_record(
         )
         for b in range(settings.blocks)
     )
-    seed = round_seed(bytes.fromhex(settings.run), number)
+    seed = noise_seed(settings, number)
     stochastic = settings.stochastic_rounding
     return Record(number, seed, settings.distributions[0], updates, (float32(loss),), stochastic_rounding=stochastic)
 
@@ -53,7 +53,7 @@ def sign_coefficient(settings: RunSettings, block: int, rate: float) -> float:
 
 
 def encode_record(record: Record, settings: RunSettings) -> bytes:
-    in_order = all(b.directions == tuple(range(n)) for b, n in zip(record.blocks, block_counts(settings), strict=True))
+    in_order = [b.directions for b in record.blocks] == shared_directions(settings, record.step)
     signs = settings.aggregate == "sign"
     parts = [struct.pack("<Bf", signs * _SIGNS | (not in_order) * _EXPLICIT, record.losses[0])]
     parts += [struct.pack("<d", block.lr) for block in record.blocks]
@@ -86,8 +86,9 @@ def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> t
         at += 8 * settings.blocks
         directions: list[tuple[int, ...]] = []
         coefficients: list[tuple[float, ...]] = []
-        for count in block_counts(settings):
-            found = tuple(range(count))
+        expected = [()] * settings.blocks if flags & _EXPLICIT else shared_directions(settings, number)
+        for found in expected:
+            count = len(found)
             if flags & _EXPLICIT:
                 (count,) = struct.unpack_from("<I", data, at)
                 if count > _MOST:

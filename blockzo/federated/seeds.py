@@ -9,6 +9,7 @@ gives every (seed, direction) its own Philox counters.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 
 from blockzo.contract import ROUNDING_DIRECTION
@@ -48,6 +49,24 @@ def first_direction(slot: int, local_step: int, local_steps: int, count: int) ->
             f"the contract has {ROUNDING_DIRECTION}: take fewer local steps, directions or clients"
         )
     return first
+
+
+def pool_numbers(run: bytes, number: int, slot: int, block: int, count: int, pool: int) -> tuple[int, ...]:
+    """`count` different numbers below `pool`, a function of the arguments alone: the directions of a round of a finite pool."""
+    if count > pool:
+        raise ValueError(
+            f"a round draws {count} directions of block {block} from a pool of {pool}; expected a larger pool"
+        )
+    address = struct.pack("<IHI", number, slot, block)
+    found: list[int] = []
+    draw = 0
+    while len(found) < count:
+        word = hashlib.blake2s(address + draw.to_bytes(4, "little"), key=run, digest_size=8, person=b"bz-pool").digest()
+        draw += 1
+        value = int.from_bytes(word, "little") % pool
+        if value not in found:
+            found.append(value)
+    return tuple(found)
 
 
 def chosen(run: bytes, number: int, attempt: int, names: Sequence[str], count: int | None) -> list[str]:

@@ -18,11 +18,13 @@ from typing import Any, Protocol
 from blockzo.contract import CONTRACT
 from blockzo.federated import messages as m
 from blockzo.federated import snapshots
+from blockzo.federated.addresses import step_directions
 from blockzo.federated.combine import Contribution, combine, weights_of
 from blockzo.federated.digests import layout_digest
+from blockzo.federated.pool import Pool
 from blockzo.federated.privacy import need_accounting
 from blockzo.federated.records import encode_record, make_record, sign_coefficient
-from blockzo.federated.seeds import chosen, first_direction
+from blockzo.federated.seeds import chosen
 from blockzo.federated.settings import RoundPolicy, RunSettings, run_tag
 from blockzo.journal import Journal, JournalError
 from blockzo.record import Record, float32
@@ -32,6 +34,8 @@ log = logging.getLogger("blockzo.federated")
 
 class Replica(Protocol):
     """Weights that follow the journal, on the server: they say which digest is right."""
+
+    def begin(self, settings: RunSettings) -> None: ...
 
     def reset(self, snapshot: Mapping[str, Any] | None) -> None: ...
 
@@ -113,10 +117,16 @@ class Server:
         self._messages: Counter[str] = Counter()
         self._encoded: dict[int, bytes] = {}
         self._digest: tuple[int, str] | None = None
+        self.pool = Pool(settings) if settings.pool else None
+        if self.pool is not None:
+            if self.policy.snapshot_every:
+                raise ValueError("a pool needs no snapshots of weights; leave snapshot_every at 0")
+            self.pool.add(journal.records())
         if replica is not None:
             snapshot = journal.metadata.get("snapshot")
             if snapshot is not None:
                 replica.reset(snapshot)
+            replica.begin(settings)
             replica.replay(journal.records())
         elif self.policy.snapshot_every:
             raise ValueError("snapshot_every needs the weights on the server; pass replica")
@@ -138,12 +148,9 @@ class Server:
             base_digest, layout: as `blockzo.digest(model)` and `blocks.layout` give them.
             metadata: more for the journal's header.
         """
-        journal = Journal.create(
-            path,
-            base_digest,
-            layout,
-            {**(metadata or {}), "federated": settings.as_dict(), "base_digest": base_digest},
-        )
+        facts = {**(metadata or {}), "federated": settings.as_dict(), "base_digest": base_digest}
+        # a plain replay of a pool's records lacks its roundings
+        journal = Journal.create(path, base_digest, layout, facts, exact=not settings.pool)
         return cls(settings, journal, policy, replica)
 
     @classmethod
@@ -228,6 +235,8 @@ class Server:
         record, examples = self._combine([current.replies[name] for name in names])
         self.journal.append(record)
         self._round, self._attempt = None, 0
+        if self.pool is not None:
+            self.pool.add([record])
         if self.replica is not None:
             self.replica.replay([record])
             if self.policy.snapshot_every and self.number % self.policy.snapshot_every == 0:
@@ -255,15 +264,15 @@ class Server:
         for slot, share, scalars in parts:
             at = 0
             for step in range(settings.local_steps):
-                for block, count in enumerate(settings.directions):
-                    first = first_direction(slot, step, settings.local_steps, count)
-                    directions[block] += range(first, first + count)
+                for block, moved in enumerate(step_directions(settings, number, slot, step)):
+                    count = len(moved)
+                    directions[block] += moved
                     size = sign_coefficient(settings, block, rates[block])
                     scale = size if settings.aggregate == "sign" else rates[block] * share
                     coefficients[block] += [float32(scale * s) for s in scalars[at : at + count]]
                     at += count
-        moved = [tuple(d) for d in directions]
-        record = make_record(settings, number, loss, moved, [tuple(c) for c in coefficients], rates)
+        numbers = [tuple(d) for d in directions]
+        record = make_record(settings, number, loss, numbers, [tuple(c) for c in coefficients], rates)
         return record, sum(c.examples for c in given)
 
     def _together(self, given: Sequence[Contribution]) -> list[float]:
@@ -346,7 +355,7 @@ class Server:
         return m.encode(m.Task(self.number, first, data, slot, wanted, evaluate), self.tag)
 
     def _suffix(self, first: int, most: int) -> bytes | None:
-        if first < self.journal.start:
+        if first < self.journal.start or (self.pool is not None and self.pool.shorter(first)):
             return None
         parts = []
         for record in self.journal.records()[first - self.journal.start :]:
@@ -366,9 +375,12 @@ class Server:
     def _catch_up(self, name: str, position: int) -> bytes:
         if position > self.number:
             return self._refuse(name, m.MISMATCH, f"position {position} lies beyond round {self.number}")
-        snapshot = None
+        snapshot: dict[str, Any] | None = None
         if position < self.journal.start:
             snapshot, position = self.journal.metadata.get("snapshot"), self.journal.start
+        if self.pool is not None and self.pool.shorter(position):
+            snapshot = self.pool.snapshot()
+            position = snapshot["round"]
         parts: list[bytes] = []
         size = 0
         for record in self.journal.records()[position - self.journal.start :]:

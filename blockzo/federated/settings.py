@@ -41,6 +41,9 @@ class RunSettings:
         aggregate: how scalars of shared directions are combined: "mean", "trimmed-mean", "median", or "sign" (one bit each way).
         trim: share of the clients that "trimmed-mean" leaves out at either end of every scalar.
         weighting: "examples" (as FedAvg, McMahan et al. 2017) or "equal"; of "mean" and "sign".
+        pool: directions that a run has in all, in each block; 0: new ones every round. With a pool the weights are the base less
+            a sum over it (FedKSeed, arXiv 2312.06353), so that whoever was away for long loads that many numbers at most.
+        rebase: rounds after which a pool's weights are made from the base again, rounded once.
         privacy: settings of `blockzo.federated.privacy.PrivacySettings`; None: no clipping, no noise.
     """
 
@@ -60,6 +63,8 @@ class RunSettings:
     aggregate: str = "mean"
     trim: float = 0.25
     weighting: str = "examples"
+    pool: int = 0
+    rebase: int = 100
     privacy: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +80,7 @@ class RunSettings:
             raise ValueError(f"directions is {self.directions}; expected a number for each block, not all of them 0")
         _numbers("lr", self.lr, blocks, 0.0)
         _numbers("eps", self.eps, blocks, 1e-30)
-        for name, lowest in (("rounds", 1), ("local_steps", 1), ("warmup", 0)):
+        for name, lowest in (("rounds", 1), ("local_steps", 1), ("warmup", 0), ("pool", 0), ("rebase", 1)):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < lowest:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected an integer of {lowest} or more")
         if len(self.distributions) != blocks or not set(self.distributions) <= set(DISTRIBUTIONS):
@@ -93,6 +98,11 @@ class RunSettings:
             raise ValueError(
                 f"aggregate is {self.aggregate!r} with own directions, where every scalar comes from one client; "
                 'expected "mean", or shared directions'
+            )
+        if self.pool and (self.weight_decay or self.pool < self.local_steps * max(self.directions)):
+            raise ValueError(
+                f"pool is {self.pool} with weight_decay {self.weight_decay} and {self.local_steps} local steps of "
+                f"{self.directions} directions; expected no decay, and at least as many as a round draws"
             )
         factor(self.schedule, 0, self.rounds, self.warmup)
         if self.privacy is not None:

@@ -15,9 +15,10 @@ from blockzo import estimators, ops
 from blockzo.blocks import Blocks
 from blockzo.estimators import Method
 from blockzo.evaluate import LossFunction, PerturbedExecutor, hugging_face_loss
+from blockzo.federated.addresses import noise_seed, step_directions
 from blockzo.federated.client import Estimate
 from blockzo.federated.per_example import ExampleExecutor, example_scalars
-from blockzo.federated.seeds import first_direction, round_seed
+from blockzo.federated.pool import Pool
 from blockzo.federated.settings import RunSettings
 from blockzo.groups import MaxGroup
 from blockzo.noise import Noise
@@ -69,6 +70,7 @@ class Weights:
         self._base = base
         self._copy = None if base is not None else self._take()
         self._digest: tuple[int, str] | None = (0, self.base_digest)
+        self._pool: Pool | None = None
 
     def _take(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in named_tensors(self.blocks.model).items()}
@@ -83,16 +85,22 @@ class Weights:
                 own[name].copy_(tensor)
 
     def reset(self, snapshot: Mapping[str, Any] | None = None) -> None:
-        """Base weights, or those of a snapshot ({"path", "digest", "round"}, a safetensors file).
+        """Base weights, or those of a snapshot: {"path", "digest", "round"}, a safetensors file, or the sums of a pool.
 
         Raises:
             ValueError: their digest is not the one that was promised.
         """
         if snapshot is None:
-            base = self._base() if self._base is not None else self._copy
-            assert base is not None
-            self.put(base)
+            self._put_base()
             self.position, wanted = 0, self.base_digest
+            self._pool = None if self._pool is None else Pool(self._pool.settings)
+        elif "pool" in snapshot:
+            if self._pool is None:
+                raise ValueError("the sums of a pool were sent, and this run has none")
+            self._pool = Pool.restored(self._pool.settings, dict(snapshot))
+            self.position = self._pool.position
+            self._rebase(self._pool)
+            return
         else:
             from safetensors.torch import load_file
 
@@ -110,8 +118,33 @@ class Weights:
             return
         if [r.step for r in new] != list(range(self.position, self.position + len(new))):
             raise ValueError(f"records {new[0].step} to {new[-1].step} do not follow position {self.position}")
-        ops.replay_(self.blocks.model, new, self.blocks.layout)
-        self.position += len(new)
+        while new:
+            count = len(new)
+            if self._pool is not None:
+                count = min(len(new), self._pool.settings.rebase - self.position % self._pool.settings.rebase)
+                self._pool.add(new[:count])
+            ops.replay_(self.blocks.model, new[:count], self.blocks.layout)
+            self.position += count
+            new = new[count:]
+            if self._pool is not None and self.position % self._pool.settings.rebase == 0:
+                self._rebase(self._pool)
+
+    def begin(self, settings: RunSettings) -> None:
+        """Before the first record; a pool's sums are kept from there on."""
+        if settings.pool and self._pool is None:
+            if self.position:
+                raise ValueError("a pool begins at the base; load the base weights")
+            self._pool = Pool(settings)
+
+    def _put_base(self) -> None:
+        base = self._base() if self._base is not None else self._copy
+        assert base is not None
+        self.put(base)
+
+    def _rebase(self, pool: Pool) -> None:
+        self._put_base()
+        ops.replay_(self.blocks.model, [pool.whole()], self.blocks.layout)
+        self._digest = None
 
     def save(self, path: Path) -> None:
         """Writes the trainable parameters as safetensors."""
@@ -167,6 +200,7 @@ class Worker:
         if counts != settings.directions:
             raise ValueError(f"the method makes {counts} directions a block, the settings say {settings.directions}")
         self._settings, self._method = settings, method
+        self.weights.begin(settings)
 
     def reset(self, snapshot: Mapping[str, Any] | None = None) -> None:
         self.weights.reset(snapshot)
@@ -205,11 +239,8 @@ class Worker:
         return Estimate(tuple(scalars), math.fsum(losses) / len(losses), rows)
 
     def _noises(self, settings: RunSettings, number: int) -> list[Noise]:
-        seed = round_seed(bytes.fromhex(settings.run), number)
+        seed = noise_seed(settings, number)
         return [Noise(seed, distribution) for distribution in settings.distributions]
-
-    def _first(self, settings: RunSettings, slot: int, step: int) -> list[int]:
-        return [first_direction(slot, step, settings.local_steps, count) for count in settings.directions]
 
     def _step(
         self, settings: RunSettings, number: int, slot: int, step: int, batch: Any, rows: int
@@ -223,7 +254,7 @@ class Worker:
             self._noises(settings, number),
             settings.eps,
             self.max_group,
-            first_directions=self._first(settings, slot, step),
+            directions=step_directions(settings, number, slot, step),
         )
         tree = self._method.tree(settings.blocks)
         began = time.perf_counter()
@@ -246,11 +277,11 @@ class Worker:
     def _move(self, settings: RunSettings, number: int, slot: int, step: int, scalars: list[list[float]]) -> None:
         rates = settings.rates(number)
         updates = []
-        for block, (first, found) in enumerate(zip(self._first(settings, slot, step), scalars, strict=True)):
-            numbers = tuple(range(first, first + len(found)))
+        moved_by = step_directions(settings, number, slot, step)
+        for block, (numbers, found) in enumerate(zip(moved_by, scalars, strict=True)):
             distribution = settings.distributions[block]
             moved = tuple(rates[block] * s for s in found)
             updates.append(BlockUpdate(numbers, moved, rates[block], settings.eps[block], distribution=distribution))
-        seed = round_seed(bytes.fromhex(settings.run), number)
+        seed = noise_seed(settings, number)
         record = Record(0, seed, settings.distributions[0], tuple(updates))
         ops.replay_(self.model, [record], self.weights.blocks.layout)
