@@ -14,7 +14,7 @@ from typer import Option
 from blockzo import options as o
 from blockzo.cli import STOPPED
 
-CLIENTS = "Clients and rounds"
+CLIENTS, PRIVACY = "Clients and rounds", "Privacy"
 
 
 def simulate(
@@ -50,6 +50,23 @@ def simulate(
     weighting: Annotated[
         str, Option(help="mean, sign: weigh clients by examples, or equal.", rich_help_panel=CLIENTS)
     ] = "examples",
+    seed_pool: Annotated[
+        int,
+        Option(
+            help="Directions that the run has in all, in each block; 0: new ones every round.", rich_help_panel=CLIENTS
+        ),
+    ] = 0,
+    privacy: Annotated[
+        str | None,
+        Option(help="central or local: who adds the noise of differential privacy.", rich_help_panel=PRIVACY),
+    ] = None,
+    clip: Annotated[
+        float | None, Option(help="L2 norm that a client's scalars are cut to.", rich_help_panel=PRIVACY)
+    ] = None,
+    noise_multiplier: Annotated[
+        float | None, Option(help="Standard deviation of the noise over --clip.", rich_help_panel=PRIVACY)
+    ] = None,
+    delta: Annotated[float, Option(help="Of (epsilon, delta).", rich_help_panel=PRIVACY)] = 1e-5,
     drop: Annotated[float, Option(help="Share of answers that get lost.", rich_help_panel=CLIENTS)] = 0.0,
     liars: Annotated[float, Option(help="Share of clients that send random scalars.", rich_help_panel=CLIENTS)] = 0.0,
     train: o.Train = None,
@@ -128,6 +145,11 @@ def told(result: dict[str, Any]) -> str:
         f"before  {_scores(result['before'])}",
         f"after   {_scores(result['after'])}",
         f"{result['rounds']} rounds of {result['method']}, {result['clients']} clients of {rows['least']} to {rows['most']} rows",
+        *(
+            []
+            if result["epsilon"] is None
+            else [f"epsilon {result['epsilon']:.3g} at delta {result['federation']['delta']:g}"]
+        ),
         f"{result['flops']:.3g} FLOPs, {result['bytes_up_of_an_answer']:.0f} bytes up and "
         f"{result['bytes_down_of_an_answer']:.0f} down an answer, {result['seconds']:.0f} s",
         *(f"{name:<7} {path}" for name, path in result["files"].items()),

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from blockzo.simulate.run import Simulation
 
 TABLE = "rounds.csv"
-COLUMNS = "step loss clients flops up down forwards overhead seconds eval_rows eval_loss accuracy calibrated_accuracy auc".split()
+COLUMNS = (
+    *("step", "loss", "clients", "flops", "up", "down", "forwards", "overhead", "seconds", "epsilon"),
+    *("eval_rows", "eval_loss", "accuracy", "calibrated_accuracy", "auc"),
+)
 AXES = (("step", "rounds"), ("flops", "FLOPs of all clients"), ("up", "bytes up"), ("down", "bytes down"))
 
 
@@ -88,6 +91,7 @@ def summary(
         "bytes_down": last["down"],
         "bytes_up_of_an_answer": last["up"] / max(1, answers),
         "bytes_down_of_an_answer": last["down"] / max(1, answers),
+        "epsilon": last.get("epsilon"),
         "seconds": last["seconds"],
         "seconds_of_forwards": last["forwards"],
         "overhead": last["overhead"] / last["forwards"] if last["forwards"] else None,

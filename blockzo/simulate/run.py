@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import time
 from collections.abc import Mapping
@@ -95,8 +96,8 @@ class Simulation:
         self.settings, self.federation, self.folder = settings, federation, folder
         self.prepared, self.reporter = prepared, reporter
         self.blocks = prepared.blocks(settings)
-        # a copy of the base would double the memory; nothing in a simulation goes back to it
-        self.weights = Weights(self.blocks, base=self._no_base)
+        # a copy of the base doubles the memory; only a pool goes back to it
+        self.weights = Weights(self.blocks, base=None if federation.seed_pool else self._no_base)
         self.parts = split(prepared, federation, settings.seed)
         self.batches = [
             Batches(prepared, rows, settings, client, federation.local_steps) for client, rows in enumerate(self.parts)
@@ -137,6 +138,8 @@ class Simulation:
             aggregate=federation.aggregate,
             trim=federation.trim,
             weighting=federation.weighting,
+            pool=federation.seed_pool,
+            privacy=federation.private(len(self.parts)),
         )
 
     def go(self, journal: Journal | None) -> dict[str, Any]:
@@ -161,6 +164,7 @@ class Simulation:
         metrics = output.Metrics(self.folder / output.METRICS, server.number)
         try:
             before = self._begin(metrics, interrupts)
+            self.weights.begin(server.settings)
             self.weights.replay(server.journal.records())
             server.replica = self.weights
             transport = LocalTransport(server, self._clients())
@@ -222,7 +226,9 @@ class Simulation:
         self._line(
             metrics,
             interrupts,
-            loss=result.loss,
+            # with privacy no loss is released
+            loss=None if math.isnan(result.loss) else result.loss,
+            epsilon=result.epsilon,
             flops=sum(worker.flops for worker in self.workers) - flops,
             up=sum(transport.up.values()) - up,
             down=sum(transport.down.values()) - down,
@@ -231,11 +237,21 @@ class Simulation:
             overhead=spent - forwards,
         )
 
-    def _line(self, metrics: output.Metrics, interrupts: Interrupts, **found: float) -> None:
-        """One round's line; figures are sums from the beginning, except loss and clients."""
+    def _line(
+        self,
+        metrics: output.Metrics,
+        interrupts: Interrupts,
+        loss: float | None,
+        clients: int,
+        epsilon: float | None = None,
+        **found: float,
+    ) -> None:
+        """One round's line; what is `found` stands there as a sum from the beginning."""
         last = metrics.lines[-1]
-        line: dict[str, Any] = {"step": len(metrics.lines), "loss": found.pop("loss"), "clients": found.pop("clients")}
+        line: dict[str, Any] = {"step": len(metrics.lines), "loss": loss, "clients": clients}
         line |= {name: last[name] + value for name, value in found.items()}
+        if epsilon is not None:
+            line["epsilon"] = epsilon
         if line["step"] % self.settings.interval == 0 or line["step"] == self.settings.steps:
             line |= self._evaluation(interrupts)
         metrics.append({**line, "seconds": round(self._earlier + time.monotonic() - self._began, 3)})

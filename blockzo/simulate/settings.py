@@ -25,6 +25,8 @@ class Federation:
         alpha: of "dirichlet".
         column: of the training data, for "column".
         local_steps, own_directions, aggregate, trim, weighting: as in `blockzo.federated.settings.RunSettings`.
+        seed_pool: directions that the run has in all, in each block; 0: new ones every round.
+        privacy: "central", "local" or None; clip, noise_multiplier, delta as in `blockzo.federated.privacy.PrivacySettings`.
         drop: share of the answers that do not arrive in time.
         liars: share of the clients that send random scalars.
     """
@@ -40,6 +42,11 @@ class Federation:
     aggregate: str = "mean"
     trim: float = 0.25
     weighting: str = "examples"
+    seed_pool: int = 0
+    privacy: str | None = None
+    clip: float | None = None
+    noise_multiplier: float | None = None
+    delta: float = 1e-5
     drop: float = 0.0
     liars: float = 0.0
 
@@ -62,6 +69,9 @@ class Federation:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
         if self.clients is not None and self.sample is not None and self.sample > self.clients:
             raise UserError(f"--sample is {self.sample} of {self.clients} clients; expected that many or fewer")
+        told = (self.clip is not None, self.noise_multiplier is not None)
+        if any(told) != (self.privacy is not None) or any(told) != all(told):
+            raise UserError("--privacy, --clip and --noise-multiplier go together; give all three or none")
         for name in ("drop", "liars"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; expected a share of 0 or more and below 1")
@@ -69,6 +79,18 @@ class Federation:
             raise UserError(
                 "--engine fedavg is the plain baseline; leave out --aggregate, --own-directions and --liars"
             )
+
+    def private(self, clients: int) -> dict[str, Any] | None:
+        """What `RunSettings.privacy` is, for that many clients in all."""
+        if self.privacy is None:
+            return None
+        return {
+            "mode": self.privacy,
+            "clip": self.clip,
+            "noise_multiplier": self.noise_multiplier,
+            "delta": self.delta,
+            "clients": float(self.sample or clients),
+        }
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""`blockzo simulate`: real messages, one set of weights; its journal rebuilds the model; a stopped run goes on to the same bits."""
+"""`blockzo simulate`: real messages, one set of weights; its journal rebuilds the model; a stopped run ends with its bits."""
 
 from __future__ import annotations
 
@@ -98,6 +98,23 @@ def test_partitions_methods_and_aggregates_run(partition: str, tiny: Tiny, rows:
     assert lines(tmp_path / "run")[-1]["clients"] == result["clients"]
 
 
+def test_privacy_tells_epsilon_in_every_round_and_no_loss(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    told = settings(tiny("llama"), rows, steps=3, weight_decay=0.0)
+    given = {"privacy": "central", "clip": 1.0, "noise_multiplier": 2.0, "weighting": "equal"}
+    result = simulate(told, Federation(clients=4, sample=4, **given), tmp_path / "run")  # type: ignore[arg-type]
+    found = lines(tmp_path / "run")[1:]
+    assert [line["loss"] for line in found] == [None] * 3
+    spent = [line["epsilon"] for line in found]
+    assert 0 < spent[0] < spent[1] < spent[2] == result["epsilon"]
+
+
+def test_a_pool_ends_with_the_digest_that_its_journal_says(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    told = settings(tiny("llama"), rows, steps=4, weight_decay=0.0)
+    result = simulate(told, Federation(clients=4, sample=2, seed_pool=16), tmp_path / "run")
+    assert bz.digest(load(str(tmp_path / "run" / "model"), "float32").model) == result["final_digest"]
+    assert not Journal.open(tmp_path / "run" / "journal.bz").exact
+
+
 def test_a_resumed_simulation_ends_as_one_that_was_not_stopped(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
     told = settings(tiny("llama"), rows, steps=8)
     federation = Federation(clients=4, sample=2, drop=0.2)
@@ -184,6 +201,8 @@ WRONG = [
     ({"partition": "column"}, "--column NAME go together"),
     ({"clients": 2, "sample": 3}, "--sample is 3 of 2 clients"),
     ({"drop": 1.0}, "--drop is 1.0"),
+    ({"privacy": "central"}, "go together"),
+    ({"clip": 1.0}, "go together"),
     ({"engine": "fedavg", "liars": 0.5}, "plain baseline"),
 ]
 
