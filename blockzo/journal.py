@@ -182,9 +182,9 @@ class Journal:
         """Number of the step that comes next."""
         return self.start + len(self._records)
 
-    def records(self) -> list[Record]:
-        """All records, in order of their steps."""
-        return list(self._records)
+    def records(self, first: int | None = None) -> list[Record]:
+        """Records in order of their steps: all, or those of step `first` and later."""
+        return self._records[max(0, (first or 0) - self.start) :]
 
     def append(self, record: Record) -> None:
         """Writes one record and returns when it is on disk; where that fails the file is as before.

@@ -17,17 +17,14 @@ from typing import Any, Protocol
 
 from blockzo.contract import CONTRACT
 from blockzo.federated import messages as m
-from blockzo.federated import snapshots
-from blockzo.federated.addresses import step_directions
-from blockzo.federated.combine import Contribution, combine, weights_of
 from blockzo.federated.digests import layout_digest
-from blockzo.federated.pool import Pool
+from blockzo.federated.history import History
 from blockzo.federated.privacy import need_accounting
-from blockzo.federated.records import encode_record, make_record, sign_coefficient
+from blockzo.federated.round_record import problem_of, round_record
 from blockzo.federated.seeds import chosen
 from blockzo.federated.settings import RoundPolicy, RunSettings, run_tag
 from blockzo.journal import Journal, JournalError
-from blockzo.record import Record, float32
+from blockzo.record import Record
 
 log = logging.getLogger("blockzo.federated")
 
@@ -94,7 +91,8 @@ class Server:
             raise JournalError(
                 "a federated run needs the digest of its base weights; create the journal with base_digest"
             )
-        self.settings, self.journal, self.policy = settings, journal, policy or RoundPolicy()
+        self.settings, self.policy = settings, policy or RoundPolicy()
+        self.history = History(settings, journal, self.policy)
         self.private = settings.private
         self._sampled = self.private is not None and self.private.sampling_rate < 1
         if self.private is not None:
@@ -115,13 +113,7 @@ class Server:
         self._round: _Round | None = None
         self._attempt = 0
         self._messages: Counter[str] = Counter()
-        self._encoded: dict[int, bytes] = {}
         self._digest: tuple[int, str] | None = None
-        self.pool = Pool(settings) if settings.pool else None
-        if self.pool is not None:
-            if self.policy.snapshot_every:
-                raise ValueError("a pool needs no snapshots of weights; leave snapshot_every at 0")
-            self.pool.add(journal.records())
         if replica is not None:
             snapshot = journal.metadata.get("snapshot")
             if snapshot is not None:
@@ -167,9 +159,13 @@ class Server:
         return cls(settings, journal, policy, replica)
 
     @property
+    def journal(self) -> Journal:
+        return self.history.journal
+
+    @property
     def number(self) -> int:
         """Of the next round: rounds in the journal."""
-        return self.journal.next_step
+        return self.history.number
 
     @property
     def attempt(self) -> int:
@@ -232,61 +228,18 @@ class Server:
             log.warning("round %d: %d of %d replies, no quorum", current.number, len(names), self.policy.quorum)
             self._attempt += 1
             return result
-        record, examples = self._combine([current.replies[name] for name in names])
-        self.journal.append(record)
+        record, examples = round_record(self.settings, self.number, [current.replies[name] for name in names])
+        self.history.append(record)
         self._round, self._attempt = None, 0
-        if self.pool is not None:
-            self.pool.add([record])
         if self.replica is not None:
             self.replica.replay([record])
             if self.policy.snapshot_every and self.number % self.policy.snapshot_every == 0:
-                self._compact(self.replica)
+                self.history.compact(self.replica.digest(), self.replica.save)
         loss, epsilon = record.losses[0], None
         if self.private is not None:
             loss, epsilon = math.nan, self.private.epsilon(self.number)
             log.info("round %d: epsilon %.4g at delta %g", current.number, epsilon, self.private.delta)
         return RoundResult(current.number, current.attempt, len(current.asked), names, examples, loss, record, epsilon)
-
-    def _combine(self, replies: Sequence[m.Reply]) -> tuple[Record, int]:
-        settings, number = self.settings, self.number
-        rates = settings.rates(number)
-        given = [Contribution(r.scalars, r.examples, r.loss, r.slot) for r in replies]
-        shares = weights_of(given, settings)
-        loss = math.fsum(share * c.loss for share, c in zip(shares, given, strict=True))
-        directions: list[list[int]] = [[] for _ in settings.directions]
-        coefficients: list[list[float]] = [[] for _ in settings.directions]
-        # own directions: every client's scalars with their share; shared ones: one scalar for all
-        parts: list[tuple[int, float, tuple[float, ...]]]
-        if not settings.own_directions:
-            parts = [(0, 1.0, tuple(self._together(given)))]
-        else:
-            parts = sorted((c.slot, share, c.scalars) for share, c in zip(shares, given, strict=True))
-        for slot, share, scalars in parts:
-            at = 0
-            for step in range(settings.local_steps):
-                for block, moved in enumerate(step_directions(settings, number, slot, step)):
-                    count = len(moved)
-                    directions[block] += moved
-                    size = sign_coefficient(settings, block, rates[block])
-                    scale = size if settings.aggregate == "sign" else rates[block] * share
-                    coefficients[block] += [float32(scale * s) for s in scalars[at : at + count]]
-                    at += count
-        numbers = [tuple(d) for d in directions]
-        record = make_record(settings, number, loss, numbers, [tuple(c) for c in coefficients], rates)
-        return record, sum(c.examples for c in given)
-
-    def _together(self, given: Sequence[Contribution]) -> list[float]:
-        if self.private is not None and self.private.mode == "central":
-            return self.private.noisy_mean([c.scalars for c in given], self.settings.scalars)
-        return combine(given, self.settings)
-
-    def _compact(self, replica: Replica) -> None:
-        folder = self.journal.path.parent
-        old = [facts for facts in snapshots.find(folder) if self.journal.start < facts["round"] < self.number]
-        if old:
-            self.journal = snapshots.cut(self.journal, old[-1])
-            snapshots.clean(folder, old[-1]["round"])
-        snapshots.take(folder, self.number, replica.digest(), replica.save)
 
     def _open(self) -> _Round:
         if self._round is None:
@@ -348,52 +301,21 @@ class Server:
         if name in self.diverged:
             return m.encode(m.Refused(m.DIVERGED, "your weights differ from those of the run; begin again at the base"))
         first = min(self.positions.get(name, self.number), self.number)
-        records = self._suffix(first, self.policy.most_bytes)
+        records = self.history.suffix(first)
         # what does not fit into one message is asked for in pieces
         first, data = (self.number, b"") if records is None else (first, records)
         wanted = not evaluate and self.policy.wants_digest(self.number)
         return m.encode(m.Task(self.number, first, data, slot, wanted, evaluate), self.tag)
 
-    def _suffix(self, first: int, most: int) -> bytes | None:
-        if first < self.journal.start or (self.pool is not None and self.pool.shorter(first)):
-            return None
-        parts = []
-        for record in self.journal.records()[first - self.journal.start :]:
-            parts.append(self._bytes_of(record))
-            most -= len(parts[-1])
-            if most < 0:
-                return None
-        return b"".join(parts)
-
-    def _bytes_of(self, record: Record) -> bytes:
-        if record.step not in self._encoded:
-            self._encoded[record.step] = encode_record(record, self.settings)
-            # clients mostly lack the last few
-            self._encoded.pop(record.step - 1024, None)
-        return self._encoded[record.step]
-
     def _catch_up(self, name: str, position: int) -> bytes:
         if position > self.number:
             return self._refuse(name, m.MISMATCH, f"position {position} lies beyond round {self.number}")
-        snapshot: dict[str, Any] | None = None
-        if position < self.journal.start:
-            snapshot, position = self.journal.metadata.get("snapshot"), self.journal.start
-        if self.pool is not None and self.pool.shorter(position):
-            snapshot = self.pool.snapshot()
-            position = snapshot["round"]
-        parts: list[bytes] = []
-        size = 0
-        for record in self.journal.records()[position - self.journal.start :]:
-            data = self._bytes_of(record)
-            size += len(data)
-            if parts and size > self.policy.most_bytes:
-                break
-            parts.append(data)
-        self.positions[name] = position
         if position <= self.journal.start:
+            # it begins again
             self.diverged.discard(name)
-        last = position + len(parts) == self.number
-        return m.encode(m.Records(position, len(parts), b"".join(parts), last, snapshot), self.tag)
+        message = self.history.catch_up(position)
+        self.positions[name] = message.first
+        return m.encode(message, self.tag)
 
     def _reply(self, name: str, reply: m.Reply) -> bytes:
         current = self._round
@@ -408,7 +330,7 @@ class Server:
             if before != reply:
                 return self._refuse(name, m.UNWANTED, f"another reply for round {reply.number} was accepted already")
             return m.encode(m.Accepted(reply.number), self.tag)
-        problem = self._problem(current, name, reply)
+        problem = problem_of(reply, current.slots[name], self.settings, self.policy)
         if problem is not None:
             return self._refuse(name, m.INVALID, problem)
         if self.policy.wants_digest(reply.number):
@@ -418,21 +340,6 @@ class Server:
         current.replies[name] = reply
         self.positions[name] = reply.number
         return m.encode(m.Accepted(reply.number), self.tag)
-
-    def _problem(self, current: _Round, name: str, reply: m.Reply) -> str | None:
-        if not 0 < reply.examples <= self.policy.most_examples:
-            return f"{reply.examples} examples; expected 1 to {self.policy.most_examples}"
-        if not math.isfinite(reply.loss) or not all(map(math.isfinite, reply.scalars)):
-            return "the loss or a scalar is not finite"
-        if self.settings.own_directions and reply.slot != current.slots[name]:
-            return f"slot {reply.slot}; this client was given {current.slots[name]}"
-        if self.settings.aggregate != "sign":
-            limits = [self.policy.largest_loss_change / eps for eps in self.settings.eps]
-            every = [s for s, n in zip(limits, self.settings.directions, strict=True) for _ in range(n)]
-            for scalar, limit in zip(reply.scalars, every * self.settings.local_steps, strict=True):
-                if abs(scalar) > limit:
-                    return f"a scalar is {scalar}; larger than {limit:g}, a change of the loss that cannot be"
-        return None
 
     def _known_digest(self, reply: m.Reply) -> str | None:
         """What the reply's digest must be: that of the replica, or of the base; else the reply's own, until the round closes."""

@@ -67,6 +67,21 @@ def test_a_newcomer_loads_the_sums_and_not_the_rounds(tmp_path: Path) -> None:
     assert federation.catch_up() == digests
 
 
+def test_a_client_that_diverged_long_after_the_first_rebase_takes_part_again(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, chosen=settings(pool=8, rebase=5, rounds=60))
+    for _ in range(41):
+        federation.transport.round()
+    broken = federation.clients["c1"].worker
+    with torch.no_grad():
+        next(broken.model.parameters()).view(-1)[0] += 1.0  # type: ignore[attr-defined]
+    broken.weights._digest = None  # type: ignore[attr-defined]
+    federation.transport.round()
+    assert "c1" in federation.transport.round().participants
+    federation.run()
+    assert federation.server.refusals.total() == 1
+    assert len(federation.catch_up()) == 1
+
+
 def test_a_pool_draws_different_directions_in_every_round() -> None:
     run = settings(pool=50, local_steps=2)
     found = [shared_directions(run, number) for number in range(200)]

@@ -1,0 +1,86 @@
+"""The rounds so far, as the server keeps and sends them: journal, encoded records, sums of a pool, snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from blockzo.federated import snapshots
+from blockzo.federated.messages import Records
+from blockzo.federated.pool import Pool
+from blockzo.federated.records import encode_record
+from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.journal import Journal
+from blockzo.record import Record
+
+_HELD = 1024
+"""Encoded records that are kept; clients mostly lack the last few."""
+
+
+class History:
+    """Attributes: `journal`, the truth; `number` of the next round."""
+
+    def __init__(self, settings: RunSettings, journal: Journal, policy: RoundPolicy) -> None:
+        self.settings, self.journal, self.policy = settings, journal, policy
+        self._encoded: dict[int, bytes] = {}
+        self._pool = Pool(settings) if settings.pool else None
+        if self._pool is not None:
+            if policy.snapshot_every:
+                raise ValueError("a pool needs no snapshots of weights; leave snapshot_every at 0")
+            self._pool.add(journal.records())
+
+    @property
+    def number(self) -> int:
+        return self.journal.next_step
+
+    def append(self, record: Record) -> None:
+        """Returns when the record is on disk."""
+        self.journal.append(record)
+        if self._pool is not None:
+            self._pool.add([record])
+
+    def compact(self, digest: str, save: Callable[[Path], None]) -> None:
+        """Takes a snapshot, and cuts the journal at the one before; `digest` and `save` are those of the present weights."""
+        folder = self.journal.path.parent
+        old = [facts for facts in snapshots.find(folder) if self.journal.start < facts["round"] < self.number]
+        if old:
+            self.journal = snapshots.cut(self.journal, old[-1])
+            snapshots.clean(folder, old[-1]["round"])
+        snapshots.take(folder, self.number, digest, save)
+
+    def suffix(self, first: int) -> bytes | None:
+        """Encoded records from `first` on; None where they do not fit into a message, or where something shorter leads on."""
+        if first < self.journal.start or (self._pool is not None and self._pool.shorter(first)):
+            return None
+        found = self._pieces(first)
+        return b"".join(found) if first + len(found) == self.number else None
+
+    def catch_up(self, position: int) -> Records:
+        """The next message for a client that holds `position` records: a snapshot or sums where needed, and records that fit."""
+        snapshot: dict[str, Any] | None = None
+        if position < self.journal.start:
+            snapshot, position = self.journal.metadata.get("snapshot"), self.journal.start
+        if self._pool is not None and self._pool.shorter(position):
+            snapshot = self._pool.snapshot()
+            position = snapshot["round"]
+        found = self._pieces(position)
+        return Records(position, len(found), b"".join(found), position + len(found) == self.number, snapshot)
+
+    def _pieces(self, first: int) -> list[bytes]:
+        found: list[bytes] = []
+        size = 0
+        for record in self.journal.records(first):
+            data = self._bytes_of(record)
+            size += len(data)
+            # one record always goes, or nobody could catch up
+            if found and size > self.policy.most_bytes:
+                break
+            found.append(data)
+        return found
+
+    def _bytes_of(self, record: Record) -> bytes:
+        if record.step not in self._encoded:
+            self._encoded[record.step] = encode_record(record, self.settings)
+            self._encoded.pop(record.step - _HELD, None)
+        return self._encoded[record.step]

@@ -1,0 +1,66 @@
+"""From the replies of a round to its record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from blockzo.federated.addresses import step_directions
+from blockzo.federated.combine import Contribution, combine, weights_of
+from blockzo.federated.messages import Reply
+from blockzo.federated.records import make_record, sign_coefficient
+from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.record import Record, float32
+
+
+def problem_of(reply: Reply, slot: int, settings: RunSettings, policy: RoundPolicy) -> str | None:
+    """Why a reply cannot be taken, or None."""
+    if not 0 < reply.examples <= policy.most_examples:
+        return f"{reply.examples} examples; expected 1 to {policy.most_examples}"
+    if not math.isfinite(reply.loss) or not all(map(math.isfinite, reply.scalars)):
+        return "the loss or a scalar is not finite"
+    if settings.own_directions and reply.slot != slot:
+        return f"slot {reply.slot}; this client was given {slot}"
+    if settings.aggregate != "sign":
+        limits = [policy.largest_loss_change / eps for eps in settings.eps]
+        every = [s for s, n in zip(limits, settings.directions, strict=True) for _ in range(n)]
+        for scalar, limit in zip(reply.scalars, every * settings.local_steps, strict=True):
+            if abs(scalar) > limit:
+                return f"a scalar is {scalar}; larger than {limit:g}, a change of the loss that cannot be"
+    return None
+
+
+def round_record(settings: RunSettings, number: int, replies: Sequence[Reply]) -> tuple[Record, int]:
+    """What all replies of a round say together, and the rows behind it. Does not depend on their order."""
+    rates = settings.rates(number)
+    given = [Contribution(r.scalars, r.examples, r.loss, r.slot) for r in replies]
+    shares = weights_of(given, settings)
+    loss = math.fsum(share * c.loss for share, c in zip(shares, given, strict=True))
+    directions: list[list[int]] = [[] for _ in settings.directions]
+    coefficients: list[list[float]] = [[] for _ in settings.directions]
+    # own directions: every client's scalars with their share; shared ones: one scalar for all
+    parts: list[tuple[int, float, tuple[float, ...]]]
+    if not settings.own_directions:
+        parts = [(0, 1.0, tuple(_together(settings, given)))]
+    else:
+        parts = sorted((c.slot, share, c.scalars) for share, c in zip(shares, given, strict=True))
+    for slot, share, scalars in parts:
+        at = 0
+        for step in range(settings.local_steps):
+            for block, moved in enumerate(step_directions(settings, number, slot, step)):
+                count = len(moved)
+                directions[block] += moved
+                size = sign_coefficient(settings, block, rates[block])
+                scale = size if settings.aggregate == "sign" else rates[block] * share
+                coefficients[block] += [float32(scale * s) for s in scalars[at : at + count]]
+                at += count
+    numbers = [tuple(d) for d in directions]
+    record = make_record(settings, number, loss, numbers, [tuple(c) for c in coefficients], rates)
+    return record, sum(c.examples for c in given)
+
+
+def _together(settings: RunSettings, given: Sequence[Contribution]) -> list[float]:
+    private = settings.private
+    if private is not None and private.mode == "central":
+        return private.noisy_mean([c.scalars for c in given], settings.scalars)
+    return combine(given, settings)
