@@ -1,6 +1,8 @@
 """The GPU kernels against the GPU's own limits: copy bandwidth, cuBLAS, the forwards alone, eager MeZO.
 
-    python benchmarks/gpu.py [--only moves replay linear step] [--rounds 9]      inside benchmarks/gpu_check.sh, or by hand
+    python benchmarks/gpu.py [--only moves replay linear choice step] [--rounds 9] [--write-choice]
+
+It runs inside benchmarks/gpu_check.sh, or by hand.
 
 Before anything is timed every operation is compared with the CPU, bit for bit; a difference stops the run.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,6 +24,7 @@ import blockzo as bz
 from benchmarks.harness import Spread, Table, speedup
 
 EPS = 1e-3
+CHOICE = Path(bz.__file__).parent / "ops" / "linear_choice.json"
 GOALS = {"rademacher": 0.92, "gaussian": 0.7}
 LINEAR = {
     ("rademacher", 16): 0.95,
@@ -199,7 +203,39 @@ def step(table: Table, rounds: int) -> None:
     )
 
 
-PARTS: dict[str, Callable[[Table, int], None]] = {"moves": moves, "replay": replay, "linear": linear, "step": step}
+def choice(table: Table, rounds: int, write: Path | None = None) -> None:
+    """Where the fused layer stops being the faster one, for `blockzo/ops/linear_choice.json`; two signs, 4096 x 4096."""
+    from blockzo.ops import gpu, linear_choice
+    from blockzo.ops.steps import make_step
+
+    row: dict[str, object] = {"measured": True}
+    for key in linear_choice.KEYS:
+        name, distribution = key.split()
+        dtype = getattr(torch, name)
+        weight = torch.randn(4096, 4096, device="cuda", dtype=dtype) * 0.02
+        moved = make_step(bz.Noise(3, distribution), [0, 0], [EPS, -EPS])
+        row[key] = 0
+        for tokens in (16, 32, 64, 128, 256, 512, 1024):
+            x = torch.randn(2, tokens, 4096, device="cuda", dtype=dtype)
+            layer = partial(gpu.perturbed_linear, x, weight, None, 0, moved, 7)
+            sides = {path: partial(layer, path) for path in ("fused", "panels")}
+            won = speedup(timed(sides, rounds), "fused", "panels")
+            table.add(f"perturbed_linear {key} 4096 x 4096, 2 x {tokens} tokens", "fused over panels", won, "x")
+            if won.p50 < 1:
+                break
+            row[key] = tokens
+    print(f"choice for {torch.cuda.get_device_name()}: {row}", flush=True)
+    if write is not None:
+        linear_choice.write(write, torch.cuda.get_device_name(), row)
+
+
+PARTS: dict[str, Callable[..., None]] = {
+    "moves": moves,
+    "replay": replay,
+    "linear": linear,
+    "choice": choice,
+    "step": step,
+}
 
 
 def main() -> int:
@@ -207,6 +243,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--csv", type=Path, help="where the rows go; benchmarks/results.csv where it is left out")
+    parser.add_argument(
+        "--write-choice", type=Path, nargs="?", const=CHOICE, help="puts the row of this GPU into the table"
+    )
     given = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("torch finds no GPU; expected one")
@@ -215,7 +254,7 @@ def main() -> int:
     name = torch.cuda.get_device_name()
     table = Table("gpu", machine=name, **({"path": given.csv} if given.csv else {}))
     for part in given.only:
-        PARTS[part](table, given.rounds)
+        PARTS[part](table, given.rounds, **({"write": given.write_choice} if part == "choice" else {}))
         torch.cuda.empty_cache()
     table.save()
     return 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from blockzo.kernels.moves import PERTURB, SHIFT, UPDATE
 from blockzo.kernels.moves import move as move_kernel
 from blockzo.kernels.project import project as project_kernel
 from blockzo.kernels.spans import move_rows as rows_kernel
-from blockzo.ops import cuda, panels, reference
+from blockzo.ops import cuda, linear_choice, panels, reference
 from blockzo.ops.gpu_linear import fused
 from blockzo.ops.gpu_runs import Runs, run_tables
 from blockzo.ops.gpu_tables import DTYPES, EXACT, on_device, signed, step_tables, tensor_tables, used
@@ -31,10 +32,6 @@ BLOCK = 4096
 """Elements of a program."""
 PER_WARP = 512
 """16 elements a thread: with 32 the update takes 250 registers."""
-FUSED_TOKENS = 64
-"""Tokens a group up to which the fused layer serves: beyond, each tile of tokens would make the noise of the weight again. By
-the count of instructions; not measured.
-"""
 PANEL_BYTES = 24 << 20
 """About half of the second-level cache of an H100."""
 PROJECT_CHUNKS = 8
@@ -243,6 +240,16 @@ def project(found: Sequence[Target], step: Step) -> list[float]:
     return [float(value) for value in totals]
 
 
+def _fused_tokens(weight: Tensor, distribution: str) -> int:
+    gpu = _gpu_name(weight.device.index) if weight.is_cuda else linear_choice.ANY
+    return linear_choice.most_tokens(gpu, str(weight.dtype).removeprefix("torch."), distribution)
+
+
+@cache
+def _gpu_name(index: int | None) -> str:
+    return torch.cuda.get_device_name(index)
+
+
 def perturbed_linear(
     x: Tensor,
     weight: Tensor | QuantizedWeight,
@@ -260,7 +267,7 @@ def perturbed_linear(
     fits = start % unit == 0 and (weight.stride(0) % unit == 0 or weight.shape[0] == 1)
     if path is None:
         # float32 products are not for tensor cores, and cuBLAS has the better plain ones
-        small = x.shape[1] <= FUSED_TOKENS and x.dtype == weight.dtype != torch.float32
+        small = x.dtype == weight.dtype != torch.float32 and x.shape[1] <= _fused_tokens(weight, step.distribution)
         path = "fused" if fits and small else "panels"
     if path == "panels":
         narrow = x.dtype == weight.dtype

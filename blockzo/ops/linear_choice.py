@@ -1,0 +1,52 @@
+"""Which path a GPU's perturbed layer takes: a table from measurements (linear_choice.json), which anyone can make anew.
+
+BLOCKZO_LINEAR_CHOICE names another file of the same form. A GPU that is not in it has the row "any".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_name("linear_choice.json")
+ANY = "any"
+KEYS = tuple(f"{dtype} {kind}" for dtype in ("bfloat16", "float16") for kind in ("rademacher", "gaussian"))
+
+
+def most_tokens(gpu: str, dtype: str, distribution: str) -> int:
+    """Most tokens a group for which the fused layer serves; beyond, each tile of tokens would make the weight's noise again.
+
+    Args:
+        gpu: as `torch.cuda.get_device_name` gives it.
+        dtype: "bfloat16" or "float16"; others are never fused.
+
+    Raises:
+        ValueError: the table is not one; it is named.
+    """
+    rows = read(Path(os.environ.get("BLOCKZO_LINEAR_CHOICE") or FILE))
+    return int(rows.get(gpu, rows[ANY]).get(f"{dtype} {distribution}", 0))
+
+
+@lru_cache(maxsize=8)
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); unset BLOCKZO_LINEAR_CHOICE, or measure it again") from None
+    rows = {name: row for name, row in table.items() if isinstance(row, dict)} if isinstance(table, dict) else {}
+    good = ANY in rows and all(isinstance(row.get(key), int) and row[key] >= 0 for row in rows.values() for key in KEYS)
+    if not good:
+        raise ValueError(f"{path}: expected a row {ANY!r}, and in every row numbers of tokens for {', '.join(KEYS)}")
+    return rows
+
+
+def write(path: Path, gpu: str, row: dict[str, Any]) -> None:
+    """Adds or replaces the row of one GPU."""
+    table = json.loads(path.read_text(encoding="utf-8"))
+    table[gpu] = row
+    path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    read.cache_clear()
+    read(path)
