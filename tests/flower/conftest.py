@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,31 +18,59 @@ from blockzo.federated.server import Server
 APP = Path(__file__).parents[2] / "examples" / "flower"
 RUN = "00112233445566778899aabbccddeeff"
 CONFIG: dict[str, Any] = {"run": RUN, "clients": 2, "rounds": 3, "local-steps": 3, "deadline": 30.0}
-RUN_CONFIG = [f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}" for name, value in CONFIG.items()]
 
 
-def digest_in_process(folder: Path, config: dict[str, Any]) -> str:
-    plan = tiny.plan(config)
+def flower_config(config: dict[str, Any]) -> list[str]:
+    """The configuration as `flwr run` takes it."""
+    return [f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}" for name, value in config.items()]
+
+
+RUN_CONFIG = flower_config(CONFIG)
+
+
+def digest_in_process(folder: Path, config: dict[str, Any], task: Any = tiny) -> str:
+    """Digest of the weights after the run in one process, with one thread; `task` has the functions plan and worker."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run(folder, config, task)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(folder: Path, config: dict[str, Any], task: Any) -> str:
+    plan = task.plan(config)
     assert plan.replica is not None
     server = Server.create(folder / "journal", plan.settings, plan.base_digest, plan.layout, plan.policy, plan.replica)
     names = [f"client-{number}" for number in range(config["clients"])]
-    clients = {name: Client(tiny.worker({"partition-id": number})) for number, name in enumerate(names)}
+    clients = {}
+    for number, name in enumerate(names):
+        clients[name] = Client(task.worker({**config, "partition-id": number, "num-partitions": len(names)}))
     transport = LocalTransport(server, clients)
     transport.join()
     while not server.finished:
         transport.round()
     server.close()
-    return plan.replica.digest()
+    digest: str = plan.replica.digest()
+    return digest
+
+
+def gone(pid: int, seconds: float = 20) -> bool:
+    """Is the process gone, or a zombie that nobody waits for?"""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 @pytest.fixture(scope="session")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return digest_in_process(tmp_path_factory.mktemp("in-process"), CONFIG)
-    finally:
-        torch.set_num_threads(threads)
+    return digest_in_process(tmp_path_factory.mktemp("in-process"), CONFIG)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from blockzo.federated.flower.loopback import Deployment
 from blockzo.federated.flower.plan import server_folder
 from blockzo.federated.flower.supervise import Supervised
 from blockzo.journal import Journal
-from tests.flower.conftest import APP, CONFIG, RUN_CONFIG, digest_in_process
+from tests.flower.conftest import APP, CONFIG, RUN_CONFIG, digest_in_process, gone
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -69,6 +69,8 @@ def test_deployment_goes_on_after_its_superlink_was_killed(expected: str, tmp_pa
         killer.start()
         result = deployment.run(APP, "demo", RUN_CONFIG, 200)
     assert killer.killed_at is not None and killer.killed_at < CONFIG["rounds"]
+    # nothing is left of the deployment: the workers ended with their nodes
+    assert all(gone(client["pid"]) for client in result["clients"].values())
     assert deployment.superlink.starts == 2 and result["first_round"] == killer.killed_at
     check(result, expected, CONFIG["rounds"])
 

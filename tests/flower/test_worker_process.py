@@ -9,7 +9,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from blockzo.federated.flower import envelope, tiny, wire
 from blockzo.federated.flower.places import private_folder, socket_folder
 from blockzo.federated.flower.shim import Shim, WorkerError, client_name
 from blockzo.federated.server import Server
-from tests.flower.conftest import CONFIG, RUN
+from tests.flower.conftest import CONFIG, RUN, gone
 
 
 @pytest.fixture
@@ -40,19 +39,6 @@ def make_shim(owner: subprocess.Popen[bytes], **node: Any) -> Shim:
 def pid_of(shim: Shim) -> int:
     about, _ = shim.ask([envelope.INTRODUCE])
     return int(json.loads(about)["pid"])
-
-
-def gone(pid: int, seconds: float = 20) -> bool:
-    """Is the process gone, or a zombie that nobody waits for?"""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_socket_and_token_are_the_users_alone(owner: subprocess.Popen[bytes]) -> None:

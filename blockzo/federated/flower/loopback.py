@@ -69,7 +69,7 @@ class Deployment:
     def __init__(self, folder: Path, nodes: int, relay_port: int | None = None) -> None:
         self.folder = folder.absolute()
         self.names = [f"client-{number}" for number in range(nodes)]
-        self.port = self._port()
+        self.port = self._port("superlink")
         self.files = server_files(self.folder / "keys")
         self.home = self.folder / "flwr"
         self.home.mkdir(exist_ok=True)
@@ -79,9 +79,9 @@ class Deployment:
         self.superlink = self._superlink()
         self.nodes = {name: self._node(number, name, relay_port) for number, name in enumerate(self.names)}
 
-    def _port(self) -> int:
-        """The same in every start: nodes that still run find the SuperLink again."""
-        file = self.folder / "port"
+    def _port(self, name: str) -> int:
+        """The same in every start, so that a command that was left running is known again."""
+        file = self.folder / f"{name}.port"
         if not file.exists():
             file.write_text(str(free_port()))
         return int(file.read_text())
@@ -107,7 +107,7 @@ class Deployment:
             "--superlink",
             f"127.0.0.1:{relay_port or self.port}",
             "--port",
-            str(free_port()),
+            str(self._port(name)),
         ]
         command += ["--root-certificates", os.fspath(self.files.authority), "--node-config", config]
         command += ["--auth-supernode-private-key", os.fspath(keys.private)]

@@ -14,6 +14,8 @@ log = logging.getLogger("flwr")
 
 PULL_SECONDS = 0.1
 LOOK_SECONDS = 1.0
+INTRODUCE_SECONDS = 5.0
+"""Seconds between two requests to a node to say who it is."""
 
 
 def _must_see(answer: bytes) -> bool:
@@ -79,6 +81,21 @@ class Rounds:
             self._step()
         return self.exchange.joined()
 
+    def scores(self, seconds: float) -> tuple[int, float, float] | None:
+        """Rows, loss and accuracy of the present weights on all clients' held-out rows; None where nobody answered in time."""
+        peers = self.exchange.joined()
+        for name, task in self.server.ask_scores(peers).items():
+            peers[name].queue.append(task)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and set(peers) & set(self.exchange.joined()) - set(self.server.scores):
+            self._step()
+        found = list(self.server.scores.values())
+        rows = sum(one.examples for one in found)
+        if not rows:
+            return None
+        loss = sum(one.examples * one.loss for one in found) / rows
+        return rows, loss, sum(one.examples * one.accuracy for one in found) / rows
+
     def _wait_for(self, condition: Callable[[], bool]) -> None:
         said = time.monotonic()
         while not condition():
@@ -102,7 +119,7 @@ class Rounds:
             self.exchange.look()
             for peer in self.exchange.peers.values():
                 waits = now - peer.introduced_at > self.exchange.ttl or not (peer.sent or peer.queue)
-                if not peer.joined and waits and now - peer.introduced_at > 5:
+                if not peer.joined and waits and now - peer.introduced_at > INTRODUCE_SECONDS:
                     self.exchange.introduce(peer, now)
         self.exchange.push(now)
         arrivals = self.exchange.pull(now)

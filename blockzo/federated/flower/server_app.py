@@ -55,13 +55,23 @@ def _run(grid: Grid, config: dict[str, Any], server: Server) -> dict[str, Any]:
     began, first = time.monotonic(), server.number
     log.info("run %s at round %d of %d", server.settings.run, first, server.settings.rounds)
     times: list[float] = []
+    scores: list[tuple[int, int, float, float]] = []
+    epsilon: list[float] = []
+    every = int(config.get("evaluate-every", 0))
 
     def report(result: RoundResult) -> None:
         times.append(time.monotonic() - began)
+        if result.epsilon is not None:
+            epsilon[:] = [result.epsilon]
         log.info(
             "round %d: loss %.4f, %d clients, %d rows, %.2f s since the start",
             result.number, result.loss, len(result.participants), result.examples, times[-1],
         )  # fmt: skip
+        if every and server.number % every == 0:
+            found = rounds.scores(server.policy.deadline)
+            if found is not None:
+                scores.append((server.number, *found))
+                log.info("after %d rounds: %d rows, loss %.4f, accuracy %.4f", *scores[-1])
 
     rounds.run(report)
     # what the wire carried for the rounds alone, before everyone is brought up to date
@@ -77,6 +87,8 @@ def _run(grid: Grid, config: dict[str, Any], server: Server) -> dict[str, Any]:
         "messages": messages,
         "refusals": [[name, code, count] for (name, code), count in sorted(server.refusals.items())],
         "digest": server.replica.digest() if server.replica is not None else None,
+        "scores": scores,
+        "epsilon": epsilon[0] if epsilon else None,
         "clients": {name: peer.about for name, peer in sorted(peers.items())},
     }
 

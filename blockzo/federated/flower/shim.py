@@ -153,7 +153,6 @@ class Shim:
                 stdout=output,
                 stderr=output,
                 env=environment,
-                cwd="/",
                 start_new_session=True,
             )
         assert process.stdin is not None

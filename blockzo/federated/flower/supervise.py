@@ -8,6 +8,7 @@ A SuperNode that was killed is refused until its heartbeat has run out (about a 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ class Supervised:
     """A command that is kept running from a thread.
 
     Args:
-        output: file that its output is added to; this process's where None.
+        output: file that its output is added to; this process's where None. Its process id is kept beside it (.pid).
 
     Attributes: `starts`, how often it was started; `process`, the present or last one.
     """
@@ -43,8 +44,22 @@ class Supervised:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> Supervised:
+        self._end_leftover()
         self._thread.start()
         return self
+
+    def _end_leftover(self) -> None:
+        """Ends the same command where it was left running by a supervisor that was killed (Linux)."""
+        try:
+            assert self.output is not None
+            number = int(self.output.with_suffix(".pid").read_text())
+            arguments = Path(f"/proc/{number}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+        except (AssertionError, OSError, ValueError):
+            return
+        # another process may have its number by now
+        if self.command[1:] == arguments[-len(self.command) : -1]:
+            log.warning("%s still runs as %d; it is ended", self.command[0], number)
+            os.kill(number, signal.SIGKILL)
 
     def wait(self) -> None:
         while self._thread.is_alive():
@@ -81,6 +96,7 @@ class Supervised:
                         stderr=output,
                         start_new_session=True,
                     )
+                self.output.with_suffix(".pid").write_text(str(self.process.pid))
             return self.process
 
     def _run(self) -> None:

@@ -1,0 +1,109 @@
+"""Fine-tuning a language model on a task of `blockzo finetune`, every node on a file of its own (needs blockzo[finetune]).
+
+Keys of the configuration are the options of `blockzo finetune` without the dashes in front: model, task, train, data-dir, method,
+inner, lr, batch, seed. Where "partition" is "iid", all nodes read one file and take their part by partition-id (a test bed).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+from blockzo.federated import partition
+from blockzo.federated.flower.plan import Plan
+from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.federated.worker import Weights, Worker, directions_of
+from blockzo.finetune.metrics import measure, scores
+from blockzo.finetune.prepare import Prepared, prepare
+from blockzo.finetune.settings import Settings, numbers
+from blockzo.ops.params import named_tensors
+from blockzo.planner import Auto
+from blockzo.simulate.clients import Batches
+
+PARTITIONS = ("own", "iid")
+
+
+def settings_of(config: Mapping[str, Any]) -> Settings:
+    """Settings from a Flower configuration, where "" stands for what was not given.
+
+    Raises:
+        UserError: one of them is wrong.
+    """
+    given = {f.name: config.get(f.name.replace("_", "-"), "") for f in fields(Settings)}
+    return Settings(**{name: value for name, value in given.items() if value != ""})
+
+
+def _weights(prepared: Prepared, settings: Settings) -> Weights:
+    def base() -> Mapping[str, Tensor]:
+        # read again when it is needed; a copy would double the memory
+        return named_tensors(prepare(settings, training=False).model)
+
+    return Weights(prepared.blocks(settings), base)
+
+
+def worker(config: Mapping[str, Any]) -> Worker:
+    """Model, training rows and held-out rows of one node.
+
+    Raises:
+        UserError, ValueError: data, model and settings do not fit.
+    """
+    settings = settings_of(config)
+    prepared = prepare(settings)
+    number, count = int(config.get("partition-id", 0)), int(config.get("num-partitions", 1))
+    kind = str(config.get("partition") or "own")
+    if kind not in PARTITIONS:
+        raise ValueError(f"partition is {kind!r}; expected one of {', '.join(PARTITIONS)}")
+    rows = list(range(len(prepared.train.ids)))
+    if kind == "iid":
+        rows = partition.iid(len(rows), count, settings.seed)[number]
+    batches = Batches(prepared, rows, settings, number, int(config.get("local-steps", 1)))
+
+    def held_out() -> tuple[int, float, float]:
+        chosen = prepared.evaluation_rows(settings)
+        values = measure(prepared.model, prepared.scorer, prepared.held_out, chosen)
+        found = scores(prepared.scorer.kind, values, [prepared.held_out.labels[row] for row in chosen])
+        return found.rows, found.loss, found.accuracy or 0.0
+
+    return Worker(_weights(prepared, settings), batches, prepared.scorer.loss, held_out)
+
+
+def plan(config: Mapping[str, Any]) -> Plan:
+    """Also reads "rounds", "local-steps", "clients", "deadline", "run". Loads the model once, and keeps it as the replica.
+
+    Raises:
+        ValueError: the method chooses its directions as it goes.
+    """
+    settings = settings_of(config)
+    method = settings.estimator()
+    if isinstance(method, Auto):
+        raise ValueError(
+            'method is "auto"; rounds need a method whose directions are known beforehand, for example "spzo"'
+        )
+    prepared = prepare(settings)
+    weights = _weights(prepared, settings)
+    blocks = len(weights.blocks)
+
+    def each(name: str) -> tuple[float, ...]:
+        values = numbers(f"--{name}", getattr(settings, name))
+        return tuple(values * blocks if len(values) == 1 else values)
+
+    run = RunSettings(
+        run=str(config.get("run") or secrets.token_hex(16)),
+        method=method.describe(),
+        directions=directions_of(method, blocks),
+        rounds=int(config.get("rounds", 100)),
+        lr=each("lr"),
+        eps=each("eps"),
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+        distributions=(settings.distribution,),
+        weight_decay=settings.weight_decay,
+        stochastic_rounding=settings.stochastic_rounding,
+        local_steps=int(config.get("local-steps", 1)),
+    )
+    policy = RoundPolicy(quorum=int(config.get("clients", 1)), deadline=float(config.get("deadline", 60)))
+    return Plan(run, weights.base_digest, weights.blocks.layout, policy, weights)

@@ -1,0 +1,77 @@
+"""Commands that are kept running, and keys that are made once."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from blockzo.federated.flower import supervise
+from blockzo.federated.flower.certificates import node_files, server_files
+from blockzo.federated.flower.supervise import Supervised
+
+
+def wait_for(condition: object, seconds: float = 20) -> None:
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_what_ends_is_started_again_and_stop_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "FIRST_REST", 0.05)
+    lines = tmp_path / "lines"
+    code = f"import time; open({str(lines)!r}, 'a').write('x'); time.sleep(0 if len(open({str(lines)!r}).read()) < 3 else 60)"
+    supervised = Supervised([sys.executable, "-c", code], output=tmp_path / "log").start()
+    wait_for(lambda: lines.exists() and lines.read_text() == "xxx")
+    supervised.stop()
+    assert supervised.starts == 3 and supervised.process is not None and supervised.process.poll() is not None
+    time.sleep(0.2)
+    assert lines.read_text() == "xxx"
+
+
+def test_rests_grow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(supervise, "FIRST_REST", 0.2)
+    began = time.monotonic()
+    supervised = Supervised([sys.executable, "-S", "-c", ""], output=tmp_path / "log").start()
+    wait_for(lambda: supervised.starts == 4)
+    supervised.stop()
+    assert time.monotonic() - began > 0.2 + 0.4 + 0.8
+
+
+def test_a_command_that_was_left_running_is_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(600)", "left"]
+    left = subprocess.Popen(command)
+    (tmp_path / "log.pid").write_text(str(left.pid))
+    other = Supervised([*command[:-1], "other"], output=tmp_path / "log").start()
+    wait_for(lambda: other.starts == 1)
+    assert left.poll() is None
+    other.stop()
+    (tmp_path / "log.pid").write_text(str(left.pid))
+    again = Supervised(command, output=tmp_path / "log").start()
+    assert left.wait(20) == -9
+    again.stop()
+
+
+def test_keys_are_made_once_and_are_the_users_alone(tmp_path: Path) -> None:
+    server, node = (
+        server_files(tmp_path / "keys", ["superlink.example", "10.0.0.1"]),
+        node_files(tmp_path / "keys", "a"),
+    )
+    before = [path.read_bytes() for path in (server.key, server.certificate, node.private, node.public)]
+    server_files(tmp_path / "keys"), node_files(tmp_path / "keys", "a")
+    assert before == [path.read_bytes() for path in (server.key, server.certificate, node.private, node.public)]
+    for path in (server.key, node.private):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert node.public.read_text().startswith("ecdsa-sha2-nistp384 ")
+    certificate = x509.load_pem_x509_certificate(server.certificate.read_bytes())
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(server.authority.read_bytes()))
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["superlink.example"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1"]
