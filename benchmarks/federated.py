@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -42,6 +44,9 @@ def run(name: str, *options: str) -> dict[str, Any]:
     folder = ROOT / "runs" / "federated" / name
     if not (folder / "summary.json").is_file():
         more = ["--resume"] if (folder / "journal.bz").is_file() else [*COMMON, *options]
+        if more[0] != "--resume":
+            # FedAvg cannot be continued
+            shutil.rmtree(folder, ignore_errors=True)
         words = [sys.executable, "-m", "blockzo", "simulate", *more, "--output", str(folder.relative_to(ROOT))]
         print(" ".join(["blockzo", *words[3:]]), flush=True)
         subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -71,8 +76,12 @@ def rate(method: str) -> str:
         name = f"tune-{method}-{lr}"
         rounds = round(share * TUNING_ROUNDS)
         told = ["--seed", str(TUNING_SEED), "--lr", lr, "--rounds", str(rounds), "--eval-every", str(rounds)]
-        run(name, *options, *told, "--eval-rows", "256", "--final-rows", "256")
-        found[lr] = lines_of(name)[-1]["eval_loss"]
+        try:
+            run(name, *options, *told, "--eval-rows", "256", "--final-rows", "256")
+            found[lr] = lines_of(name)[-1]["eval_loss"]
+        except subprocess.CalledProcessError:
+            # its losses overflowed; what it said is above
+            found[lr] = math.inf
         print(f"{name}: loss {found[lr]:.4f}", flush=True)
         order = sorted(found, key=lambda lr: float(lr.partition(",")[0]))
         best = min(found, key=lambda lr: found[lr])
