@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,7 @@ class Journal:
         if start:
             header["start"] = start
         data = fmt.encode_header(header)
-        temporary = path.with_name(path.name + f".{os.getpid()}.new")
+        temporary = path.with_name(path.name + f".{secrets.token_hex(4)}.new")
         try:
             with open(temporary, "xb") as new:
                 new.write(data)
@@ -92,7 +93,7 @@ class Journal:
             raise JournalError(f"cannot create {path}: {error.strerror}; choose a place that can be written") from error
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
         return cls.resume(path)
 
     @classmethod
@@ -298,7 +299,7 @@ def _read_all(file: int) -> bytes:
     return data
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -7,7 +7,7 @@ replays its own journal, and asks the server for what came since.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +51,9 @@ class ClientWorker(Protocol):
 
     def digest(self) -> str: ...
 
+    def save(self, path: Path) -> None:
+        """Writes the trainable weights as safetensors."""
+
     def estimate(self, number: int, slot: int) -> Estimate: ...
 
     def scores(self) -> tuple[int, float, float]:
@@ -85,8 +88,9 @@ class Client:
         self._take(settings)
         snapshot = journal.metadata.get("snapshot")
         begins = self.worker.base_digest
+        if snapshot is not None and self._lost(journal, snapshot):
+            return
         if snapshot is not None:
-            self.worker.reset(snapshot)
             begins = self.worker.digest()
         if journal.base_digest != begins or journal.layout != self.worker.layout:
             journal.close()
@@ -97,6 +101,22 @@ class Client:
         self._journal = journal
         self.worker.replay(journal.records())
         self.position = journal.next_step
+
+    def _lost(self, journal: Journal, snapshot: Mapping[str, Any]) -> bool:
+        """Loads the weights that the journal begins at; where that fails the client begins again at the base."""
+        if "pool" not in snapshot:
+            snapshot = {**snapshot, "path": str(_beside(journal.path))}
+        try:
+            self.worker.reset(dict(snapshot))
+            return False
+        except Exception as error:
+            log.warning(
+                "%s begins at weights that cannot be loaded (%s); beginning again at the base", journal.path, error
+            )
+        journal.close()
+        journal.path.unlink()
+        self.worker.reset(None)
+        return True
 
     def hello(self) -> bytes:
         """The first message of a client that comes or comes back."""
@@ -112,7 +132,12 @@ class Client:
         try:
             message = m.decode(data, self.tag, self.settings)
         except m.MessageError as error:
+            if m.kind_of(data) in (m.ACCEPTED, m.REFUSED):
+                # an answer to an answer would go on for ever
+                return b""
             return self._refuse(m.INVALID, str(error))
+        if self.settings is None and not isinstance(message, (m.Welcome, m.Refused, m.Accepted)):
+            return self._refuse(m.MISMATCH, "this client was not welcomed to a run yet")
         try:
             match message:
                 case m.Welcome():
@@ -125,9 +150,13 @@ class Client:
                     return self._refused(message)
                 case m.Accepted():
                     return b""
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:
             self._pending = None
-            return self._refuse(m.INVALID, str(error))
+            if isinstance(error, (ValueError, RuntimeError, OSError)):
+                return self._refuse(m.INVALID, str(error))
+            # words of other errors may tell of the data
+            log.exception("this client failed")
+            return self._refuse(m.INVALID, f"the client failed: {type(error).__name__}")
         return self._refuse(m.INVALID, f"a {type(message).__name__} comes from clients, not from servers")
 
     def _refuse(self, code: str, reason: str) -> bytes:
@@ -190,7 +219,7 @@ class Client:
             return m.encode(m.Scores(task.number, examples, loss, accuracy), self.tag)
         digest = self.worker.digest() if task.wants_digest else None
         try:
-            found = self.worker.estimate(task.number, task.slot)
+            found = self._estimate(task)
         except (ValueError, RuntimeError):
             if releases is None:
                 raise
@@ -206,6 +235,17 @@ class Client:
         self._answer = (task, answer)
         return self._answer[1]
 
+    def _estimate(self, task: m.Task) -> Estimate:
+        assert self.settings is not None
+        if self.settings.privacy is None:
+            return self.worker.estimate(task.number, task.slot)
+        try:
+            return self.worker.estimate(task.number, task.slot)
+        except Exception as error:
+            # its words may tell of the data
+            log.exception("the estimate of round %d failed", task.number)
+            raise RuntimeError(f"the estimate failed: {type(error).__name__}") from error
+
     def _apply(self, first: int, count: int, data: bytes) -> None:
         """Decodes all of them before the first is applied; those that the weights hold already are left out."""
         assert self.settings is not None
@@ -220,7 +260,12 @@ class Client:
             return
         if self._journal is not None:
             self._journal.extend(new)
-        self.worker.replay(new)
+        try:
+            self.worker.replay(new)
+        except BaseException:
+            # some weights may be moved and others not
+            self._reset(None, 0)
+            raise
         self.position += len(new)
 
     def _records(self, message: m.Records) -> bytes:
@@ -247,16 +292,33 @@ class Client:
         return b""
 
     def _reset(self, snapshot: dict[str, Any] | None, position: int) -> None:
-        self.worker.reset(snapshot)
-        self.position, self._answer = position, None
+        self.position, self._answer = 0, None
         if self._journal is not None and self._path is not None:
             self._journal.close()
             self._path.unlink(missing_ok=True)
-            self._journal = self._new_journal(snapshot, position)
+            self._journal = None
+        try:
+            self.worker.reset(snapshot)
+            if self._path is not None:
+                if snapshot is not None and "pool" not in snapshot:
+                    # of its own, since the server's may be gone when this client is started again
+                    self.worker.save(_beside(self._path))
+                self._journal = self._new_journal(snapshot, position)
+        except BaseException:
+            self.worker.reset(None)
+            if self._path is not None and self._journal is None:
+                self._journal = self._new_journal()
+            raise
+        self.position = position
 
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
+
+
+def _beside(journal: Path) -> Path:
+    """Where a client keeps the snapshot that its journal begins at."""
+    return journal.with_name(journal.name + ".base.safetensors")
 
 
 def _protected(found: Estimate, private: PrivacySettings) -> Estimate:

@@ -14,9 +14,6 @@ from blockzo.federated.settings import RoundPolicy, RunSettings
 from blockzo.journal import Journal
 from blockzo.record import Record
 
-_HELD = 1024
-"""Encoded records that are kept; clients mostly lack the last few."""
-
 
 class History:
     """Attributes: `journal`, the truth; `number` of the next round."""
@@ -42,12 +39,20 @@ class History:
 
     def compact(self, digest: str, save: Callable[[Path], None]) -> None:
         """Takes a snapshot, and cuts the journal at the one before; `digest` and `save` are those of the present weights."""
-        folder = self.journal.path.parent
-        old = [facts for facts in snapshots.find(folder) if self.journal.start < facts["round"] < self.number]
+        path, run = self.journal.path, self.settings.run
+        old = [facts for facts in snapshots.find(path, run) if self.journal.start < facts["round"] < self.number]
         if old:
+            first = old[-1]["round"]
             self.journal = snapshots.cut(self.journal, old[-1])
-            snapshots.clean(folder, old[-1]["round"])
-        snapshots.take(folder, self.number, digest, save)
+            self._encoded = {number: data for number, data in self._encoded.items() if number >= first}
+            snapshots.clean(path, run, first)
+        snapshots.take(path, run, self.number, digest, save)
+
+    @property
+    def snapshot(self) -> dict[str, Any] | None:
+        """Where the journal begins, with the path of the weights; None at the base."""
+        found = self.journal.metadata.get("snapshot")
+        return None if found is None else snapshots.placed(found, self.journal.path.parent)
 
     def suffix(self, first: int) -> bytes | None:
         """Encoded records from `first` on; None where they do not fit into a message, or where something shorter leads on."""
@@ -60,7 +65,7 @@ class History:
         """The next message for a client that holds `position` records: a snapshot or sums where needed, and records that fit."""
         snapshot: dict[str, Any] | None = None
         if position < self.journal.start:
-            snapshot, position = self.journal.metadata.get("snapshot"), self.journal.start
+            snapshot, position = self.snapshot, self.journal.start
         if self._pool is not None and self._pool.shorter(position):
             snapshot = self._pool.snapshot()
             position = snapshot["round"]
@@ -82,5 +87,4 @@ class History:
     def _bytes_of(self, record: Record) -> bytes:
         if record.step not in self._encoded:
             self._encoded[record.step] = encode_record(record, self.settings)
-            self._encoded.pop(record.step - _HELD, None)
         return self._encoded[record.step]

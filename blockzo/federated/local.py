@@ -35,8 +35,10 @@ class LocalTransport:
         tasks = self.server.open_round(self.clients if available is None else available, now)
         for name, task in tasks.items():
             self.down[name] += len(task)
-            answer = deliver(name, self.clients[name].handle(task))
+            sent = self.clients[name].handle(task)
+            answer = deliver(name, sent)
             if answer is None:
+                self.up[name] += len(sent)
                 self.server.gone(name)
                 continue
             self._talk(name, answer, now)

@@ -1,4 +1,4 @@
-"""What participants and server say to each other, as bytes. docs/federated.md is enough to write another client.
+"""What participants and server say to each other, as bytes (docs/federated.md).
 
 message = u8 kind, u8 protocol, 8 bytes run tag, payload, u32 CRC-32 of all before it          little-endian throughout
 """
@@ -21,6 +21,7 @@ OVERHEAD = 14
 DIGEST_PREFIX = "bz1-"
 
 DIVERGED, INVALID, STALE, UNWANTED, MISMATCH = "diverged", "invalid", "stale", "unwanted", "mismatch"
+CODES = (DIVERGED, INVALID, STALE, UNWANTED, MISMATCH)
 """Why something is refused: weights differ; the message is wrong; its round is over; nobody asked; another run."""
 
 _STEP = struct.Struct("<IIHBI")

@@ -12,18 +12,28 @@ from blockzo.federated.records import make_record, sign_coefficient
 from blockzo.federated.settings import RoundPolicy, RunSettings
 from blockzo.record import Record, float32
 
+_LARGEST_LOSS = 1e6
+
+
+def scalar_limit(settings: RunSettings, policy: RoundPolicy, block: int) -> float:
+    """Largest scalar that can be: a change of the loss over eps, divided by the directions as the methods do."""
+    return policy.largest_loss_change / (settings.eps[block] * max(1, settings.directions[block]))
+
 
 def problem_of(reply: Reply, slot: int, settings: RunSettings, policy: RoundPolicy) -> str | None:
     """Why a reply cannot be taken, or None."""
     if not 0 < reply.examples <= policy.most_examples:
         return f"{reply.examples} examples; expected 1 to {policy.most_examples}"
-    if not math.isfinite(reply.loss) or not all(map(math.isfinite, reply.scalars)):
-        return "the loss or a scalar is not finite"
+    if not abs(reply.loss) <= _LARGEST_LOSS or not all(map(math.isfinite, reply.scalars)):
+        return "the loss or a scalar is not finite, or the loss is absurd"
     if settings.own_directions and reply.slot != slot:
         return f"slot {reply.slot}; this client was given {slot}"
     if settings.aggregate != "sign":
-        limits = [policy.largest_loss_change / eps for eps in settings.eps]
-        every = [s for s, n in zip(limits, settings.directions, strict=True) for _ in range(n)]
+        every = [
+            limit
+            for block, n in enumerate(settings.directions)
+            for limit in [scalar_limit(settings, policy, block)] * n
+        ]
         for scalar, limit in zip(reply.scalars, every * settings.local_steps, strict=True):
             if abs(scalar) > limit:
                 return f"a scalar is {scalar}; larger than {limit:g}, a change of the loss that cannot be"

@@ -58,14 +58,12 @@ def pool_numbers(run: bytes, number: int, slot: int, block: int, count: int, poo
             f"a round draws {count} directions of block {block} from a pool of {pool}; expected a larger pool"
         )
     address = struct.pack("<IHI", number, slot, block)
-    found: list[int] = []
+    found: dict[int, None] = {}
     draw = 0
     while len(found) < count:
         word = hashlib.blake2s(address + draw.to_bytes(4, "little"), key=run, digest_size=8, person=b"bz-pool").digest()
         draw += 1
-        value = int.from_bytes(word, "little") % pool
-        if value not in found:
-            found.append(value)
+        found.setdefault(int.from_bytes(word, "little") % pool)
     return tuple(found)
 
 

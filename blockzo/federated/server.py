@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from blockzo.contract import CONTRACT
 from blockzo.federated import messages as m
+from blockzo.federated import snapshots
 from blockzo.federated.digests import layout_digest
 from blockzo.federated.history import History
 from blockzo.federated.privacy import need_accounting
@@ -70,6 +71,8 @@ class _Round:
     replies: dict[str, m.Reply] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     """Asked, and known not to answer."""
+    repaired: set[str] = field(default_factory=set)
+    """Sent back to the base in this round; once is enough."""
     sample: list[str] | None = None
     """Drawn in secret, once a round."""
 
@@ -114,10 +117,15 @@ class Server:
         self._attempt = 0
         self._messages: Counter[str] = Counter()
         self._digest: tuple[int, str] | None = None
+        self._asked_scores: set[str] = set()
+        self._compaction_due = False
         if replica is not None:
-            snapshot = journal.metadata.get("snapshot")
-            if snapshot is not None:
-                replica.reset(snapshot)
+            if self.history.snapshot is not None:
+                replica.reset(self.history.snapshot)
+            elif (found := replica.digest()) != journal.base_digest:
+                raise ValueError(
+                    f"the replica's weights are {found}, the run begins at {journal.base_digest}; load the base model"
+                )
             replica.begin(settings)
             replica.replay(journal.records())
         elif self.policy.snapshot_every:
@@ -140,6 +148,9 @@ class Server:
             base_digest, layout: as `blockzo.digest(model)` and `blocks.layout` give them.
             metadata: more for the journal's header.
         """
+        left = snapshots.any_beside(Path(path))
+        if left is not None and not Path(path).exists():
+            raise JournalError(f"{left} belongs to an earlier run of this name; remove it, or choose another name")
         facts = {**(metadata or {}), "federated": settings.as_dict(), "base_digest": base_digest}
         # a plain replay of a pool's records lacks its roundings
         journal = Journal.create(path, base_digest, layout, facts, exact=not settings.pool)
@@ -188,6 +199,8 @@ class Server:
             self._messages.clear()
             if self._sampled and self.private is not None:
                 current.sample = self.private.sample(names)
+        elif current.attempt != self._attempt:
+            self._messages.clear()
         picked = current.sample
         if picked is None:
             picked = chosen(run, self.number, self._attempt, sorted(names), self.policy.clients)
@@ -201,6 +214,8 @@ class Server:
     def ask_scores(self, names: Iterable[str]) -> dict[str, bytes]:
         """Messages that ask clients for the scores of the present weights on their held-out rows; see `scores`."""
         self.scores.clear()
+        self._messages.clear()
+        self._asked_scores = set(names := list(names))
         return {name: self._task(name, 0, evaluate=True) for name in names}
 
     def gone(self, name: str) -> None:
@@ -234,12 +249,22 @@ class Server:
         if self.replica is not None:
             self.replica.replay([record])
             if self.policy.snapshot_every and self.number % self.policy.snapshot_every == 0:
-                self.history.compact(self.replica.digest(), self.replica.save)
+                self._compaction_due = True
+            if self._compaction_due:
+                self._compact(self.replica)
         loss, epsilon = record.losses[0], None
         if self.private is not None:
             loss, epsilon = math.nan, self.private.epsilon(self.number)
             log.info("round %d: epsilon %.4g at delta %g", current.number, epsilon, self.private.delta)
         return RoundResult(current.number, current.attempt, len(current.asked), names, examples, loss, record, epsilon)
+
+    def _compact(self, replica: Replica) -> None:
+        """The round counts whether this works or not; where not, it is tried again after the next."""
+        try:
+            self.history.compact(replica.digest(), replica.save)
+            self._compaction_due = False
+        except (OSError, JournalError) as error:
+            log.error("no snapshot after round %d: %s; the journal is kept whole", self.number, error)
 
     def _open(self) -> _Round:
         if self._round is None:
@@ -267,11 +292,14 @@ class Server:
             case m.Reply():
                 return self._reply(name, message)
             case m.Scores():
+                if name not in self._asked_scores or message.number != self.number:
+                    return self._refuse(name, m.UNWANTED, f"scores of round {message.number} were not asked for")
                 self.scores[name] = message
                 return m.encode(m.Accepted(message.number), self.tag)
             case m.Refused():
-                log.warning("%s refused: %s (%s)", name, message.reason, message.code)
-                self.refusals[name, message.code] += 1
+                # its words go into the log as it wrote them, quoted and short
+                log.warning("%s refused: %.300r (%.40r)", name, message.reason, message.code)
+                self.refusals[name, message.code if message.code in m.CODES else m.INVALID] += 1
                 self.gone(name)
                 return m.encode(m.Accepted(self.number), self.tag)
         return self._refuse(name, m.INVALID, f"a {type(message).__name__} comes from servers, not from clients")
@@ -291,11 +319,14 @@ class Server:
             if found != wanted:
                 return self._refuse(name, m.MISMATCH, f"{what} is {found[:80]}; the run has {wanted}")
         if hello.position > self.number:
-            return self._refuse(
-                name, m.MISMATCH, f"the client holds {hello.position} rounds, the run has {self.number}: another run?"
-            )
+            return self._ahead(name, hello.position)
         self.positions[name] = hello.position
         return m.encode(m.Welcome(self.settings.as_dict(), self.base_digest, self.number), self.tag)
+
+    def _ahead(self, name: str, position: int) -> bytes:
+        """A server that was restored from a copy knows fewer rounds than its clients; the journal is the truth."""
+        self.diverged.add(name)
+        return self._refuse(name, m.DIVERGED, f"{position} rounds are held, the run has {self.number}; begin again")
 
     def _task(self, name: str, slot: int, evaluate: bool = False) -> bytes:
         if name in self.diverged:
@@ -309,7 +340,7 @@ class Server:
 
     def _catch_up(self, name: str, position: int) -> bytes:
         if position > self.number:
-            return self._refuse(name, m.MISMATCH, f"position {position} lies beyond round {self.number}")
+            return self._ahead(name, position)
         if position <= self.journal.start:
             # it begins again
             self.diverged.discard(name)
@@ -333,6 +364,8 @@ class Server:
         problem = problem_of(reply, current.slots[name], self.settings, self.policy)
         if problem is not None:
             return self._refuse(name, m.INVALID, problem)
+        if not self.policy.wants_digest(reply.number) and reply.digest is not None:
+            return self._refuse(name, m.INVALID, "a digest that was not asked for")
         if self.policy.wants_digest(reply.number):
             wanted = self._known_digest(reply)
             if reply.digest != wanted:
@@ -356,13 +389,19 @@ class Server:
     def _diverged(self, name: str, reply: m.Reply, wanted: str | None) -> bytes:
         self.diverged.add(name)
         self.gone(name)
+        if self._round is not None:
+            if name in self._round.repaired:
+                return self._refuse(
+                    name, m.UNWANTED, "weights still differ after a repair; the round goes on without them"
+                )
+            self._round.repaired.add(name)
         reason = f"weights before round {reply.number} are {reply.digest}, expected {wanted}"
         return self._refuse(name, m.DIVERGED, reason)
 
     def _settle_digests(self, current: _Round) -> None:
         """Without a replica the weights of a round are those that more than half of its clients have; others are sent back."""
         votes = Counter(reply.digest for reply in current.replies.values())
-        if len(votes) < 2:
+        if len(votes) < 2 or self.replica is not None:
             return
         wanted, count = votes.most_common(1)[0]
         if 2 * count <= len(current.replies):

@@ -99,6 +99,10 @@ class RunSettings:
                 f"aggregate is {self.aggregate!r} with own directions, where every scalar comes from one client; "
                 'expected "mean", or shared directions'
             )
+        if self.pool and self.stochastic_rounding:
+            raise ValueError(
+                "a pool has one seed for all rounds, and would round alike in each; leave stochastic_rounding out"
+            )
         if self.pool and (self.weight_decay or self.pool < self.local_steps * max(self.directions)):
             raise ValueError(
                 f"pool is {self.pool} with weight_decay {self.weight_decay} and {self.local_steps} local steps of "
@@ -167,7 +171,7 @@ class RoundPolicy:
         digest_every: rounds between digests that clients send of their weights; 0: never.
         largest_loss_change: a scalar that means a larger change of the loss than this, in nats, is refused.
         most_examples: that one client may claim; it bounds its weight in the mean.
-        most_bytes: of one message that the server takes or sends.
+        most_bytes: of records in one message to a client (one record always goes). What comes in may be as large as a reply.
         most_messages: of one client in a round.
         snapshot_every: rounds between snapshots beside the journal, which is then cut; 0: the journal keeps every round.
     """

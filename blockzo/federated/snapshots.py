@@ -1,51 +1,62 @@
 """Snapshots keep a server's journal bounded: weights of some round, from which clients that were away for long begin.
 
-A snapshot is `snapshot-ROUND.safetensors` and, written after it, `snapshot-ROUND.json` with its round, digest and size. The
-journal is cut at the snapshot before the newest, so that it holds between one and two intervals, and no client needs weights for
-a short absence.
+A snapshot of the journal NAME is `NAME.snapshot-ROUND.safetensors` and, written after it, `NAME.snapshot-ROUND.json` with run,
+round, digest, size and file. The journal is cut at the snapshot before the newest, so that it holds between one and two
+intervals, and no client needs weights for a short absence.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from blockzo.journal import Journal
+from blockzo.journal import Journal, sync_directory
 
 
-def find(folder: Path) -> list[dict[str, Any]]:
-    """Complete snapshots in a folder, oldest first: {"round", "digest", "bytes", "path"}."""
-    found = []
-    for path in folder.glob("snapshot-*.json"):
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        facts["path"] = str(path.with_suffix(".safetensors"))
-        found.append(facts)
-    return sorted(found, key=lambda facts: facts["round"])
+def find(journal: Path, run: str) -> list[dict[str, Any]]:
+    """Complete snapshots of a run, oldest first: {"run", "round", "digest", "bytes", "file"}."""
+    found = [
+        json.loads(path.read_text(encoding="utf-8")) for path in journal.parent.glob(f"{journal.name}.snapshot-*.json")
+    ]
+    return sorted((facts for facts in found if facts["run"] == run), key=lambda facts: facts["round"])
 
 
-def take(folder: Path, number: int, digest: str, save: Callable[[Path], None]) -> None:
+def any_beside(journal: Path) -> Path | None:
+    """A file of some snapshot of a journal with this name."""
+    return next(iter(sorted(journal.parent.glob(f"{journal.name}.snapshot-*"))), None)
+
+
+def placed(snapshot: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The snapshot with the path of its file, which lies in `folder`."""
+    return {**snapshot, "path": str(folder / snapshot["file"])}
+
+
+def take(journal: Path, run: str, number: int, digest: str, save: Callable[[Path], None]) -> None:
     """Writes the snapshot of the weights after `number` rounds; it counts once its JSON file is there.
 
     Args:
         save: writes the weights to a path.
     """
-    weights, facts = folder / f"snapshot-{number}.safetensors", folder / f"snapshot-{number}.json"
-    temporary = weights.with_name(f".{weights.name}.{os.getpid()}")
+    for orphan in journal.parent.glob(f".{journal.name}.snapshot-*"):
+        orphan.unlink()
+    weights = journal.with_name(f"{journal.name}.snapshot-{number}.safetensors")
+    temporary = weights.with_name(f".{weights.name}")
     save(temporary)
-    size = temporary.stat().st_size
+    facts = {"run": run, "round": number, "digest": digest, "bytes": temporary.stat().st_size, "file": weights.name}
     _settle(temporary, weights)
-    temporary = facts.with_name(f".{facts.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"round": number, "digest": digest, "bytes": size}), encoding="utf-8")
-    _settle(temporary, facts)
+    temporary = weights.with_name(f".{weights.stem}.json")
+    temporary.write_text(json.dumps(facts), encoding="utf-8")
+    _settle(temporary, weights.with_suffix(".json"))
 
 
 def _settle(temporary: Path, path: Path) -> None:
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    sync_directory(path.parent)
 
 
 def cut(journal: Journal, snapshot: dict[str, Any]) -> Journal:
@@ -59,16 +70,18 @@ def cut(journal: Journal, snapshot: dict[str, Any]) -> Journal:
     new_path = journal.path.with_name(journal.path.name + ".cut")
     new_path.unlink(missing_ok=True)
     new = Journal.create(new_path, snapshot["digest"], journal.layout, metadata, start=first)
-    new.extend(journal.records()[first - journal.start :])
+    new.extend(journal.records(first))
     new.close()
     os.replace(new_path, journal.path)
+    sync_directory(journal.path.parent)
     journal.close()
     return Journal.resume(journal.path)
 
 
-def clean(folder: Path, before: int) -> None:
-    """Removes snapshots older than a round; the JSON file goes first."""
-    for facts in find(folder):
+def clean(journal: Path, run: str, before: int) -> None:
+    """Removes a run's snapshots older than a round; the JSON file goes first."""
+    for facts in find(journal, run):
         if facts["round"] < before:
-            Path(facts["path"]).with_suffix(".json").unlink()
-            Path(facts["path"]).unlink(missing_ok=True)
+            weights = journal.with_name(facts["file"])
+            weights.with_suffix(".json").unlink()
+            weights.unlink(missing_ok=True)

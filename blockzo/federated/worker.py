@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -104,6 +105,9 @@ class Worker:
 
     def digest(self) -> str:
         return self.weights.digest()
+
+    def save(self, path: Path) -> None:
+        self.weights.save(path)
 
     def scores(self) -> tuple[int, float, float]:
         if self.held_out is None:

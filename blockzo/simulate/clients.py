@@ -8,6 +8,8 @@ from typing import Any
 
 from blockzo.federated import partition
 from blockzo.federated.client import Estimate
+from blockzo.federated.round_record import scalar_limit
+from blockzo.federated.settings import RoundPolicy
 from blockzo.federated.worker import Weights, Worker
 from blockzo.finetune.data import read_rows
 from blockzo.finetune.errors import UserError
@@ -76,9 +78,8 @@ class Liar(Worker):
         settings = self._settings
         assert settings is not None
         chance = random.Random(f"liar {self.number} {number}")
-        limits = [
-            self.largest / eps for eps, n in zip(settings.eps, settings.directions, strict=True) for _ in range(n)
-        ]
+        policy = RoundPolicy(largest_loss_change=self.largest)
+        limits = [scalar_limit(settings, policy, b) for b, n in enumerate(settings.directions) for _ in range(n)]
         scalars = tuple(chance.uniform(-limit, limit) for limit in limits * settings.local_steps)
         _, rows = self.batch_of(number, 0)
         return Estimate(scalars, chance.random(), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from blockzo.evaluate import LossFunction
 from blockzo.federated.worker import BatchOf, Weights
+from blockzo.finetune.errors import UserError
 from blockzo.ops.params import named_tensors
 from blockzo.perturb import PerturbedForward
 
@@ -48,6 +50,9 @@ class FedAvg:
             for name, tensor in own.items():
                 total[name] += (tensor.detach() - begin[name]).float() * seen
             rows += seen
+        if not math.isfinite(losses):
+            self.weights.put(begin)
+            raise UserError(f"round {number + 1}: the loss is {losses / rows}; lower --lr")
         self.weights.put({name: (begin[name].float() + total[name] / rows).to(begin[name].dtype) for name in begin})
         return losses / rows, rows
 

@@ -26,7 +26,7 @@ from blockzo.finetune.models import save
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings, numbers
-from blockzo.journal import Journal
+from blockzo.journal import Journal, JournalError
 from blockzo.ops import digest
 from blockzo.planner import Auto
 from blockzo.schedules import factor
@@ -171,7 +171,7 @@ class Simulation:
             for client in transport.clients.values():
                 client.position = server.number
             transport.join()
-            self._fill(metrics, server)
+            self._fill(metrics, server, interrupts)
             self.reporter.start(server.number, self.settings.steps)
             while not server.finished:
                 interrupts.check()
@@ -219,8 +219,19 @@ class Simulation:
         flops = sum(worker.flops for worker in self.workers)
         seconds = sum(worker.seconds for worker in self.workers)
         up, down, began = sum(transport.up.values()), sum(transport.down.values()), time.monotonic()
-        while (result := transport.round(deliver=deliver)).record is None:
-            interrupts.check()
+        before = server.refusals.total()
+        try:
+            while (result := transport.round(deliver=deliver)).record is None:
+                interrupts.check()
+                if not result.participants and server.refusals.total() > before:
+                    raise ValueError("every answer was refused; the reasons are above (losses that are not finite?)")
+        except JournalError:
+            raise
+        except ValueError as error:
+            raise UserError(
+                f"round {server.number + 1}: {error}. The journal holds the {server.number} rounds before it and is valid. Start "
+                "again with a lower --lr or another --eps"
+            ) from error
         spent = time.monotonic() - began
         forwards = sum(worker.seconds for worker in self.workers) - seconds
         self._line(
@@ -252,10 +263,13 @@ class Simulation:
         line |= {name: last[name] + value for name, value in found.items()}
         if epsilon is not None:
             line["epsilon"] = epsilon
-        if line["step"] % self.settings.interval == 0 or line["step"] == self.settings.steps:
+        if self._scored(line["step"]):
             line |= self._evaluation(interrupts)
         metrics.append({**line, "seconds": round(self._earlier + time.monotonic() - self._began, 3)})
         self.reporter.step(metrics.lines[-1])
+
+    def _scored(self, number: int) -> bool:
+        return number % self.settings.interval == 0 or number == self.settings.steps
 
     def _begin(self, metrics: output.Metrics, interrupts: Interrupts) -> Scores:
         if metrics.steps >= 0:
@@ -268,13 +282,18 @@ class Simulation:
         metrics.append({**line, "before": before.as_dict(), "seconds": 0.0})
         return before
 
-    def _fill(self, metrics: output.Metrics, server: Server) -> None:
+    def _fill(self, metrics: output.Metrics, server: Server, interrupts: Interrupts) -> None:
         """A kill between journal and metrics leaves a round without a line; its costs are taken to be those of the one before."""
+        private = server.settings.private
         for record in server.journal.records()[metrics.steps :]:
             last, former = metrics.lines[-1], metrics.lines[max(0, len(metrics.lines) - 2)]
             line = {"step": len(metrics.lines), "loss": record.losses[0], "clients": last["clients"], "filled": True}
+            if private is not None:
+                line |= {"loss": None, "epsilon": private.epsilon(record.step + 1)}
             for name in ("flops", "up", "down", "forwards", "overhead"):
                 line[name] = 2 * last[name] - former[name]
+            if self._scored(line["step"]) and line["step"] == server.number:
+                line |= self._evaluation(interrupts)
             metrics.append({**line, "seconds": last["seconds"]})
 
     def _first_order(self, interrupts: Interrupts) -> dict[str, Any]:
@@ -285,8 +304,10 @@ class Simulation:
             averaging = FedAvg(self.weights, loss_fn, self.batches, self.federation.local_steps)
             names = [name_of(number) for number in range(len(self.parts))]
             (lr,) = set(self.run_settings().lr) if len(set(self.run_settings().lr)) == 1 else (None,)
-            if lr is None:
-                raise UserError("--engine fedavg has one learning rate; give one --lr")
+            if lr is None or self.settings.weight_decay:
+                raise UserError(
+                    "--engine fedavg has one learning rate and no decay; give one --lr, and no --weight-decay"
+                )
             self.reporter.start(0, self.settings.steps)
             for number in range(self.settings.steps):
                 interrupts.check()

@@ -75,9 +75,12 @@ class Federation:
         for name in ("drop", "liars"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; expected a share of 0 or more and below 1")
-        if self.engine == "fedavg" and (self.aggregate != "mean" or self.own_directions or self.liars):
+        plain = Federation() if self.engine == "fedavg" else self
+        ignored = ("aggregate", "own_directions", "liars", "drop", "seed_pool", "privacy", "weighting")
+        if any(getattr(self, name) != getattr(plain, name) for name in ignored):
             raise UserError(
-                "--engine fedavg is the plain baseline; leave out --aggregate, --own-directions and --liars"
+                "--engine fedavg is the plain baseline, weighted by examples; leave out --aggregate, --own-directions, "
+                "--liars, --drop, --seed-pool, --privacy and --weighting"
             )
 
     def private(self, clients: int) -> dict[str, Any] | None:

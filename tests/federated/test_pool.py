@@ -96,6 +96,8 @@ def test_a_pool_draws_different_directions_in_every_round() -> None:
         settings(pool=2)
     with pytest.raises(ValueError, match="no decay"):
         settings(pool=20, weight_decay=0.1)
+    with pytest.raises(ValueError, match="stochastic_rounding"):
+        settings(pool=20, stochastic_rounding=True)
 
 
 @pytest.mark.parametrize(

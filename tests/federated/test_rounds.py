@@ -14,7 +14,7 @@ from blockzo import _native
 from blockzo.federated import messages as m
 from blockzo.federated.seeds import first_direction, round_seed
 from blockzo.federated.settings import RoundPolicy, RunSettings
-from blockzo.journal import Journal
+from blockzo.journal import Journal, JournalError
 from tests.federated.problem import RUN, Federation, loss, network, settings, worker
 
 METHODS = {
@@ -209,13 +209,67 @@ def test_snapshots_keep_the_journal_bounded_and_serve_new_clients(tmp_path: Path
         if bounded.server.number == 13:
             bounded.restart_server()
     assert bounded.server.journal.start == 15
-    assert len(list(tmp_path.glob("snapshot-*"))) == 4
+    assert len(list(tmp_path.glob("server.bz.snapshot-*"))) == 4
     digests = bounded.catch_up()
     assert len(digests) == 1
     bounded.restart_client("c3")
     bounded.clients["new"] = bounded.transport.clients["new"] = type(bounded.clients["c0"])(worker(7))
     bounded.transport.join(["new"])
     assert bounded.catch_up() == digests
+
+
+def test_a_client_that_began_at_a_snapshot_starts_again_when_the_servers_is_gone(tmp_path: Path) -> None:
+    federation = Federation(make(tmp_path / "run"), chosen=settings(rounds=40), policy=RoundPolicy(snapshot_every=4))
+    while not federation.server.finished:
+        away = 2 <= federation.server.number < 13
+        federation.transport.round([n for n in federation.clients if n != "c3" or not away])
+        if federation.server.number == 20:
+            assert federation.clients["c3"]._journal.start > 0  # type: ignore[union-attr]
+    federation.restart_client("c3")
+    assert federation.clients["c3"].position > 30
+    digests = federation.catch_up()
+    assert len(digests) == 1
+    federation.clients["c3"].close()
+    (tmp_path / "run" / "c3.bz.base.safetensors").unlink()
+    federation.restart_client("c3")
+    assert federation.clients["c3"].position < 40
+    assert federation.catch_up() == digests
+
+
+def test_a_folder_that_was_moved_still_serves(tmp_path: Path) -> None:
+    federation = Federation(make(tmp_path / "here"), chosen=settings(rounds=20), policy=RoundPolicy(snapshot_every=4))
+    for _ in range(14):
+        federation.transport.round()
+    (tmp_path / "here").rename(tmp_path / "there")
+    federation.folder = tmp_path / "there"
+    federation.restart_server()
+    federation.run()
+    assert len(federation.catch_up()) == 1
+
+
+def test_snapshots_of_an_earlier_run_are_not_taken_for_this_one(tmp_path: Path) -> None:
+    federation = Federation(make(tmp_path / "run"), chosen=settings(rounds=10), policy=RoundPolicy(snapshot_every=4))
+    federation.run()
+    for path in (tmp_path / "run").glob("*.bz"):
+        path.unlink()
+    with pytest.raises(JournalError, match="belongs to an earlier run"):
+        Federation(tmp_path / "run")
+
+
+def test_a_disk_that_is_full_for_a_snapshot_loses_no_round(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, policy=RoundPolicy(snapshot_every=3))
+    save = federation.replica.save  # type: ignore[union-attr]
+
+    def full(path: Path) -> None:
+        raise OSError("no space left on device")
+
+    federation.replica.save = full  # type: ignore[union-attr, method-assign]
+    for number in range(4):
+        assert federation.transport.round().number == number
+    federation.replica.save = save  # type: ignore[union-attr, method-assign]
+    federation.run()
+    assert federation.server.journal.start > 0
+    assert len(federation.catch_up()) == 1
 
 
 def test_a_snapshot_run_has_the_bits_of_one_without(tmp_path: Path) -> None:
