@@ -6,7 +6,7 @@ A seed is an int64 with the bits of the uint64; coefficients are float32 values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -164,29 +164,28 @@ for _name, _function in IMPLEMENTATIONS.items():
     LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("blockzo::perturbed_linear", lib=LIBRARY)
-def _(x: Tensor, weight: Tensor, *others: object) -> Tensor:
+def _fake_linear(x: Tensor, weight: Tensor, *others: object) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
 
 
-@torch.library.register_fake("blockzo::perturbed_rows", lib=LIBRARY)
-def _(weight: Tensor, rows: Tensor, *others: object) -> Tensor:
+def _fake_rows(weight: Tensor, rows: Tensor, *others: object) -> Tensor:
     return weight.new_empty(rows.numel(), weight.shape[1])
 
 
-@torch.library.register_fake("blockzo::perturbed_copy", lib=LIBRARY)
-def _(out: Tensor, source: Tensor, *others: object) -> None:
+def _fake_nothing(*others: object) -> None:
+    """Of an operation that writes what it is given."""
     return None
 
 
-@torch.library.register_fake("blockzo::move_", lib=LIBRARY)
-def _(tensors: Sequence[Tensor], *others: object) -> None:
-    return None
-
-
-@torch.library.register_fake("blockzo::replay_", lib=LIBRARY)
-def _(tensors: Sequence[Tensor], *others: object) -> None:
-    return None
+FAKES: dict[str, Callable[..., Tensor | None]] = {
+    "perturbed_linear": _fake_linear,
+    "perturbed_copy": _fake_nothing,
+    "perturbed_rows": _fake_rows,
+    "move_": _fake_nothing,
+    "replay_": _fake_nothing,
+}
+for _name, _fake in FAKES.items():
+    torch.library.register_fake(f"blockzo::{_name}", _fake, lib=LIBRARY)
 
 
 @torch.library.register_fake("blockzo::project", lib=LIBRARY)

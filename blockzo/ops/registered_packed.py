@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blockzo.ops import backends, reference
 from blockzo.ops.packed import PackedStep, check_packed
-from blockzo.ops.registered import LIBRARY, targets_of
+from blockzo.ops.registered import FAKES, LIBRARY, targets_of
 from blockzo.ops.steps import Step
 
 PACKED = "Tensor step, Tensor terms, str distribution"
@@ -94,23 +94,4 @@ IMPLEMENTATIONS = {
 }
 for _name, _function in IMPLEMENTATIONS.items():
     LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("blockzo::perturbed_linear.packed", lib=LIBRARY)
-def _(x: Tensor, weight: Tensor, *others: object) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
-
-
-@torch.library.register_fake("blockzo::perturbed_rows.packed", lib=LIBRARY)
-def _(weight: Tensor, rows: Tensor, *others: object) -> Tensor:
-    return weight.new_empty(rows.numel(), weight.shape[1])
-
-
-@torch.library.register_fake("blockzo::perturbed_copy.packed", lib=LIBRARY)
-def _(out: Tensor, source: Tensor, *others: object) -> None:
-    return None
-
-
-@torch.library.register_fake("blockzo::move_.packed", lib=LIBRARY)
-def _(tensors: Sequence[Tensor], *others: object) -> None:
-    return None
+    torch.library.register_fake(f"blockzo::{_name}", FAKES[_name.removesuffix(".packed")], lib=LIBRARY)

@@ -17,7 +17,7 @@ from blockzo.federated.local import LocalTransport
 from blockzo.federated.seeds import chosen
 from blockzo.federated.server import Server
 from blockzo.federated.settings import RoundPolicy, RunSettings
-from blockzo.federated.worker import Weights, Worker, directions_of
+from blockzo.federated.worker import Weights, Worker
 from blockzo.finetune import output
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.interrupt import Interrupts
@@ -25,7 +25,7 @@ from blockzo.finetune.metrics import Scores, measure, scores
 from blockzo.finetune.models import save
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.progress import Reporter
-from blockzo.finetune.settings import Settings, numbers
+from blockzo.finetune.settings import Settings
 from blockzo.journal import Journal, JournalError
 from blockzo.ops import digest
 from blockzo.planner import Auto
@@ -33,7 +33,7 @@ from blockzo.schedules import factor
 from blockzo.simulate import report
 from blockzo.simulate.clients import Batches, Liar, split
 from blockzo.simulate.fedavg import FedAvg
-from blockzo.simulate.settings import Federation
+from blockzo.simulate.settings import Federation, run_settings
 
 EVALUATION_BATCH = 32
 
@@ -106,33 +106,17 @@ class Simulation:
         self.run = hashlib.blake2s(f"simulate {settings.seed}".encode(), digest_size=16).hexdigest()
         self.rows = prepared.evaluation_rows(settings)
         self._began, self._earlier = time.monotonic(), 0.0
-        self._forwards = 0.0
 
     def _no_base(self) -> Mapping[str, torch.Tensor]:
         raise ValueError("a virtual client cannot begin again at the base: all share the weights of the simulation")
 
     def run_settings(self) -> RunSettings:
-        method = self.settings.estimator()
-        assert not isinstance(method, Auto)
-        blocks = len(self.blocks)
-
-        def each(name: str) -> tuple[float, ...]:
-            values = numbers(f"--{name}", getattr(self.settings, name))
-            return tuple(values * blocks if len(values) == 1 else values)
-
-        settings, federation = self.settings, self.federation
-        return RunSettings(
-            run=self.run,
-            method=method.describe(),
-            directions=directions_of(method, blocks),
-            rounds=settings.steps,
-            lr=each("lr"),
-            eps=each("eps"),
-            schedule=settings.schedule,
-            warmup=settings.warmup,
-            distributions=(settings.distribution,),
-            weight_decay=settings.weight_decay,
-            stochastic_rounding=settings.stochastic_rounding,
+        federation = self.federation
+        return run_settings(
+            self.settings,
+            len(self.blocks),
+            self.run,
+            self.settings.steps,
             local_steps=federation.local_steps,
             own_directions=federation.own_directions,
             aggregate=federation.aggregate,

@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from blockzo.federated.partition import PARTITIONS
-from blockzo.federated.settings import AGGREGATES, WEIGHTINGS
+from blockzo.federated.settings import AGGREGATES, WEIGHTINGS, RunSettings
+from blockzo.federated.worker import directions_of
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.settings import Settings, numbers
+from blockzo.planner import Auto
 
 ENGINES = ("zo", "fedavg")
 
@@ -106,3 +109,33 @@ class Federation:
                 "the journal's simulation does not fit this version of blockzo; use the version that wrote it"
             )
         return cls(**values)
+
+
+def run_settings(settings: Settings, blocks: int, run: str, rounds: int, **federated: Any) -> RunSettings:
+    """A fine-tune's settings as those of a federated run; `federated` are further fields of RunSettings.
+
+    Raises:
+        UserError: the planner cannot run in rounds.
+    """
+    method = settings.estimator()
+    if isinstance(method, Auto):
+        raise UserError("--method auto chooses by what one machine measures, and cannot run in rounds; name a method")
+
+    def each(name: str) -> tuple[float, ...]:
+        values = numbers(f"--{name}", getattr(settings, name))
+        return tuple(values * blocks if len(values) == 1 else values)
+
+    return RunSettings(
+        run=run,
+        method=method.describe(),
+        directions=directions_of(method, blocks),
+        rounds=rounds,
+        lr=each("lr"),
+        eps=each("eps"),
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+        distributions=(settings.distribution,),
+        weight_decay=settings.weight_decay,
+        stochastic_rounding=settings.stochastic_rounding,
+        **federated,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +14,7 @@ import blockzo as bz
 from blockzo.estimators import Method
 from blockzo.shares import share, spans
 from blockzo.tree import EvaluationTree
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.together import run_together
 
 
 @pytest.mark.skipif(
@@ -25,27 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("check", ["directions", "batch", "errors", "journal", "death"])
 def test_steps_of_processes(check: str, ranks: int, tmp_path: Path) -> None:
-    outputs = [(tmp_path / f"rank{rank}.txt").open("w+") for rank in range(ranks)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.core.ranks", str(rank), str(ranks), str(tmp_path), check],
-            cwd=ROOT,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-        for rank, out in enumerate(outputs)
-    ]
-    try:
-        codes = [process.wait(timeout=280) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-        texts = []
-        for out in outputs:
-            out.seek(0)
-            texts.append(out.read())
-            out.close()
-    assert codes == [0] * ranks, "\n".join(texts)
+    command = [sys.executable, "-m", "tests.core.ranks"]
+    run_together([[*command, str(rank), str(ranks), str(tmp_path), check] for rank in range(ranks)], tmp_path)
 
 
 def test_without_a_process_group_the_error_says_what_to_do() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch.distributed
 
+from tests.together import run_together
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,22 +23,7 @@ def test_shards_of_processes(ranks: int, tmp_path: Path) -> None:
         [sys.executable, "-m", "tests.cpu.ranks", str(rank), str(ranks), str(tmp_path / "meeting")]
         for rank in range(ranks)
     ]
-    outputs = [(tmp_path / f"rank{rank}.txt").open("w+") for rank in range(ranks)]
-    running = [
-        subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
-        for command, out in zip(commands, outputs, strict=True)
-    ]
-    try:
-        codes = [process.wait(timeout=240) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-        texts = []
-        for out in outputs:
-            out.seek(0)
-            texts.append(out.read())
-            out.close()
-    assert codes == [0] * ranks, "\n".join(texts)
+    run_together(commands, tmp_path)
 
 
 def test_importing_blockzo_leaves_dtensors_alone() -> None:

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from blockzo.federated import partition
 from blockzo.federated.flower.plan import Plan
-from blockzo.federated.settings import RoundPolicy, RunSettings
-from blockzo.federated.worker import Weights, Worker, directions_of
+from blockzo.federated.settings import RoundPolicy
+from blockzo.federated.worker import Weights, Worker
 from blockzo.finetune.metrics import measure, scores
 from blockzo.finetune.prepare import Prepared, prepare
-from blockzo.finetune.settings import Settings, numbers
+from blockzo.finetune.settings import Settings
 from blockzo.ops.params import named_tensors
-from blockzo.planner import Auto
 from blockzo.simulate.clients import Batches
+from blockzo.simulate.settings import run_settings
 
 PARTITIONS = ("own", "iid")
 
@@ -78,32 +78,9 @@ def plan(config: Mapping[str, Any]) -> Plan:
         ValueError: the method chooses its directions as it goes.
     """
     settings = settings_of(config)
-    method = settings.estimator()
-    if isinstance(method, Auto):
-        raise ValueError(
-            'method is "auto"; rounds need a method whose directions are known beforehand, for example "spzo"'
-        )
     prepared = prepare(settings)
     weights = _weights(prepared, settings)
-    blocks = len(weights.blocks)
-
-    def each(name: str) -> tuple[float, ...]:
-        values = numbers(f"--{name}", getattr(settings, name))
-        return tuple(values * blocks if len(values) == 1 else values)
-
-    run = RunSettings(
-        run=str(config.get("run") or secrets.token_hex(16)),
-        method=method.describe(),
-        directions=directions_of(method, blocks),
-        rounds=int(config.get("rounds", 100)),
-        lr=each("lr"),
-        eps=each("eps"),
-        schedule=settings.schedule,
-        warmup=settings.warmup,
-        distributions=(settings.distribution,),
-        weight_decay=settings.weight_decay,
-        stochastic_rounding=settings.stochastic_rounding,
-        local_steps=int(config.get("local-steps", 1)),
-    )
+    name, rounds = str(config.get("run") or secrets.token_hex(16)), int(config.get("rounds", 100))
+    run = run_settings(settings, len(weights.blocks), name, rounds, local_steps=int(config.get("local-steps", 1)))
     policy = RoundPolicy(quorum=int(config.get("clients", 1)), deadline=float(config.get("deadline", 60)))
     return Plan(run, weights.base_digest, weights.blocks.layout, policy, weights)
