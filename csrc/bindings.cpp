@@ -37,6 +37,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("compiled", &compiled);
   m.def("available", &available);
   m.def("chosen", &chosen);
+  m.def("vendor", &vendor);
   m.def("choose", &choose);
   m.def("apply", [](const std::vector<ViewTuple>& tensors, const std::vector<StepTuple>& steps, int mode, int threads) {
     std::vector<View> views;

@@ -129,7 +129,7 @@ def perturbed_linear(
     path: str | None = None,
 ) -> Tensor:
     """`path`: one of `panels.PATHS`, for tests and benchmarks; None takes the one that was measured to be fastest."""
-    path = path or panels.choose_path(x, weight, _native.chosen())
+    path = path or panels.choose_path(x, weight, _native.chosen(), _native.vendor())
     if path == "tiles" or isinstance(weight, QuantizedWeight):
         return _tiles(x, weight, bias, start, step, stream)
     return panels.perturbed_linear(x, weight, bias, start, step, stream, path == "narrow panels", move_panel)

@@ -119,6 +119,15 @@ std::vector<std::string> available() {
 
 std::string chosen() { return current()->name; }
 
+std::string vendor() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_is("intel")) return "intel";
+  if (__builtin_cpu_is("amd")) return "amd";
+#endif
+  return "other";
+}
+
 const KernelTable* chosen_table() { return current(); }
 
 void choose(const std::string& name) {

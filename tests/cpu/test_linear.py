@@ -246,3 +246,16 @@ def test_refusals(change: dict[str, object], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         perturbed_linear(**{**given, **change})  # type: ignore[arg-type]
+
+
+def test_the_kernel_is_taken_where_torch_multiplies_with_narrower_instructions() -> None:
+    weight, bf16 = torch.empty(8, 8), torch.empty(8, 8, dtype=torch.bfloat16)
+
+    def path(tokens: int, held: Tensor, isa: str, vendor: str) -> str:
+        return panels.choose_path(torch.empty(1, tokens, 8), held, isa, vendor)
+
+    mkl = torch.backends.mkl.is_available()
+    assert path(383, weight, "avx512", "intel") == "tiles" and path(384, weight, "avx512", "intel") == "panels"
+    assert path(1024, weight, "avx512", "amd") == ("tiles" if mkl else "panels")
+    assert path(1024, weight, "avx2", "amd") == "panels"
+    assert path(1024, bf16, "avx512", "intel") == "tiles" and path(1536, bf16, "avx512", "intel") == "panels"

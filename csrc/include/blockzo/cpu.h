@@ -58,6 +58,8 @@ struct Linear {
 std::vector<std::string> compiled();
 std::vector<std::string> available();
 std::string chosen();
+// "intel", "amd" or "other"
+std::string vendor();
 // Throws std::invalid_argument where `name` is unknown or cannot run here.
 void choose(const std::string& name);
 
