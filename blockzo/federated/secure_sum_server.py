@@ -77,6 +77,11 @@ class SumServer:
                 raise SumError(f"a key of {name!r} agrees on nothing secret ({error})") from None
         self._keys[name] = Keys(channel, mask)
 
+    def withdraw(self, name: str) -> None:
+        """Takes a client's keys back, before the roster stands."""
+        if not self._phase:
+            self._keys.pop(name, None)
+
     def roster(self) -> dict[str, bytes]:
         self._end(0, len(self._keys), 2)
         self.numbers = {name: number for number, name in enumerate(sorted(self._keys), 1)}
@@ -157,11 +162,17 @@ class SumServer:
         return from_words([int(word) for word in total])
 
     def _recovered(self, dealer: int) -> bytes:
+        shares = self._shares.get(dealer, {})
+        if len(shares) < self.threshold:
+            # not the dealer's fault
+            raise SumError(f"{self._bad(dealer, f'{len(shares)} shares; expected {self.threshold}')}")
         try:
-            return shamir.join(self._shares.get(dealer, {}), self.threshold)
+            return shamir.join(shares, self.threshold)
         except ValueError as error:
             raise self._bad(dealer, str(error)) from None
 
     def _bad(self, dealer: int, why: str) -> SumError:
         name = next(name for name, number in self.numbers.items() if number == dealer)
-        return SumError(f"the masks of {name!r} cannot be recovered from its shares: {why}")
+        error = SumError(f"the masks of {name!r} cannot be recovered from its shares: {why}")
+        error.client = name
+        return error

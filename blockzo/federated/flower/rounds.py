@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from blockzo.federated import messages as m
 from blockzo.federated.flower.exchange import Arrival, Exchange, Peer
-from blockzo.federated.server import RoundResult, Server
+from blockzo.federated.open_round import RoundResult
+from blockzo.federated.server import Server
 
 log = logging.getLogger("flwr")
 

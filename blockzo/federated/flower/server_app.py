@@ -16,7 +16,8 @@ from blockzo.federated.flower.exchange import Exchange
 from blockzo.federated.flower.identity import Identities
 from blockzo.federated.flower.plan import open_server, server_folder
 from blockzo.federated.flower.rounds import Rounds
-from blockzo.federated.server import RoundResult, Server
+from blockzo.federated.open_round import RoundResult
+from blockzo.federated.server import Server
 
 log = logging.getLogger("flwr")
 
