@@ -119,7 +119,10 @@ class SumServer:
         return dict.fromkeys(self.survivors_names, data)
 
     def unmasked(self, name: str, data: bytes) -> None:
-        """Takes the shares that match their dealers' commitments; others are counted and left out."""
+        """Takes the shares that match their dealers' commitments; others are counted and left out.
+
+        Zeros, for a share that could not be read, are not counted: that may be the dealer's fault as well.
+        """
         number = self._number(name, 3, lambda n: n in self._answered or n not in self._alive)
         dealers = sorted(self._deals)
         found = s.pieces(s.unpack(data, s.UNMASK, self.session), shamir.SHARE_BYTES, len(dealers))
@@ -129,7 +132,7 @@ class SumServer:
             wanted = self._deals[dealer][number - 1][at : at + s.COMMITMENT]
             if s.commitment(share, self.session, dealer, number) == wanted:
                 self._shares.setdefault(dealer, {})[number] = share
-            else:
+            elif any(share):
                 self.wrong_shares[name] += 1
 
     def total(self) -> list[int]:
@@ -163,9 +166,10 @@ class SumServer:
 
     def _recovered(self, dealer: int) -> bytes:
         shares = self._shares.get(dealer, {})
+        if len(self._answered) < self.threshold:
+            raise SumError(f"{len(self._answered)} clients gave shares; expected {self.threshold}")
         if len(shares) < self.threshold:
-            # not the dealer's fault
-            raise SumError(f"{self._bad(dealer, f'{len(shares)} shares; expected {self.threshold}')}")
+            raise self._bad(dealer, f"{len(shares)} right shares of {len(self._answered)}; expected {self.threshold}")
         try:
             return shamir.join(shares, self.threshold)
         except ValueError as error:

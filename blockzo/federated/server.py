@@ -154,6 +154,11 @@ class Server:
         return self._attempt
 
     @property
+    def phase(self) -> int:
+        """Of the open round's secure sum, from 0; 0 in runs without."""
+        return 0 if self._round is None or self._round.sum is None else self._round.sum.phase
+
+    @property
     def finished(self) -> bool:
         return self.number >= self.settings.rounds
 
@@ -173,9 +178,7 @@ class Server:
             self._messages.clear()
         picked = current.sample
         if picked is None:
-            fresh = names - current.spent
-            if len(fresh) >= (self.policy.clients or self.policy.quorum):
-                names = fresh
+            names = current.preferred(names, self.policy.clients or self.policy.quorum)
             most = self.policy.clients
             if self.settings.secure_sum and most is None:
                 most = MOST_CLIENTS
@@ -248,6 +251,7 @@ class Server:
             names, replies, blamed = current.sum.outcome()
             self.refusals.update((name, m.INVALID) for name in blamed)
             current.spent |= current.sum.spent
+            current.blamed |= set(blamed)
         else:
             for name in self._outvoted({n: reply.digest for n, reply in current.replies.items()}):
                 del current.replies[name]

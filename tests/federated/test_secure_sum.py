@@ -173,12 +173,22 @@ def test_too_many_wrong_shares_end_the_sum() -> None:
     run = Sum(4).advertise().share().mask()
     for name in run.sent:
         data = run.clients[name].unmask(run.sent[name])
+        wrong = {"c2": b"\1", "c3": b"\0"}.get(name)
         run.server.unmasked(
-            name, data if name in ("c0", "c1") else data[: 1 + s.SESSION] + bytes(len(data) - 1 - s.SESSION)
+            name, data if wrong is None else data[: 1 + s.SESSION] + wrong * (len(data) - 1 - s.SESSION)
         )
-    assert run.server.wrong_shares == {"c2": 4, "c3": 4}
-    with pytest.raises(SumError, match="2 shares; expected 3"):
+    # zeros stand for what a holder could not read
+    assert run.server.wrong_shares == {"c2": 4}
+    with pytest.raises(SumError, match="2 right shares of 4; expected 3") as caught:
         run.server.total()
+    assert caught.value.client == "c0"
+
+
+def test_too_few_answers_are_nobodys_fault() -> None:
+    run = Sum(4).advertise().share().mask().unmask(["c2", "c3"])
+    with pytest.raises(SumError, match="2 clients gave shares; expected 3") as caught:
+        run.server.total()
+    assert caught.value.client is None
 
 
 @pytest.mark.parametrize(("secret", "reason"), [("_seed", "another seed"), ("_mask_key", "another key")])
@@ -208,8 +218,8 @@ def test_damaged_and_foreign_shares_between_clients_are_not_used() -> None:
     data = run.sent["c0"]
     run.sent["c0"] = data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
     run.mask(["c4"]).unmask()
-    assert run.server.wrong_shares == {"c0": 1}
-    assert run.server.total() == run.exact(["c0", "c1", "c2", "c3"])
+    assert len(run.server._shares[run.server.numbers["c4"]]) == 3
+    assert run.server.total() == run.exact(["c0", "c1", "c2", "c3"]) and not run.server.wrong_shares
 
 
 def test_a_client_answers_once_and_only_for_enough() -> None:

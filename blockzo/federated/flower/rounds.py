@@ -66,6 +66,8 @@ class Rounds:
         asked = set(available)
         while not self.server.ready(time.monotonic()):
             self._step()
+            for name, message in self.server.advance(time.monotonic()).items():
+                available[name].queue.append(message)
             for name in asked - set(self.exchange.joined()):
                 self.server.gone(name)
         return self.server.close_round()

@@ -59,6 +59,8 @@ def _run(grid: Grid, config: dict[str, Any], server: Server) -> dict[str, Any]:
     scores: list[tuple[int, int, float, float]] = []
     epsilon: list[float] = []
     every = int(config.get("evaluate-every", 0))
+    if every and server.settings.secure_sum:
+        raise ValueError(f"evaluate-every is {every} with secure-sum, where no client tells anything alone; expected 0")
 
     def report(result: RoundResult) -> None:
         times.append(time.monotonic() - began)
