@@ -21,7 +21,7 @@ from blockzo.federated import snapshots
 from blockzo.federated.digests import layout_digest
 from blockzo.federated.history import History
 from blockzo.federated.open_round import OpenRound, RoundResult
-from blockzo.federated.privacy import need_accounting
+from blockzo.federated.preconditions import check_run
 from blockzo.federated.right_weights import Replica, RightWeights
 from blockzo.federated.round_record import problem_of, round_record
 from blockzo.federated.seeds import chosen
@@ -52,22 +52,10 @@ class Server:
                 "a federated run needs the digest of its base weights; create the journal with base_digest"
             )
         self.settings, self.policy = settings, policy or RoundPolicy()
+        check_run(settings, self.policy)
         self.history = History(settings, journal, self.policy)
         self.private = settings.private
         self._sampled = self.private is not None and self.private.sampling_rate < 1
-        if self.private is not None:
-            need_accounting()
-        if self._sampled and (self.policy.clients is not None or self.policy.quorum > 1):
-            raise ValueError(
-                f"policy asks {self.policy.clients} clients with a quorum of {self.policy.quorum}; with a sampling_rate clients "
-                "are drawn one by one and every round counts, or it would tell who was drawn: expected None and 1"
-            )
-        if settings.secure_sum:
-            from blockzo.federated.secure_round import check_policy
-            from blockzo.federated.sum_crypto import need_cryptography
-
-            need_cryptography()
-            check_policy(self.policy)
         self.base_digest: str = journal.metadata.get("base_digest", journal.base_digest)
         self.tag = run_tag(settings, self.base_digest, journal.layout)
         self.positions: dict[str, int] = {}
@@ -110,6 +98,7 @@ class Server:
             base_digest, layout: as `blockzo.digest(model)` and `blocks.layout` give them.
             metadata: more for the journal's header.
         """
+        check_run(settings, policy or RoundPolicy())
         left = snapshots.any_beside(Path(path))
         if left is not None and not Path(path).exists():
             raise JournalError(f"{left} belongs to an earlier run of this name; remove it, or choose another name")
