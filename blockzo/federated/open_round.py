@@ -49,12 +49,12 @@ class OpenRound:
     sum: SecureRound | None = None
     """Of this attempt, in a run with secure sums."""
     spent: set[str] = field(default_factory=set)
-    """In a sum of this round that became known and does not count: another with almost the same clients would tell of one."""
+    """In the last attempt's sum, which may be known: another with almost the same clients would tell of one."""
     blamed: set[str] = field(default_factory=set)
-    """Let an attempt at a sum fail."""
+    """Let the last attempt at a sum fail."""
 
     def preferred(self, names: set[str], enough: int) -> set[str]:
-        """Those of `names` that a further attempt should ask, as long as they are enough."""
+        """Those of `names` that the next attempt should ask, where they are enough."""
         for left_out in (self.spent | self.blamed, self.blamed):
             if len(names - left_out) >= enough:
                 return names - left_out

@@ -42,13 +42,13 @@ class SecureRound:
     """Takes clients' messages (`take`) and ends phases (`advance`). It is over after the last, or when too few are left.
 
     Attributes: `phase`, from 0; `due`, clients asked in it; `taken`, what came, by client; `digests`, of the clients' weights as
-    they told them; `spent`, clients in a sum that became known and does not count.
+    they told them; `spent`, clients in a sum that is known, or would be with late answers, and does not count.
     """
 
     def __init__(
         self, settings: RunSettings, policy: RoundPolicy, tag: bytes, number: int, attempt: int, asked: Iterable[str]
     ) -> None:
-        self.settings, self.policy, self.number, self.attempt = settings, policy, number, attempt
+        self.settings, self.policy, self.number = settings, policy, number
         self.nonce = os.urandom(s.NONCE)
         self.session = s.session_of(tag, number, attempt, self.nonce)
         self.sum = SumServer(self.session, length_of(settings))
@@ -111,6 +111,7 @@ class SecureRound:
             found = (server.roster, server.deliveries, server.survivors)[self.phase]()
         except SumError as error:
             self._failure = str(error)
+            self.spent = set(server.survivors_names)
             self._blamed += [error.client] if error.client is not None else []
             return {}
         self.phase += 1
@@ -128,7 +129,6 @@ class SecureRound:
             if problem is not None:
                 raise SumError(problem)
         except SumError as error:
-            self.spent = set(names)
             wild = SumError(f"the mean of {', '.join(names)} cannot be ({error}); the sum hides whose fault that is")
             wild.client = NOBODY
             raise wild from None

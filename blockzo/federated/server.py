@@ -239,8 +239,8 @@ class Server:
         if current.sum is not None:
             names, replies, blamed = current.sum.outcome()
             self.refusals.update((name, m.INVALID) for name in blamed)
-            current.spent |= current.sum.spent
-            current.blamed |= set(blamed)
+            # for the next attempt alone, or a round could wait for ever for those who are not among them
+            current.spent, current.blamed = current.sum.spent, set(blamed)
         else:
             for name in self._outvoted({n: reply.digest for n, reply in current.replies.items()}):
                 del current.replies[name]
