@@ -397,7 +397,7 @@ def test_what_cannot_be_summed_is_refused_without_telling_it() -> None:
     for value in (math.nan, 123456789012.0):
         with pytest.raises(ValueError, match="not finite, or too large") as caught:
             encoded(Estimate((1.0, value), 0.5, 1), run)
-        assert "1234" not in str(caught.value)
+        assert "1.23" not in str(caught.value)
     with pytest.raises(SumError, match="examples"):
         decoded([1, 0, 0, 0], run, 1)
     with pytest.raises(SumError, match="3 clients claims 2"):

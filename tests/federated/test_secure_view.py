@@ -136,7 +136,7 @@ def test_a_client_that_cannot_estimate_tells_no_value(tmp_path: Path) -> None:
     for name in ("c1", "c2"):
         answer = federation.clients[name].handle(tasks[name])
         assert code_of(answer) == m.INVALID
-        assert b"123" not in answer and b"secret" not in answer
+        assert b"1.23" not in answer and b"secret" not in answer
         federation.server.receive(name, answer)
     assert finish(federation, tasks, "c2").participants == ("c0", "c3")
 
