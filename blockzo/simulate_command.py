@@ -67,6 +67,10 @@ def simulate(
         float | None, Option(help="Standard deviation of the noise over --clip.", rich_help_panel=PRIVACY)
     ] = None,
     delta: Annotated[float, Option(help="Of (epsilon, delta).", rich_help_panel=PRIVACY)] = 1e-5,
+    secure_sum: Annotated[
+        bool,
+        Option("--secure-sum", help="The server sees sums of the clients' scalars only.", rich_help_panel=PRIVACY),
+    ] = False,
     drop: Annotated[float, Option(help="Share of answers that get lost.", rich_help_panel=CLIENTS)] = 0.0,
     liars: Annotated[float, Option(help="Share of clients that send random scalars.", rich_help_panel=CLIENTS)] = 0.0,
     train: o.Train = None,

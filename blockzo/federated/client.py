@@ -7,57 +7,25 @@ replays its own journal, and asks the server for what came since.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from blockzo.contract import CONTRACT
 from blockzo.federated import messages as m
 from blockzo.federated.digests import layout_digest
+from blockzo.federated.estimate import ClientWorker, Estimate
 from blockzo.federated.privacy import PrivacySettings
 from blockzo.federated.records import decode_record
 from blockzo.federated.releases import Releases
 from blockzo.federated.settings import RunSettings, run_tag
+from blockzo.federated.sum_messages import StaleSum
 from blockzo.journal import Journal, JournalError
-from blockzo.record import Record
+
+if TYPE_CHECKING:
+    from blockzo.federated.secure_client import SecurePart
 
 log = logging.getLogger("blockzo.federated")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a client found on its data: scalars (steps, then blocks, then directions), mean loss, rows."""
-
-    scalars: tuple[float, ...]
-    loss: float
-    examples: int
-
-
-class ClientWorker(Protocol):
-    """Model and data of a client (`blockzo.federated.worker.Worker`)."""
-
-    base_digest: str
-    layout: dict[str, int]
-    blocks: int
-
-    def begin(self, settings: RunSettings) -> None:
-        """Checks that the settings fit model and data; ValueError where not."""
-
-    def reset(self, snapshot: dict[str, Any] | None) -> None:
-        """Base weights again, or those of a snapshot."""
-
-    def replay(self, records: Sequence[Record]) -> None: ...
-
-    def digest(self) -> str: ...
-
-    def save(self, path: Path) -> None:
-        """Writes the trainable weights as safetensors."""
-
-    def estimate(self, number: int, slot: int) -> Estimate: ...
-
-    def scores(self) -> tuple[int, float, float]:
-        """Rows, loss, accuracy on held-out data."""
 
 
 class Client:
@@ -79,6 +47,7 @@ class Client:
         self._pending: m.Task | None = None
         self._answer: tuple[m.Task, bytes] | None = None
         self._releases: Releases | None = None
+        self._secure: SecurePart | None = None
         if journal is not None and journal.exists():
             self._restore(journal)
 
@@ -146,6 +115,8 @@ class Client:
                     return self._task(message)
                 case m.Records():
                     return self._records(message)
+                case m.SumMessage():
+                    return self._in_sum(message)
                 case m.Refused():
                     return self._refused(message)
                 case m.Accepted():
@@ -170,6 +141,12 @@ class Client:
         tag = run_tag(settings, self.worker.base_digest, self.worker.layout)
         if settings.private is not None and settings.private.mode == "local":
             self._releases = Releases(None if self._path is None else self._path.with_suffix(".released"), tag)
+        if settings.secure_sum:
+            from blockzo.federated.secure_client import SecurePart
+            from blockzo.federated.sum_crypto import need_cryptography
+
+            need_cryptography()
+            self._secure = SecurePart(settings, tag)
         self.settings, self.tag = settings, tag
 
     def _welcome(self, welcome: m.Welcome) -> bytes:
@@ -177,7 +154,11 @@ class Client:
         if self.settings is not None and settings != self.settings:
             return self._refuse(m.MISMATCH, "the run's settings changed since this client joined it")
         if self.settings is None:
-            self._take(settings)
+            try:
+                self._take(settings)
+            except ImportError as error:
+                # what is missing, and how to install it
+                return self._refuse(m.MISMATCH, str(error))
         if self._path is not None and self._journal is None:
             self._journal = self._new_journal()
         return b""
@@ -190,7 +171,7 @@ class Client:
         return Journal.create(self._path, base, self.worker.layout, metadata, exact, start)
 
     def _task(self, task: m.Task) -> bytes:
-        if self._answer is not None and self._answer[0].number == task.number and self._answer[0].slot == task.slot:
+        if self._answer is not None and self._answer[0].what == task.what:
             # asked again, after a lost answer or a killed server; weights and directions are the same
             if not task.evaluate and self.position == task.number:
                 return self._answer[1]
@@ -204,6 +185,11 @@ class Client:
 
     def _work(self, task: m.Task) -> bytes:
         assert self.settings is not None
+        if bool(task.nonce) != self.settings.secure_sum or (task.nonce and task.evaluate):
+            raise ValueError(
+                f"a task {'for' if task.nonce else 'without'} a secure sum, evaluate={task.evaluate}, in a run with "
+                f"secure_sum={self.settings.secure_sum}; where it is True nothing of this client alone is told"
+            )
         private, releases = self.settings.private, self._releases
         if releases is not None:
             if task.evaluate or task.number >= self.settings.rounds:
@@ -218,6 +204,10 @@ class Client:
             examples, loss, accuracy = self.worker.scores()
             return m.encode(m.Scores(task.number, examples, loss, accuracy), self.tag)
         digest = self.worker.digest() if task.wants_digest else None
+        if self._secure is not None:
+            body = self._secure.begin(task, lambda: self._estimate(task))
+            self._answer = (task, m.encode(m.SumMessage(body, digest), self.tag))
+            return self._answer[1]
         try:
             found = self._estimate(task)
         except (ValueError, RuntimeError):
@@ -237,7 +227,7 @@ class Client:
 
     def _estimate(self, task: m.Task) -> Estimate:
         assert self.settings is not None
-        if self.settings.privacy is None:
+        if self.settings.privacy is None and self._secure is None:
             return self.worker.estimate(task.number, task.slot)
         try:
             return self.worker.estimate(task.number, task.slot)
@@ -245,6 +235,14 @@ class Client:
             # its words may tell of the data
             log.exception("the estimate of round %d failed", task.number)
             raise RuntimeError(f"the estimate failed: {type(error).__name__}") from error
+
+    def _in_sum(self, message: m.SumMessage) -> bytes:
+        if self._secure is None:
+            return self._refuse(m.INVALID, "a message of a secure sum, in a run without")
+        try:
+            return m.encode(m.SumMessage(self._secure.answer(message.body)), self.tag)
+        except StaleSum as error:
+            return self._refuse(m.STALE, str(error))
 
     def _apply(self, first: int, count: int, data: bytes) -> None:
         """Decodes all of them before the first is applied; those that the weights hold already are left out."""
@@ -293,6 +291,8 @@ class Client:
 
     def _reset(self, snapshot: dict[str, Any] | None, position: int) -> None:
         self.position, self._answer = 0, None
+        if self._secure is not None:
+            self._secure.forget()
         if self._journal is not None and self._path is not None:
             self._journal.close()
             self._path.unlink(missing_ok=True)

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from blockzo.federated.client import Client
-from blockzo.federated.server import RoundResult, Server
+from blockzo.federated.open_round import RoundResult
+from blockzo.federated.server import Server
 
 Deliver = Callable[[str, bytes], bytes | None]
 """(client, its answer) -> what reaches the server; None: lost or late."""
@@ -32,16 +33,18 @@ class LocalTransport:
         self, available: Iterable[str] | None = None, now: float = 0.0, deliver: Deliver = lambda name, data: data
     ) -> RoundResult:
         """One attempt at a round with whoever is available; who does not answer is taken as gone."""
-        tasks = self.server.open_round(self.clients if available is None else available, now)
-        for name, task in tasks.items():
-            self.down[name] += len(task)
-            sent = self.clients[name].handle(task)
-            answer = deliver(name, sent)
-            if answer is None:
-                self.up[name] += len(sent)
-                self.server.gone(name)
-                continue
-            self._talk(name, answer, now)
+        messages = self.server.open_round(self.clients if available is None else available, now)
+        while messages:
+            for name, message in messages.items():
+                self.down[name] += len(message)
+                sent = self.clients[name].handle(message)
+                answer = deliver(name, sent)
+                if answer is None:
+                    self.up[name] += len(sent)
+                    self.server.gone(name)
+                    continue
+                self._talk(name, answer, now)
+            messages = self.server.advance(now, over=True)
         return self.server.close_round()
 
     def scores(self, names: Iterable[str]) -> None:

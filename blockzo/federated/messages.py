@@ -14,8 +14,9 @@ from typing import Any
 
 from blockzo.federated.records import pack_signs, unpack_signs
 from blockzo.federated.settings import PROTOCOL, RunSettings
+from blockzo.federated.sum_messages import CIPHER, COMMITMENT, NONCE, SESSION
 
-HELLO, WELCOME, STEP, EVALUATE, REPLY, SCORES, CATCH_UP, RECORDS, ACCEPTED, REFUSED = range(1, 11)
+HELLO, WELCOME, STEP, EVALUATE, REPLY, SCORES, CATCH_UP, RECORDS, ACCEPTED, REFUSED, SUM = range(1, 12)
 NO_TAG = bytes(8)
 OVERHEAD = 14
 DIGEST_PREFIX = "bz1-"
@@ -27,7 +28,7 @@ CODES = (DIVERGED, INVALID, STALE, UNWANTED, MISMATCH)
 _STEP = struct.Struct("<IIHBI")
 _REPLY = struct.Struct("<IIfB")
 _SCORES = struct.Struct("<IIff")
-_WANTS_DIGEST, _HAS_DIGEST, _HAS_SLOT, _LAST = 1, 1, 2, 1
+_WANTS_DIGEST, _IN_SUM, _HAS_DIGEST, _HAS_SLOT, _LAST = 1, 2, 1, 2, 1
 
 
 class MessageError(ValueError):
@@ -53,7 +54,10 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Task:
-    """Work for round `number`, at the weights after `number` records; the last of them come along, encoded, from `first` on."""
+    """Work for round `number`, at the weights after `number` records; the last of them come along, encoded, from `first` on.
+
+    `attempt` and `nonce` (16 bytes) name the secure sum that the work goes into; without one 0 and no bytes.
+    """
 
     number: int
     first: int
@@ -61,6 +65,13 @@ class Task:
     slot: int = 0
     wants_digest: bool = False
     evaluate: bool = False
+    attempt: int = 0
+    nonce: bytes = b""
+
+    @property
+    def what(self) -> tuple[int, int, int, bytes]:
+        """Tasks that are alike in it have one answer, where the weights are the same."""
+        return self.number, self.slot, self.attempt, self.nonce
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,14 @@ class Reply:
     scalars: tuple[float, ...]
     digest: str | None = None
     slot: int = 0
+
+
+@dataclass(frozen=True)
+class SumMessage:
+    """A message of a secure sum (sum_messages.py); with the first one of a client may come the digest of its weights."""
+
+    body: bytes
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,13 +131,19 @@ class Refused:
     reason: str
 
 
-Message = Hello | Welcome | Task | Reply | Scores | CatchUp | Records | Accepted | Refused
+Message = Hello | Welcome | Task | Reply | SumMessage | Scores | CatchUp | Records | Accepted | Refused
 
 
 def reply_bytes(settings: RunSettings) -> int:
     """Largest size of a reply."""
     held = -(-settings.scalars // 8) if settings.aggregate == "sign" else 4 * settings.scalars
     return OVERHEAD + _REPLY.size + held + 32 + 2 * settings.own_directions
+
+
+def sum_bytes(settings: RunSettings, clients: int) -> int:
+    """Largest size of what a client sends in a secure sum of so many."""
+    shares = COMMITMENT + (2 * COMMITMENT + CIPHER) * clients
+    return OVERHEAD + 1 + 32 + 1 + SESSION + max(shares, 8 * (2 + settings.scalars))
 
 
 def encode(message: Message, tag: bytes = NO_TAG, settings: RunSettings | None = None) -> bytes:
@@ -137,8 +162,10 @@ def _payload(message: Message, settings: RunSettings | None) -> tuple[int, bytes
         case Refused():
             return REFUSED, _json(vars(message))
         case Task():
-            flags = _WANTS_DIGEST * message.wants_digest
+            flags = _WANTS_DIGEST * message.wants_digest | _IN_SUM * bool(message.nonce)
             head = _STEP.pack(message.number, message.first, message.slot, flags, len(message.records))
+            if message.nonce:
+                head += struct.pack("<I", message.attempt) + message.nonce
             return EVALUATE if message.evaluate else STEP, head + message.records
         case Reply():
             assert settings is not None
@@ -153,6 +180,10 @@ def _payload(message: Message, settings: RunSettings | None) -> tuple[int, bytes
             else:
                 parts.append(struct.pack(f"<{len(message.scalars)}f", *message.scalars))
             return REPLY, b"".join(parts)
+        case SumMessage():
+            if message.digest is None:
+                return SUM, b"\0" + message.body
+            return SUM, b"\1" + bytes.fromhex(message.digest.removeprefix(DIGEST_PREFIX)) + message.body
         case Scores():
             return SCORES, _SCORES.pack(message.number, message.examples, message.loss, message.accuracy)
         case CatchUp():
@@ -207,12 +238,18 @@ def decode(data: bytes, tag: bytes | None = None, settings: RunSettings | None =
 def _from_bytes(kind: int, payload: bytes, settings: RunSettings | None) -> Message:
     if kind in (STEP, EVALUATE):
         number, first, slot, flags, size = _STEP.unpack_from(payload)
-        records = payload[_STEP.size :]
-        if size != len(records) or flags & ~_WANTS_DIGEST or first > number:
+        at, attempt, nonce = _STEP.size, 0, b""
+        if flags & _IN_SUM:
+            (attempt,), nonce = struct.unpack_from("<I", payload, at), payload[at + 4 : at + 4 + NONCE]
+            at += 4 + NONCE
+        records = payload[at:]
+        if size != len(payload) - at or flags & ~(_WANTS_DIGEST | _IN_SUM) or first > number:
             raise MessageError(f"a task for round {number} has {len(records)} bytes of records from {first} on")
-        return Task(number, first, records, slot, bool(flags & _WANTS_DIGEST), kind == EVALUATE)
+        return Task(number, first, records, slot, bool(flags & _WANTS_DIGEST), kind == EVALUATE, attempt, nonce)
     if kind == REPLY and settings is not None:
         return _reply(payload, settings)
+    if kind == SUM:
+        return _sum_message(payload)
     if kind == SCORES:
         number, examples, loss, accuracy = _SCORES.unpack(payload)
         if not (math.isfinite(loss) and 0 <= accuracy <= 1) or not examples:
@@ -258,6 +295,13 @@ def _reply(payload: bytes, settings: RunSettings) -> Reply:
     if at != len(payload):
         raise MessageError(f"a reply has {len(payload) - at} bytes after its end")
     return Reply(number, examples, loss, scalars, digest, slot)
+
+
+def _sum_message(payload: bytes) -> SumMessage:
+    at = 1 + 32 * (payload[:1] == b"\1")
+    if payload[:1] not in (b"\0", b"\1") or len(payload) <= at + SESSION:
+        raise MessageError(f"{len(payload)} bytes are no message of a secure sum")
+    return SumMessage(payload[at:], DIGEST_PREFIX + payload[1:at].hex() if at > 1 else None)
 
 
 def _json(values: dict[str, Any]) -> bytes:

@@ -20,10 +20,10 @@ def scalar_limit(settings: RunSettings, policy: RoundPolicy, block: int) -> floa
     return policy.largest_loss_change / (settings.eps[block] * max(1, settings.directions[block]))
 
 
-def problem_of(reply: Reply, slot: int, settings: RunSettings, policy: RoundPolicy) -> str | None:
-    """Why a reply cannot be taken, or None."""
-    if not 0 < reply.examples <= policy.most_examples:
-        return f"{reply.examples} examples; expected 1 to {policy.most_examples}"
+def problem_of(reply: Reply, slot: int, settings: RunSettings, policy: RoundPolicy, clients: int = 1) -> str | None:
+    """Why a reply, or the mean of so many clients, cannot be taken, or None."""
+    if not 0 < reply.examples <= clients * policy.most_examples:
+        return f"{reply.examples} examples; expected 1 to {clients * policy.most_examples}"
     if not abs(reply.loss) <= _LARGEST_LOSS or not all(map(math.isfinite, reply.scalars)):
         return "the loss or a scalar is not finite, or the loss is absurd"
     if settings.own_directions and reply.slot != slot:

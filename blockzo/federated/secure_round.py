@@ -1,114 +1,147 @@
-"""A round of shared directions over a secure sum: the server learns the mean scalars and loss, and all examples."""
+"""One attempt at a round over a secure sum, as the server sees it: four phases, who is due in each, and the mean at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import os
+from collections.abc import Iterable
 
-from blockzo.federated.client import Estimate
+from blockzo.federated import messages as m
+from blockzo.federated import sum_messages as s
 from blockzo.federated.combine import Contribution
-from blockzo.federated.fixed_point import FixedPoint
-from blockzo.federated.secure_sum import SumClient
+from blockzo.federated.round_record import problem_of
+from blockzo.federated.secure_sum import threshold_of
 from blockzo.federated.secure_sum_server import SumServer
-from blockzo.federated.settings import RunSettings
-from blockzo.federated.sum_messages import SumError, session_of
+from blockzo.federated.secure_values import decoded, length_of
+from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.federated.sum_messages import SumError
 
-PHASES = ("advertise", "share", "mask", "unmask")
-Lost = Callable[[str, str], bool]
-"""(client, phase) -> its message of that phase never arrives."""
+log = logging.getLogger("blockzo.federated")
 
-
-def check_secure(settings: RunSettings) -> None:
-    """Raises ValueError for runs that need more of the replies than their sum."""
-    if settings.aggregate != "mean" or settings.own_directions or settings.privacy is not None:
-        raise ValueError(
-            f"aggregate is {settings.aggregate!r}, own_directions {settings.own_directions}, privacy {settings.privacy}; a "
-            'secure sum gives the mean over shared directions alone: expected "mean", False and None'
-        )
+NOBODY = "(unknown)"
+"""Who is blamed for a sum that cannot be."""
+KINDS = (s.ADVERTISE, s.SHARES, s.MASKED, s.UNMASK)
+"""What clients send, a phase each."""
 
 
-def encoded(found: Estimate, settings: RunSettings, fixed: FixedPoint) -> list[int]:
-    """n, n x loss, n x every scalar, as integers; n is 1 with equal weighting.
+def check_policy(policy: RoundPolicy) -> None:
+    """Refuses rounds whose sum could be of too few to hide anybody.
 
     Raises:
-        ValueError: a value is not finite or too large.
+        ValueError: with what is needed.
     """
-    times = found.examples if settings.weighting == "examples" else 1
-    if len(found.scalars) != settings.scalars or times < 1:
+    needed = max(2, threshold_of(policy.clients or 2))
+    if policy.quorum < needed or (policy.clients or 2) > s.MOST_CLIENTS:
         raise ValueError(
-            f"{len(found.scalars)} scalars from {times} examples; expected {settings.scalars} and 1 or more examples"
+            f"policy asks {policy.clients} clients with a quorum of {policy.quorum}; a secure sum needs at most "
+            f"{s.MOST_CLIENTS} clients, and a quorum of more than half of those asked, here {needed} or more"
         )
-    return [fixed.encode(1.0, times), *(fixed.encode(value, times) for value in (found.loss, *found.scalars))]
-
-
-def decoded(total: Sequence[int], settings: RunSettings, fixed: FixedPoint) -> Contribution:
-    """The weighted means that the sum stands for, as one contribution of all survivors.
-
-    Raises:
-        SumError: the number of examples is not one; somebody sent nonsense.
-    """
-    weight, loss, *scalars = total
-    if weight < 1 or weight % (1 << fixed.bits):
-        raise SumError(f"the sum claims {fixed.decode(weight)} examples; expected a positive whole number")
-    return Contribution(tuple(value / weight for value in scalars), weight >> fixed.bits, loss / weight)
-
-
-@dataclass(frozen=True)
-class SecureResult:
-    """`combined`: what the server knows; `participants`: whose replies are in it; `up`, `down`: bytes of all clients."""
-
-    combined: Contribution
-    participants: tuple[str, ...]
-    up: int
-    down: int
 
 
 class SecureRound:
-    """Drives one secure sum in one process; the messages are the bytes that would travel.
+    """Takes clients' messages (`take`) and ends phases (`advance`). It is over after the last, or when too few are left.
 
-    Args:
-        tag: of the run (`run_tag`).
-        number: of the round; with the tag it names the sum.
+    Attributes: `phase`, from 0; `due`, clients asked in it; `taken`, what came, by client; `digests`, of the clients' weights as
+    they told them; `spent`, clients in a sum that is known, or would be with late answers, and does not count.
     """
 
-    def __init__(self, settings: RunSettings, tag: bytes, number: int, fixed: FixedPoint | None = None) -> None:
-        check_secure(settings)
-        self.settings, self.fixed = settings, fixed or FixedPoint()
-        self.session, self.length = session_of(tag, number), 2 + settings.scalars
-        self.server = SumServer(self.session, self.length)
-        self.up = self.down = 0
+    def __init__(
+        self, settings: RunSettings, policy: RoundPolicy, tag: bytes, number: int, attempt: int, asked: Iterable[str]
+    ) -> None:
+        self.settings, self.policy, self.number = settings, policy, number
+        self.nonce = os.urandom(s.NONCE)
+        self.session = s.session_of(tag, number, attempt, self.nonce)
+        self.sum = SumServer(self.session, length_of(settings))
+        self.phase = 0
+        self.due = set(asked)
+        self.taken: dict[str, bytes] = {}
+        self.digests: dict[str, str | None] = {}
+        self.spent: set[str] = set()
+        self._failure: str | None = None
+        self._blamed: list[str] = []
+        self._mean: Contribution | None = None
 
-    def run(self, estimates: Mapping[str, Estimate], lost: Lost = lambda name, phase: False) -> SecureResult:
-        """Sums what the clients found.
+    @property
+    def over(self) -> bool:
+        return self._failure is not None or self._mean is not None
 
-        Raises:
-            SumError: too few clients came through, or one of them made the sum impossible; nothing was learned.
-        """
-        if len(estimates) > self.fixed.terms:
-            raise ValueError(f"{len(estimates)} clients; the fixed point has room for sums of {self.fixed.terms}")
-        server = self.server
-        values = {name: encoded(found, self.settings, self.fixed) for name, found in estimates.items()}
-        clients = {name: SumClient(self.session, self.length) for name in values}
+    def problem_of(self, name: str, body: bytes) -> tuple[str, str] | None:
+        """Why a message does not belong here, as code and reason; None where it may be taken."""
+        if body[1 : 1 + s.SESSION] != self.session:
+            return m.STALE, "a message of another sum; every attempt at a round has one of its own"
+        if self.over or body[0] in KINDS[: self.phase]:
+            return m.STALE, f"message {body[0]} of a sum whose phase is over"
+        if name not in self.due:
+            return m.UNWANTED, f"this client is not due in phase {self.phase} of the sum"
+        if body[0] != KINDS[self.phase]:
+            return m.INVALID, f"message {body[0]} of a sum; expected {KINDS[self.phase]}"
+        if self.taken.get(name, body) != body:
+            return m.UNWANTED, "another message of this phase was accepted already"
+        return None
 
-        def phase(
-            which: str, names: Iterable[str], answer: Callable[[str], bytes], take: Callable[[str, bytes], None]
-        ) -> None:
-            for name in names:
-                data = answer(name)
-                if not lost(name, which):
-                    self.up += len(data)
-                    take(name, data)
+    def take(self, name: str, body: bytes) -> str | None:
+        """Takes a message that has no `problem_of`; why its payload is wrong, or None. The same one again changes nothing."""
+        if name in self.taken:
+            return None
+        server = self.sum
+        try:
+            (server.advertised, server.dealt, server.masked, server.unmasked)[self.phase](name, body)
+        except SumError as error:
+            return str(error)
+        self.taken[name] = body
+        return None
 
-        phase("advertise", clients, lambda name: clients[name].advertise(), server.advertised)
-        sent = self._count(server.roster())
-        phase("share", sent, lambda name: clients[name].share(sent[name]), server.dealt)
-        dealt = self._count(server.deliveries())
-        phase("mask", dealt, lambda name: clients[name].mask(dealt[name], values[name]), server.masked)
-        asked = self._count(server.survivors())
-        phase("unmask", asked, lambda name: clients[name].unmask(asked[name]), server.unmasked)
-        combined = decoded(server.total(), self.settings, self.fixed)
-        return SecureResult(combined, tuple(server.survivors_names), self.up, self.down)
+    def withdraw(self, name: str) -> None:
+        """Leaves a client out whose weights are others, before the roster stands."""
+        self.sum.withdraw(name)
+        self.taken.pop(name, None)
 
-    def _count(self, messages: dict[str, bytes]) -> dict[str, bytes]:
-        self.down += sum(map(len, messages.values()))
-        return messages
+    def advance(self) -> dict[str, m.SumMessage]:
+        """Ends the phase: what clients get next. Nothing after the last one, and where too few are left; then it is over."""
+        server = self.sum
+        try:
+            if self.phase == len(KINDS) - 1:
+                self._mean = self._checked()
+                return {}
+            # before anything goes out that would let a smaller sum be known
+            if len(self.taken) < self.policy.quorum:
+                raise SumError(
+                    f"{len(self.taken)} clients are left after phase {self.phase}, the quorum is {self.policy.quorum}"
+                )
+            found = (server.roster, server.deliveries, server.survivors)[self.phase]()
+        except SumError as error:
+            self._failure = str(error)
+            self.spent = set(server.survivors_names)
+            self._blamed += [error.client] if error.client is not None else []
+            return {}
+        self.phase += 1
+        self.due, self.taken = set(found), {}
+        return {name: m.SumMessage(body) for name, body in found.items()}
+
+    def _checked(self) -> Contribution:
+        """The mean, where it can be one; of single clients nothing can be checked."""
+        total = self.sum.total()
+        names = self.sum.survivors_names
+        try:
+            mean = decoded(total, self.settings, len(names))
+            reply = m.Reply(self.number, mean.examples, mean.loss, mean.scalars)
+            problem = problem_of(reply, 0, self.settings, self.policy, len(names))
+            if problem is not None:
+                raise SumError(problem)
+        except SumError as error:
+            wild = SumError(f"the mean of {', '.join(names)} cannot be ({error}); the sum hides whose fault that is")
+            wild.client = NOBODY
+            raise wild from None
+        return mean
+
+    def outcome(self) -> tuple[tuple[str, ...], list[m.Reply], list[str]]:
+        """Who is in the sum, their mean as one reply (nobody and none where it failed), and whom to blame for what was wrong."""
+        blamed = list(self._blamed)
+        for name, count in self.sum.wrong_shares.items():
+            log.warning("round %d: %d wrong shares from %s", self.number, count, name)
+            blamed.append(name)
+        if self._mean is None:
+            log.warning("round %d: no sum: %s", self.number, self._failure or "it was closed before its end")
+            return (), [], blamed
+        mean = m.Reply(self.number, self._mean.examples, self._mean.loss, self._mean.scalars)
+        return tuple(self.sum.survivors_names), [mean], blamed

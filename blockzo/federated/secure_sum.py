@@ -45,11 +45,13 @@ class SumClient:
     """One client in the sum of one round: `advertise`, `share`, `mask`, `unmask`, each once and in this order.
 
     Args:
-        session: `session_of(tag, round)`.
+        session: `session_of(tag, round, attempt, nonce)`.
         length: integers in the sum.
 
     Every method but `advertise` takes what the server sent and raises SumError where it will not go on; the client's integers
     are safe then, and it is out of this sum.
+
+    Attributes: `stage`, how many of the four were called.
     """
 
     def __init__(self, session: bytes, length: int) -> None:
@@ -57,7 +59,7 @@ class SumClient:
         self.session, self.length = session, length
         self._channel, self._mask_key, self._seed = new_key(), new_key(), os.urandom(shamir.SECRET_BYTES)
         self.keys = Keys(self._channel.public_key().public_bytes_raw(), self._mask_key.public_key().public_bytes_raw())
-        self._stage = 0
+        self.stage = 0
         self._roster: list[Keys] = []
         self._number = self._threshold = 0
         self._dealers: list[int] = []
@@ -66,11 +68,11 @@ class SumClient:
 
     def _at(self, stage: int) -> None:
         """A second answer with another list of names could give a mask and its opposite away."""
-        if self._stage != stage:
+        if self.stage != stage:
             raise SumError(
-                f"message {stage + 1} of a client was asked for, {self._stage} were given; each is given once"
+                f"message {stage + 1} of a client was asked for, {self.stage} were given; each is given once"
             )
-        self._stage += 1
+        self.stage += 1
 
     def advertise(self) -> bytes:
         self._at(0)

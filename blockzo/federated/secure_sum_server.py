@@ -77,6 +77,11 @@ class SumServer:
                 raise SumError(f"a key of {name!r} agrees on nothing secret ({error})") from None
         self._keys[name] = Keys(channel, mask)
 
+    def withdraw(self, name: str) -> None:
+        """Takes a client's keys back, before the roster stands."""
+        if not self._phase:
+            self._keys.pop(name, None)
+
     def roster(self) -> dict[str, bytes]:
         self._end(0, len(self._keys), 2)
         self.numbers = {name: number for number, name in enumerate(sorted(self._keys), 1)}
@@ -114,7 +119,10 @@ class SumServer:
         return dict.fromkeys(self.survivors_names, data)
 
     def unmasked(self, name: str, data: bytes) -> None:
-        """Takes the shares that match their dealers' commitments; others are counted and left out."""
+        """Takes the shares that match their dealers' commitments; others are counted and left out.
+
+        Zeros, for a share that could not be read, are not counted: that may be the dealer's fault as well.
+        """
         number = self._number(name, 3, lambda n: n in self._answered or n not in self._alive)
         dealers = sorted(self._deals)
         found = s.pieces(s.unpack(data, s.UNMASK, self.session), shamir.SHARE_BYTES, len(dealers))
@@ -124,7 +132,7 @@ class SumServer:
             wanted = self._deals[dealer][number - 1][at : at + s.COMMITMENT]
             if s.commitment(share, self.session, dealer, number) == wanted:
                 self._shares.setdefault(dealer, {})[number] = share
-            else:
+            elif any(share):
                 self.wrong_shares[name] += 1
 
     def total(self) -> list[int]:
@@ -157,11 +165,18 @@ class SumServer:
         return from_words([int(word) for word in total])
 
     def _recovered(self, dealer: int) -> bytes:
+        shares = self._shares.get(dealer, {})
+        if len(self._answered) < self.threshold:
+            raise SumError(f"{len(self._answered)} clients gave shares; expected {self.threshold}")
+        if len(shares) < self.threshold:
+            raise self._bad(dealer, f"{len(shares)} right shares of {len(self._answered)}; expected {self.threshold}")
         try:
-            return shamir.join(self._shares.get(dealer, {}), self.threshold)
+            return shamir.join(shares, self.threshold)
         except ValueError as error:
             raise self._bad(dealer, str(error)) from None
 
     def _bad(self, dealer: int, why: str) -> SumError:
         name = next(name for name, number in self.numbers.items() if number == dealer)
-        return SumError(f"the masks of {name!r} cannot be recovered from its shares: {why}")
+        error = SumError(f"the masks of {name!r} cannot be recovered from its shares: {why}")
+        error.client = name
+        return error

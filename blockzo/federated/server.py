@@ -10,81 +10,38 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from blockzo.contract import CONTRACT
 from blockzo.federated import messages as m
 from blockzo.federated import snapshots
 from blockzo.federated.digests import layout_digest
 from blockzo.federated.history import History
-from blockzo.federated.privacy import need_accounting
+from blockzo.federated.open_round import OpenRound, RoundResult
+from blockzo.federated.preconditions import check_run
+from blockzo.federated.right_weights import Replica, RightWeights
 from blockzo.federated.round_record import problem_of, round_record
 from blockzo.federated.seeds import chosen
 from blockzo.federated.settings import RoundPolicy, RunSettings, run_tag
+from blockzo.federated.sum_messages import MOST_CLIENTS
 from blockzo.journal import Journal, JournalError
-from blockzo.record import Record
 
 log = logging.getLogger("blockzo.federated")
-
-
-class Replica(Protocol):
-    """Weights that follow the journal, on the server: they say which digest is right."""
-
-    def begin(self, settings: RunSettings) -> None: ...
-
-    def reset(self, snapshot: Mapping[str, Any] | None) -> None: ...
-
-    def replay(self, records: Sequence[Record]) -> None: ...
-
-    def digest(self) -> str: ...
-
-    def save(self, path: Path) -> None: ...
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """A closed round. `record` is None where it lacked a quorum: it is tried again with other clients.
-
-    With privacy, `epsilon` is what all rounds so far cost, and `loss` is NaN: no client tells it.
-    """
-
-    number: int
-    attempt: int
-    asked: int
-    participants: tuple[str, ...]
-    examples: int
-    loss: float
-    record: Record | None
-    epsilon: float | None = None
-
-
-@dataclass
-class _Round:
-    number: int
-    attempt: int
-    began: float
-    slots: dict[str, int] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
-    replies: dict[str, m.Reply] = field(default_factory=dict)
-    silent: set[str] = field(default_factory=set)
-    """Asked, and known not to answer."""
-    repaired: set[str] = field(default_factory=set)
-    """Sent back to the base in this round; once is enough."""
-    sample: list[str] | None = None
-    """Drawn in secret, once a round."""
 
 
 class Server:
     """Runs rounds with whoever is there.
 
-    The transport calls `receive` for every message, and in turn `open_round`, then `ready` until it is true, and `close_round`.
-    A client's name comes from the transport, which vouches for it (a registered key, a partition).
+    The transport calls `receive` for every message, and in turn `open_round`, then `advance` (which has messages to send in runs
+    with secure sums) and `ready` until it is true, and `close_round`. A client's name comes from the transport, which vouches
+    for it (a registered key, a partition).
 
-    Attributes: `refusals`, counts by (client, code); `positions`, records that each client is known to hold; `diverged`, clients
-    whose weights are not those of the run, until they begin again; `scores`, answers to `ask_scores`.
+    Attributes: `refusals`, counts by (client, code), with the client "(unknown)" for a sum that cannot be; `positions`, records
+    that each client is known to hold; `diverged`, clients whose weights are not those of the run, until they begin again;
+    `scores`, answers to `ask_scores`.
     """
 
     def __init__(
@@ -95,28 +52,21 @@ class Server:
                 "a federated run needs the digest of its base weights; create the journal with base_digest"
             )
         self.settings, self.policy = settings, policy or RoundPolicy()
+        check_run(settings, self.policy)
         self.history = History(settings, journal, self.policy)
         self.private = settings.private
         self._sampled = self.private is not None and self.private.sampling_rate < 1
-        if self.private is not None:
-            need_accounting()
-        if self._sampled and (self.policy.clients is not None or self.policy.quorum > 1):
-            raise ValueError(
-                f"policy asks {self.policy.clients} clients with a quorum of {self.policy.quorum}; with a sampling_rate clients "
-                "are drawn one by one and every round counts, or it would tell who was drawn: expected None and 1"
-            )
         self.base_digest: str = journal.metadata.get("base_digest", journal.base_digest)
         self.tag = run_tag(settings, self.base_digest, journal.layout)
         self.positions: dict[str, int] = {}
         self.refusals: Counter[tuple[str, str]] = Counter()
         self.scores: dict[str, m.Scores] = {}
         self.diverged: set[str] = set()
-        self.replica = replica
+        self.right = RightWeights(self.history, replica)
         self._layout_digest = layout_digest(journal.layout)
-        self._round: _Round | None = None
+        self._round: OpenRound | None = None
         self._attempt = 0
         self._messages: Counter[str] = Counter()
-        self._digest: tuple[int, str] | None = None
         self._asked_scores: set[str] = set()
         self._compaction_due = False
         if replica is not None:
@@ -148,6 +98,7 @@ class Server:
             base_digest, layout: as `blockzo.digest(model)` and `blocks.layout` give them.
             metadata: more for the journal's header.
         """
+        check_run(settings, policy or RoundPolicy())
         left = snapshots.any_beside(Path(path))
         if left is not None and not Path(path).exists():
             raise JournalError(f"{left} belongs to an earlier run of this name; remove it, or choose another name")
@@ -174,6 +125,14 @@ class Server:
         return self.history.journal
 
     @property
+    def replica(self) -> Replica | None:
+        return self.right.replica
+
+    @replica.setter
+    def replica(self, replica: Replica | None) -> None:
+        self.right.replica = replica
+
+    @property
     def number(self) -> int:
         """Of the next round: rounds in the journal."""
         return self.history.number
@@ -182,6 +141,11 @@ class Server:
     def attempt(self) -> int:
         """At the next round: how often it lacked a quorum."""
         return self._attempt
+
+    @property
+    def phase(self) -> int:
+        """Of the open round's secure sum, from 0; 0 in runs without."""
+        return 0 if self._round is None or self._round.sum is None else self._round.sum.phase
 
     @property
     def finished(self) -> bool:
@@ -195,7 +159,7 @@ class Server:
         run = bytes.fromhex(self.settings.run)
         current = self._round
         if current is None or current.number != self.number:
-            current = self._round = _Round(self.number, self._attempt, now)
+            current = self._round = OpenRound(self.number, self._attempt, now)
             self._messages.clear()
             if self._sampled and self.private is not None:
                 current.sample = self.private.sample(names)
@@ -203,16 +167,33 @@ class Server:
             self._messages.clear()
         picked = current.sample
         if picked is None:
-            picked = chosen(run, self.number, self._attempt, sorted(names), self.policy.clients)
+            names = current.preferred(names, self.policy.clients or self.policy.quorum)
+            most = self.policy.clients
+            if self.settings.secure_sum and most is None:
+                most = MOST_CLIENTS
+            picked = chosen(run, self.number, self._attempt, sorted(names), most)
         current.attempt, current.began, current.silent = self._attempt, now, set()
         for name in picked:
             # shared directions are those of slot 0 for everyone
             current.slots.setdefault(name, len(current.slots) if self.settings.own_directions else 0)
         current.asked = set(picked)
+        if self.settings.secure_sum:
+            from blockzo.federated.secure_round import SecureRound
+
+            # of its own in every attempt: who asks again begins anew
+            current.sum = SecureRound(self.settings, self.policy, self.tag, self.number, self._attempt, picked)
         return {name: self._task(name, current.slots[name]) for name in picked if name not in current.replies}
 
     def ask_scores(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Messages that ask clients for the scores of the present weights on their held-out rows; see `scores`."""
+        """Messages that ask clients for the scores of the present weights on their held-out rows; see `scores`.
+
+        Raises:
+            ValueError: in a run with secure sums, where nothing of a single client is told.
+        """
+        if self.settings.secure_sum:
+            raise ValueError(
+                "held-out scores tell of one client, and this run has secure sums; score a replica on the server's own rows"
+            )
         self.scores.clear()
         self._messages.clear()
         self._asked_scores = set(names := list(names))
@@ -226,8 +207,27 @@ class Server:
     def ready(self, now: float) -> bool:
         """May the round be closed: everyone answered, or its time is over?"""
         current = self._open()
-        waiting = current.asked - set(current.replies) - current.silent
-        return not waiting or now - current.began >= self.policy.deadline
+        return current.sum.over if current.sum is not None else self._complete(current, now)
+
+    def _complete(self, current: OpenRound, now: float) -> bool:
+        return not current.waiting() or now - current.began >= self.policy.deadline
+
+    def advance(self, now: float, over: bool = False) -> dict[str, bytes]:
+        """In a run with secure sums: name -> message, where everyone due in a phase answered or its time is over; else nothing.
+
+        Args:
+            over: the transport knows that nothing more will come in this phase.
+        """
+        current = self._open()
+        found = current.sum
+        if found is None or found.over or not (over or self._complete(current, now)):
+            return {}
+        if not found.phase:
+            for name in self._outvoted(found.digests):
+                found.withdraw(name)
+        messages = found.advance()
+        current.began, current.silent = now, set()
+        return {name: m.encode(message, self.tag) for name, message in messages.items()}
 
     def close_round(self) -> RoundResult:
         """Combines the replies, and writes the record to disk before anything else learns of it.
@@ -236,14 +236,22 @@ class Server:
             JournalError: the record cannot be written; the journal is as before and the round can be closed again.
         """
         current = self._open()
-        self._settle_digests(current)
-        names = tuple(sorted(current.replies))
+        if current.sum is not None:
+            names, replies, blamed = current.sum.outcome()
+            self.refusals.update((name, m.INVALID) for name in blamed)
+            # for the next attempt alone, or a round could wait for ever for those who are not among them
+            current.spent, current.blamed = current.sum.spent, set(blamed)
+        else:
+            for name in self._outvoted({n: reply.digest for n, reply in current.replies.items()}):
+                del current.replies[name]
+            names = tuple(sorted(current.replies))
+            replies = [current.replies[name] for name in names]
         result = RoundResult(current.number, current.attempt, len(current.asked), names, 0, math.nan, None)
         if len(names) < self.policy.quorum and not self._sampled:
             log.warning("round %d: %d of %d replies, no quorum", current.number, len(names), self.policy.quorum)
             self._attempt += 1
             return result
-        record, examples = round_record(self.settings, self.number, [current.replies[name] for name in names])
+        record, examples = round_record(self.settings, self.number, replies)
         self.history.append(record)
         self._round, self._attempt = None, 0
         if self.replica is not None:
@@ -266,7 +274,7 @@ class Server:
         except (OSError, JournalError) as error:
             log.error("no snapshot after round %d: %s; the journal is kept whole", self.number, error)
 
-    def _open(self) -> _Round:
+    def _open(self) -> OpenRound:
         if self._round is None:
             raise ValueError("no round is open; call open_round first")
         return self._round
@@ -278,7 +286,7 @@ class Server:
         self._messages[name] += 1
         if self._messages[name] > self.policy.most_messages:
             return self._refuse(name, m.UNWANTED, f"more than {self.policy.most_messages} messages in a round")
-        if len(data) > max(m.reply_bytes(self.settings), 1024):
+        if len(data) > max(self._largest_message(), 1024):
             return self._refuse(name, m.INVALID, f"a message of {len(data)} bytes is too large")
         try:
             message = m.decode(data, self.tag, self.settings)
@@ -291,6 +299,8 @@ class Server:
                 return self._catch_up(name, message.position)
             case m.Reply():
                 return self._reply(name, message)
+            case m.SumMessage():
+                return self._sum_message(name, message)
             case m.Scores():
                 if name not in self._asked_scores or message.number != self.number:
                     return self._refuse(name, m.UNWANTED, f"scores of round {message.number} were not asked for")
@@ -303,6 +313,11 @@ class Server:
                 self.gone(name)
                 return m.encode(m.Accepted(self.number), self.tag)
         return self._refuse(name, m.INVALID, f"a {type(message).__name__} comes from servers, not from clients")
+
+    def _largest_message(self) -> int:
+        if not self.settings.secure_sum:
+            return m.reply_bytes(self.settings)
+        return m.sum_bytes(self.settings, len(self._round.asked) if self._round is not None else 0)
 
     def _refuse(self, name: str, code: str, reason: str) -> bytes:
         if code == m.INVALID:
@@ -336,7 +351,10 @@ class Server:
         # what does not fit into one message is asked for in pieces
         first, data = (self.number, b"") if records is None else (first, records)
         wanted = not evaluate and self.policy.wants_digest(self.number)
-        return m.encode(m.Task(self.number, first, data, slot, wanted, evaluate), self.tag)
+        task = m.Task(self.number, first, data, slot, wanted, evaluate)
+        if self._round is not None and self._round.sum is not None:
+            task = replace(task, attempt=self._round.attempt, nonce=self._round.sum.nonce)
+        return m.encode(task, self.tag)
 
     def _catch_up(self, name: str, position: int) -> bytes:
         if position > self.number:
@@ -354,6 +372,8 @@ class Server:
             return self._refuse(
                 name, m.STALE, f"a reply for round {reply.number}; the next to be closed is {self.number}"
             )
+        if current.sum is not None:
+            return self._refuse(name, m.INVALID, "scalars without a mask, in a run with secure sums")
         if name not in current.slots:
             return self._refuse(name, m.UNWANTED, f"round {reply.number} did not ask this client")
         before = current.replies.get(name)
@@ -364,29 +384,43 @@ class Server:
         problem = problem_of(reply, current.slots[name], self.settings, self.policy)
         if problem is not None:
             return self._refuse(name, m.INVALID, problem)
-        if not self.policy.wants_digest(reply.number) and reply.digest is not None:
-            return self._refuse(name, m.INVALID, "a digest that was not asked for")
-        if self.policy.wants_digest(reply.number):
-            wanted = self._known_digest(reply)
-            if reply.digest != wanted:
-                return self._diverged(name, reply, wanted)
+        refused = self._wrong_digest(name, reply.number, reply.digest)
+        if refused is not None:
+            return refused
         current.replies[name] = reply
         self.positions[name] = reply.number
         return m.encode(m.Accepted(reply.number), self.tag)
 
-    def _known_digest(self, reply: m.Reply) -> str | None:
-        """What the reply's digest must be: that of the replica, or of the base; else the reply's own, until the round closes."""
-        if reply.number == self.journal.start and reply.digest is not None:
-            return self.journal.base_digest
-        if self.replica is None and reply.digest is not None:
-            return reply.digest
-        if self.replica is None:
-            return "a digest"
-        if self._digest is None or self._digest[0] != reply.number:
-            self._digest = (reply.number, self.replica.digest())
-        return self._digest[1]
+    def _sum_message(self, name: str, message: m.SumMessage) -> bytes:
+        current = self._round
+        if current is None or current.sum is None:
+            return self._refuse(name, m.STALE, "a message of a sum; none is open")
+        found, number = current.sum, current.number
+        problem = found.problem_of(name, message.body)
+        if problem is not None:
+            return self._refuse(name, *problem)
+        if found.phase and message.digest is not None:
+            return self._refuse(name, m.INVALID, "a digest that was not asked for")
+        if not found.phase:
+            refused = self._wrong_digest(name, number, message.digest)
+            if refused is not None:
+                return refused
+        wrong = found.take(name, message.body)
+        if wrong is not None:
+            return self._refuse(name, m.INVALID, wrong)
+        if not found.phase:
+            found.digests[name] = message.digest
+            self.positions[name] = number
+        return m.encode(m.Accepted(number), self.tag)
 
-    def _diverged(self, name: str, reply: m.Reply, wanted: str | None) -> bytes:
+    def _wrong_digest(self, name: str, number: int, digest: str | None) -> bytes | None:
+        """The refusal that a digest deserves, or a missing one; None where it is right."""
+        if not self.policy.wants_digest(number):
+            return None if digest is None else self._refuse(name, m.INVALID, "a digest that was not asked for")
+        wanted = self.right.digest(number, digest)
+        return None if digest == wanted else self._diverged(name, number, digest, wanted)
+
+    def _diverged(self, name: str, number: int, told: str | None, wanted: str | None) -> bytes:
         self.diverged.add(name)
         self.gone(name)
         if self._round is not None:
@@ -395,24 +429,15 @@ class Server:
                     name, m.UNWANTED, "weights still differ after a repair; the round goes on without them"
                 )
             self._round.repaired.add(name)
-        reason = f"weights before round {reply.number} are {reply.digest}, expected {wanted}"
+        reason = f"weights before round {number} are {told}, expected {wanted}"
         return self._refuse(name, m.DIVERGED, reason)
 
-    def _settle_digests(self, current: _Round) -> None:
-        """Without a replica the weights of a round are those that more than half of its clients have; others are sent back."""
-        votes = Counter(reply.digest for reply in current.replies.values())
-        if len(votes) < 2 or self.replica is not None:
-            return
-        wanted, count = votes.most_common(1)[0]
-        if 2 * count <= len(current.replies):
-            log.error(
-                "round %d: no majority of clients has the same weights; give the server a replica", current.number
-            )
-            wanted = None
-        for name, reply in list(current.replies.items()):
-            if reply.digest != wanted:
-                del current.replies[name]
-                self._diverged(name, reply, wanted)
+    def _outvoted(self, digests: Mapping[str, str | None]) -> list[str]:
+        """Who is sent back to the base, since most clients of the round have other weights."""
+        names, wanted = self.right.outvoted(self.number, digests)
+        for name in names:
+            self._diverged(name, self.number, digests[name], wanted)
+        return names
 
     def close(self) -> None:
         self.journal.close()

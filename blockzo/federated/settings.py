@@ -45,6 +45,7 @@ class RunSettings:
             a sum over it (FedKSeed, arXiv 2312.06353), so that whoever was away for long loads that many numbers at most.
         rebase: rounds after which a pool's weights are made from the base again, rounded once.
         privacy: settings of `blockzo.federated.privacy.PrivacySettings`; None: no clipping, no noise.
+        secure_sum: clients hide their scalars, loss and number of examples under masks that cancel in the sum (docs/privacy.md).
     """
 
     run: str
@@ -66,6 +67,7 @@ class RunSettings:
     pool: int = 0
     rebase: int = 100
     privacy: Mapping[str, Any] | None = None
+    secure_sum: bool = False
 
     def __post_init__(self) -> None:
         for name in ("directions", "lr", "eps", "distributions"):
@@ -107,6 +109,13 @@ class RunSettings:
             raise ValueError(
                 f"pool is {self.pool} with weight_decay {self.weight_decay} and {self.local_steps} local steps of "
                 f"{self.directions} directions; expected no decay, and at least as many as a round draws"
+            )
+        if not isinstance(self.secure_sum, bool):
+            raise ValueError(f"secure_sum is {self.secure_sum!r}; expected True or False")
+        if self.secure_sum and (self.aggregate != "mean" or self.own_directions or self.privacy is not None):
+            raise ValueError(
+                f"secure_sum with aggregate {self.aggregate!r}, own_directions {self.own_directions}, privacy {self.privacy}: a "
+                'secure sum gives the mean over shared directions alone; expected "mean", False and None, or no secure_sum'
             )
         factor(self.schedule, 0, self.rounds, self.warmup)
         if self.privacy is not None:
@@ -167,7 +176,7 @@ class RoundPolicy:
     Attributes:
         clients: asked in a round; all that are there where None.
         quorum: replies without which a round does not count and is tried again.
-        deadline: seconds after which a round ends with the replies that are there.
+        deadline: seconds after which a round ends with the replies that are there; with secure sums each of its four phases.
         digest_every: rounds between digests that clients send of their weights; 0: never.
         largest_loss_change: a scalar that means a larger change of the loss than this, in nats, is refused.
         most_examples: that one client may claim; it bounds its weight in the mean.

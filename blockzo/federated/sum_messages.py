@@ -7,14 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ADVERTISE, ROSTER, SHARES, DELIVERY, MASKED, SURVIVORS, UNMASK = range(1, 8)
-KEY, COMMITMENT, SESSION = 32, 16, 16
+KEY, COMMITMENT, SESSION, NONCE = 32, 16, 16, 16
 CIPHER = 2 * 33 + 16
 """Two shares and the tag of the cipher."""
 MOST_CLIENTS = 1024
 
 
 class SumError(ValueError):
-    """A message or a state that a secure sum cannot go on with; the text says what was found."""
+    """A message or a state that a secure sum cannot go on with; the text says what was found.
+
+    Attributes: `client`, whose fault it is, where that is known.
+    """
+
+    client: str | None = None
+
+
+class StaleSum(SumError):
+    """A message of another sum, or of a phase that is over."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +34,14 @@ class Keys:
     mask: bytes
 
 
-def session_of(tag: bytes, number: int) -> bytes:
-    """Names the sum of one round of one run."""
-    return hashlib.blake2s(tag + number.to_bytes(8, "little"), digest_size=SESSION, person=b"bz-sum").digest()
+def session_of(tag: bytes, number: int, attempt: int = 0, nonce: bytes = b"") -> bytes:
+    """Names one attempt at the sum of one round of one run.
+
+    Args:
+        nonce: random bytes of the server, new with every attempt: one that is started again counts attempts from 0.
+    """
+    address = tag + number.to_bytes(8, "little") + attempt.to_bytes(4, "little") + nonce
+    return hashlib.blake2s(address, digest_size=SESSION, person=b"bz-sum").digest()
 
 
 def commitment(what: bytes, session: bytes, dealer: int, holder: int) -> bytes:

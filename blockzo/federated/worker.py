@@ -14,7 +14,7 @@ from blockzo import estimators, ops
 from blockzo.estimators import Method
 from blockzo.evaluate import LossFunction, PerturbedExecutor, hugging_face_loss
 from blockzo.federated.addresses import noise_seed, step_directions
-from blockzo.federated.client import Estimate
+from blockzo.federated.estimate import Estimate
 from blockzo.federated.per_example import ExampleExecutor, example_scalars
 from blockzo.federated.settings import RunSettings
 from blockzo.federated.weights import Weights

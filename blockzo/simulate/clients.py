@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blockzo.federated import partition
-from blockzo.federated.client import Estimate
+from blockzo.federated.estimate import Estimate
 from blockzo.federated.round_record import scalar_limit
 from blockzo.federated.settings import RoundPolicy
 from blockzo.federated.worker import Weights, Worker

@@ -14,6 +14,7 @@ import torch
 
 from blockzo.federated.client import Client
 from blockzo.federated.local import LocalTransport
+from blockzo.federated.secure_sum import threshold_of
 from blockzo.federated.seeds import chosen
 from blockzo.federated.server import Server
 from blockzo.federated.settings import RoundPolicy, RunSettings
@@ -102,13 +103,22 @@ class Simulation:
         self.batches = [
             Batches(prepared, rows, settings, client, federation.local_steps) for client, rows in enumerate(self.parts)
         ]
-        self.policy = RoundPolicy(clients=federation.sample, digest_every=0)
+        self.policy = self._policy()
         self.run = hashlib.blake2s(f"simulate {settings.seed}".encode(), digest_size=16).hexdigest()
         self.rows = prepared.evaluation_rows(settings)
         self._began, self._earlier = time.monotonic(), 0.0
 
     def _no_base(self) -> Mapping[str, torch.Tensor]:
         raise ValueError("a virtual client cannot begin again at the base: all share the weights of the simulation")
+
+    def _policy(self) -> RoundPolicy:
+        sample = self.federation.sample
+        if not self.federation.secure_sum:
+            return RoundPolicy(clients=sample, digest_every=0)
+        asked = min(sample or len(self.parts), len(self.parts))
+        if asked < 2:
+            raise UserError(f"--secure-sum with {asked} client a round; a sum hides 2 or more")
+        return RoundPolicy(clients=asked, quorum=threshold_of(asked), digest_every=0)
 
     def run_settings(self) -> RunSettings:
         federation = self.federation
@@ -124,6 +134,7 @@ class Simulation:
             weighting=federation.weighting,
             pool=federation.seed_pool,
             privacy=federation.private(len(self.parts)),
+            secure_sum=federation.secure_sum,
         )
 
     def go(self, journal: Journal | None) -> dict[str, Any]:
@@ -197,8 +208,12 @@ class Simulation:
     ) -> None:
         def deliver(name: str, answer: bytes) -> bytes | None:
             interrupts.check()
-            lost = random.Random(f"drop {self.settings.seed} {server.number} {server.attempt} {name}").random()
-            return None if lost < self.federation.drop else answer
+            chance = random.Random(f"drop {self.settings.seed} {server.number} {server.attempt} {name}")
+            lost = chance.random() < self.federation.drop
+            # who drops out of a secure sum does so in any of its phases
+            return (
+                None if lost and server.phase >= (chance.randrange(4) if self.federation.secure_sum else 0) else answer
+            )
 
         flops = sum(worker.flops for worker in self.workers)
         seconds = sum(worker.seconds for worker in self.workers)
@@ -208,7 +223,7 @@ class Simulation:
             while (result := transport.round(deliver=deliver)).record is None:
                 interrupts.check()
                 if not result.participants and server.refusals.total() > before:
-                    raise ValueError("every answer was refused; the reasons are above (losses that are not finite?)")
+                    raise ValueError("answers were refused; the reasons are above (losses that are not finite?)")
         except JournalError:
             raise
         except ValueError as error:

@@ -30,7 +30,8 @@ class Federation:
         local_steps, own_directions, aggregate, trim, weighting: as in `blockzo.federated.settings.RunSettings`.
         seed_pool: directions that the run has in all, in each block; 0: new ones every round.
         privacy: "central", "local" or None; clip, noise_multiplier, delta as in `blockzo.federated.privacy.PrivacySettings`.
-        drop: share of the answers that do not arrive in time.
+        secure_sum: the server sees sums only; as in `blockzo.federated.settings.RunSettings`.
+        drop: share of the answers that do not arrive in time; with secure_sum of the clients that drop out in one of its phases.
         liars: share of the clients that send random scalars.
     """
 
@@ -50,6 +51,7 @@ class Federation:
     clip: float | None = None
     noise_multiplier: float | None = None
     delta: float = 1e-5
+    secure_sum: bool = False
     drop: float = 0.0
     liars: float = 0.0
 
@@ -75,15 +77,19 @@ class Federation:
         told = (self.clip is not None, self.noise_multiplier is not None)
         if any(told) != (self.privacy is not None) or any(told) != all(told):
             raise UserError("--privacy, --clip and --noise-multiplier go together; give all three or none")
+        if self.secure_sum and (self.aggregate != "mean" or self.own_directions or self.privacy is not None):
+            raise UserError(
+                "--secure-sum gives the mean over shared directions alone; leave out --aggregate, --own-directions and --privacy"
+            )
         for name in ("drop", "liars"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; expected a share of 0 or more and below 1")
         plain = Federation() if self.engine == "fedavg" else self
-        ignored = ("aggregate", "own_directions", "liars", "drop", "seed_pool", "privacy", "weighting")
+        ignored = ("aggregate", "own_directions", "liars", "drop", "seed_pool", "privacy", "weighting", "secure_sum")
         if any(getattr(self, name) != getattr(plain, name) for name in ignored):
             raise UserError(
                 "--engine fedavg is the plain baseline, weighted by examples; leave out --aggregate, --own-directions, "
-                "--liars, --drop, --seed-pool, --privacy and --weighting"
+                "--liars, --drop, --seed-pool, --privacy, --weighting and --secure-sum"
             )
 
     def private(self, clients: int) -> dict[str, Any] | None:

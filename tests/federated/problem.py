@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import blockzo as bz
 from blockzo.estimators import Method
+from blockzo.federated import messages as m
 from blockzo.federated.client import Client
 from blockzo.federated.local import LocalTransport
 from blockzo.federated.server import Server
@@ -109,6 +110,11 @@ class Federation:
 
     def catch_up(self) -> set[str]:
         """Brings every client to the last round; the digests of all weights."""
-        self.transport.scores(self.clients)
+        if self.settings.secure_sum:
+            for name, client in self.clients.items():
+                asked = m.encode(m.CatchUp(client.position), self.server.tag)
+                client.handle(self.server.receive(name, asked))
+        else:
+            self.transport.scores(self.clients)
         held = [*(c.worker for c in self.clients.values()), *([self.replica] if self.replica is not None else [])]
         return {member.digest() for member in held}

@@ -1,6 +1,6 @@
 """Server and clients as processes of their own, joined by a Unix socket, so that each can be killed at any moment.
 
-python -m tests.federated.processes server FOLDER | client FOLDER NUMBER
+python -m tests.federated.processes server FOLDER [secure] | client FOLDER NUMBER
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from blockzo.federated.client import Client
+from blockzo.federated.messages import CatchUp, encode
 from blockzo.federated.server import Server
 from blockzo.federated.settings import RoundPolicy
 from tests.federated.problem import settings, worker
@@ -36,7 +37,7 @@ def receive(end: socket.socket) -> bytes:
     return take(struct.unpack("<I", take(4))[0])
 
 
-def server(folder: Path) -> None:
+def server(folder: Path, secure: bool) -> None:
     """Rounds of all clients; waits for those that are being restarted."""
     policy = RoundPolicy(quorum=CLIENTS, deadline=1e9, snapshot_every=6)
     replica = worker(99).weights
@@ -45,7 +46,8 @@ def server(folder: Path) -> None:
         machine = Server.resume(path, policy, replica)
     else:
         base = worker(99)
-        machine = Server.create(path, settings(rounds=ROUNDS), base.base_digest, base.layout, policy, replica)
+        run = settings(rounds=ROUNDS, secure_sum=secure)
+        machine = Server.create(path, run, base.base_digest, base.layout, policy, replica)
     gate = socket.socket(socket.AF_UNIX)
     address = folder / "gate"
     address.unlink(missing_ok=True)
@@ -74,12 +76,16 @@ def server(folder: Path) -> None:
             pass
         if len(ends) < CLIENTS:
             continue
-        for name, task in machine.open_round(list(ends), time.time()).items():
-            talk(name, task)
+        messages = machine.open_round(list(ends), time.time())
+        while messages:
+            for name, message in messages.items():
+                if name in ends:
+                    talk(name, message)
+            messages = machine.advance(time.time())
         if machine.ready(time.time()):
             machine.close_round()
-    for name, task in machine.ask_scores(list(ends)).items():
-        talk(name, task)
+    for name in list(ends):
+        talk(name, machine.receive(name, encode(CatchUp(machine.positions.get(name, 0)), machine.tag)))
     (folder / "server.done").write_text(replica.digest())
     for end in ends.values():
         send(end, b"")
@@ -105,6 +111,6 @@ def client(folder: Path, number: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "server":
-        server(Path(sys.argv[2]))
+        server(Path(sys.argv[2]), sys.argv[3:] == ["secure"])
     else:
         client(Path(sys.argv[2]), int(sys.argv[3]))

@@ -17,7 +17,7 @@ from blockzo.journal import Journal, JournalError
 from tests.federated.processes import CLIENTS, ROUNDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ROLES = [("server",), *(("client", str(number)) for number in range(CLIENTS))]
+CLIENT_ROLES: list[tuple[str, ...]] = [("client", str(number)) for number in range(CLIENTS)]
 
 
 def start(folder: Path, role: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -34,22 +34,23 @@ def rounds_of(folder: Path) -> int:
         return 0
 
 
-def deployment(folder: Path, kills: int, seed: int) -> list[str]:
-    """Runs to the end with so many kills on the way; the digests of server and clients."""
+def deployment(folder: Path, kills: int, seed: int, *kind: str) -> list[str]:
+    """Runs to the end with so many kills on the way; the digests of server and clients. `kind`: "secure" for secure sums."""
     folder.mkdir()
+    roles = [("server", *kind), *CLIENT_ROLES]
     chance = random.Random(seed)
-    running = {role: start(folder, role) for role in ROLES}
+    running = {role: start(folder, role) for role in roles}
     try:
         end = time.monotonic() + 280 + 30 * kills
         due = sorted(chance.sample(range(1, ROUNDS - 1), kills))
-        while len(list(folder.glob("*.done"))) < len(ROLES):
+        while len(list(folder.glob("*.done"))) < len(roles):
             assert time.monotonic() < end, "the run hangs"
             time.sleep(0.01)
             if due and rounds_of(folder) >= due[0]:
                 due.pop(0)
                 # anywhere within a round
                 time.sleep(chance.uniform(0, 0.05))
-                victims = chance.choice([ROLES[:1], [chance.choice(ROLES[1:])], ROLES])
+                victims = chance.choice([roles[:1], [chance.choice(roles[1:])], roles])
                 for role in victims:
                     running[role].send_signal(signal.SIGKILL)
                     running[role].wait()
@@ -77,6 +78,26 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]
 @pytest.mark.timeout(900)
 def test_a_killed_deployment_ends_with_the_same_digest(undisturbed: list[str], tmp_path: Path) -> None:
     assert deployment(tmp_path / "run", 3, 1) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def undisturbed_sums(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    found = deployment(tmp_path_factory.mktemp("quiet") / "run", 0, 0, "secure")
+    assert len(found) == 1
+    yield found
+
+
+@pytest.mark.timeout(900)
+def test_so_does_one_with_secure_sums(undisturbed: list[str], undisturbed_sums: list[str], tmp_path: Path) -> None:
+    assert undisturbed_sums != undisturbed
+    assert deployment(tmp_path / "run", 2, 2, "secure") == undisturbed_sums
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("seed", range(5))
+def test_fifteen_kills_in_five_runs_with_secure_sums(seed: int, undisturbed_sums: list[str], tmp_path: Path) -> None:
+    assert deployment(tmp_path / "run", 3, 200 + seed, "secure") == undisturbed_sums
 
 
 @pytest.mark.slow

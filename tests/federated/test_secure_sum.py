@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 import blockzo as bz
 from blockzo.federated import shamir, sum_crypto
 from blockzo.federated import sum_messages as s
-from blockzo.federated.client import Estimate
 from blockzo.federated.combine import Contribution, combine, weights_of
+from blockzo.federated.estimate import Estimate
 from blockzo.federated.fixed_point import WORD, FixedPoint, from_words, to_words
-from blockzo.federated.secure_round import SecureRound, decoded, encoded
 from blockzo.federated.secure_sum import SumClient, threshold_of
 from blockzo.federated.secure_sum_server import SumServer
+from blockzo.federated.secure_values import decoded, encoded
 from blockzo.federated.sum_messages import SumError, session_of
-from tests.federated.problem import Federation, settings
+from tests.federated.problem import settings
 
 LENGTH = 5
 SESSION = session_of(b"12345678", 3)
@@ -173,12 +173,22 @@ def test_too_many_wrong_shares_end_the_sum() -> None:
     run = Sum(4).advertise().share().mask()
     for name in run.sent:
         data = run.clients[name].unmask(run.sent[name])
+        wrong = {"c2": b"\1", "c3": b"\0"}.get(name)
         run.server.unmasked(
-            name, data if name in ("c0", "c1") else data[: 1 + s.SESSION] + bytes(len(data) - 1 - s.SESSION)
+            name, data if wrong is None else data[: 1 + s.SESSION] + wrong * (len(data) - 1 - s.SESSION)
         )
-    assert run.server.wrong_shares == {"c2": 4, "c3": 4}
-    with pytest.raises(SumError, match="2 shares; expected 3"):
+    # zeros stand for what a holder could not read
+    assert run.server.wrong_shares == {"c2": 4}
+    with pytest.raises(SumError, match="2 right shares of 4; expected 3") as caught:
         run.server.total()
+    assert caught.value.client == "c0"
+
+
+def test_too_few_answers_are_nobodys_fault() -> None:
+    run = Sum(4).advertise().share().mask().unmask(["c2", "c3"])
+    with pytest.raises(SumError, match="2 clients gave shares; expected 3") as caught:
+        run.server.total()
+    assert caught.value.client is None
 
 
 @pytest.mark.parametrize(("secret", "reason"), [("_seed", "another seed"), ("_mask_key", "another key")])
@@ -208,8 +218,8 @@ def test_damaged_and_foreign_shares_between_clients_are_not_used() -> None:
     data = run.sent["c0"]
     run.sent["c0"] = data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
     run.mask(["c4"]).unmask()
-    assert run.server.wrong_shares == {"c0": 1}
-    assert run.server.total() == run.exact(["c0", "c1", "c2", "c3"])
+    assert len(run.server._shares[run.server.numbers["c4"]]) == 3
+    assert run.server.total() == run.exact(["c0", "c1", "c2", "c3"]) and not run.server.wrong_shares
 
 
 def test_a_client_answers_once_and_only_for_enough() -> None:
@@ -362,47 +372,33 @@ def test_fixed_point_refuses_what_a_sum_could_not_hold(value: float, times: int)
         FixedPoint(bits=63)
 
 
-# rounds
+# what is summed
 
 
 @pytest.mark.parametrize("weighting", ["examples", "equal"])
-def test_a_round_gives_the_mean_that_the_server_would_have_made(weighting: str) -> None:
+def test_the_sum_says_the_mean_that_the_server_would_have_made(weighting: str) -> None:
     chance = random.Random(2)
     run = settings(weighting=weighting)
-    estimates = {
-        f"c{i}": Estimate(tuple(chance.gauss(0, 50) for _ in range(run.scalars)), chance.random(), 8 + i)
-        for i in range(5)
-    }
-    late = {("c1", "mask"), ("c3", "unmask")}
-    secure = SecureRound(run, b"12345678", 7)
-    found = secure.run(estimates, lambda name, phase: (name, phase) in late)
-    assert found.participants == ("c0", "c2", "c3", "c4") and found.up > 0 < found.down
-    kept = [Contribution(e.scalars, e.examples, e.loss) for name, e in estimates.items() if name != "c1"]
-    assert found.combined.scalars == pytest.approx(combine(kept, run), abs=4 / (1 << 20))
-    shares = weights_of(kept, run)
-    loss = math.fsum(share * c.loss for share, c in zip(shares, kept, strict=True))
-    assert found.combined.loss == pytest.approx(loss, abs=1e-5)
-    assert found.combined.examples == (sum(c.examples for c in kept) if weighting == "examples" else 4)
+    found = [Estimate(tuple(chance.gauss(0, 50) for _ in range(run.scalars)), chance.random(), 8 + i) for i in range(5)]
+    total = [sum(column) for column in zip(*(encoded(one, run) for one in found), strict=True)]
+    mean = decoded(total, run, 5)
+    plain = [Contribution(e.scalars, e.examples, e.loss) for e in found]
+    assert mean.scalars == pytest.approx(combine(plain, run), abs=5 / (1 << 21))
+    shares = weights_of(plain, run)
+    loss = math.fsum(share * c.loss for share, c in zip(shares, plain, strict=True))
+    assert mean.loss == pytest.approx(loss, abs=5 / (1 << 21))
+    assert mean.examples == (sum(c.examples for c in plain) if weighting == "examples" else 5)
 
 
-def test_a_round_with_real_clients(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    federation = Federation(tmp_path, 3)
-    estimates = {name: client.worker.estimate(0, 0) for name, client in federation.clients.items()}
-    found = SecureRound(federation.settings, federation.server.tag, 0).run(estimates)
-    result = federation.transport.round()
-    assert result.record is not None and result.examples == found.combined.examples
-    scalars = [c / 0.05 for block in result.record.blocks for c in block.coefficients]
-    assert list(found.combined.scalars) == pytest.approx(scalars, rel=1e-5, abs=1e-5)
-
-
-def test_runs_and_sums_that_a_secure_round_refuses() -> None:
-    for bad in ({"aggregate": "median"}, {"own_directions": True}):
-        with pytest.raises(ValueError, match="secure sum"):
-            SecureRound(settings(**bad), b"12345678", 0)
-    run, fixed = settings(bz.MeZO()), FixedPoint()
+def test_what_cannot_be_summed_is_refused_without_telling_it() -> None:
+    run = settings(bz.MeZO())
     with pytest.raises(ValueError, match="expected 2"):
-        encoded(Estimate((1.0,), 0.5, 1), run, fixed)
+        encoded(Estimate((1.0,), 0.5, 1), run)
+    for value in (math.nan, 123456789012.0):
+        with pytest.raises(ValueError, match="not finite, or too large") as caught:
+            encoded(Estimate((1.0, value), 0.5, 1), run)
+        assert "1.23" not in str(caught.value)
     with pytest.raises(SumError, match="examples"):
-        decoded([1, 0, 0, 0], run, fixed)
-    with pytest.raises(ValueError, match="room"):
-        SecureRound(run, b"12345678", 0, FixedPoint(terms=1)).run(dict.fromkeys("ab", Estimate((1.0, 1.0), 0.5, 1)))
+        decoded([1, 0, 0, 0], run, 1)
+    with pytest.raises(SumError, match="3 clients claims 2"):
+        decoded([2 << 20, 0, 0, 0], settings(bz.MeZO(), weighting="equal"), 3)

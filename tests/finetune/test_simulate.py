@@ -108,6 +108,39 @@ def test_privacy_tells_epsilon_in_every_round_and_no_loss(tiny: Tiny, rows: Rows
     assert 0 < spent[0] < spent[1] < spent[2] == result["epsilon"]
 
 
+def test_secure_sums_end_as_plain_ones_but_for_rounding(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    told = settings(tiny("llama"), rows, steps=3)
+    given: dict[str, Any] = {"clients": 5, "sample": 4, "local_steps": 2}
+    plain = simulate(told, Federation(**given), tmp_path / "plain")
+    secure = simulate(told, Federation(**given, secure_sum=True), tmp_path / "secure")
+    again = simulate(told, Federation(**given, secure_sum=True), tmp_path / "again")
+    # masks are random and cancel exactly
+    assert again["final_digest"] == secure["final_digest"] != plain["final_digest"]
+    found, wanted = (
+        [
+            c
+            for record in Journal.open(tmp_path / name / "journal.bz").records()
+            for b in record.blocks
+            for c in b.coefficients
+        ]
+        for name in ("secure", "plain")
+    )
+    # the second round is on weights that differ by the rounding of the first
+    assert found == pytest.approx(wanted, rel=1e-2, abs=1e-5)
+    assert secure["bytes_up"] > 3 * plain["bytes_up"]
+
+
+def test_a_secure_simulation_goes_on_without_those_who_drop_out(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    told = settings(tiny("llama"), rows, steps=6)
+    result = simulate(told, Federation(clients=8, sample=5, drop=0.3, secure_sum=True), tmp_path / "run")
+    counts = [line["clients"] for line in lines(tmp_path / "run")[1:]]
+    assert result["rounds"] == 6 and min(counts) >= 3 and min(counts) < 5
+    with pytest.raises(UserError, match="--secure-sum"):
+        Federation(secure_sum=True, aggregate="median")
+    with pytest.raises(UserError, match="2 or more"):
+        simulate(told, Federation(clients=3, sample=1, secure_sum=True), tmp_path / "one")
+
+
 def test_a_pool_ends_with_the_digest_that_its_journal_says(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
     told = settings(tiny("llama"), rows, steps=4, weight_decay=0.0)
     result = simulate(told, Federation(clients=4, sample=2, seed_pool=16), tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ CONFIG: dict[str, Any] = {"run": RUN, "clients": 2, "rounds": 3, "local-steps": 
 
 def flower_config(config: dict[str, Any]) -> list[str]:
     """The configuration as `flwr run` takes it."""
-    return [f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}" for name, value in config.items()]
+    return [f"{name}={json.dumps(value)}" for name, value in config.items()]
 
 
 RUN_CONFIG = flower_config(CONFIG)

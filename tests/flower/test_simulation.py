@@ -51,6 +51,15 @@ def test_simulation_ends_with_the_digest_of_one_process(expected: str, tmp_path:
 
 
 @pytest.mark.slow
+def test_simulation_with_secure_sums_ends_with_the_digest_of_one_process(tmp_path: Path) -> None:
+    config = {**CONFIG, "secure-sum": True}
+    expected = digest_in_process(tmp_path, config)
+    result = simulate(tmp_path, flower_config(config))
+    assert {result["digest"], *(c["digest"] for c in result["clients"].values())} == {expected}
+    assert result["rounds"] == CONFIG["rounds"] and not result["refusals"]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_real_model_has_one_digest_in_all_three_engines(tmp_path: Path) -> None:
     model = APP.parents[2] / "shared" / "models" / "stories15M"

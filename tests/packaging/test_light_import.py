@@ -20,6 +20,11 @@ def test_no_torch_before_it_is_needed(statement: str) -> None:
     assert not {"torch", "numpy", "transformers", "triton"} & loaded(statement)
 
 
+def test_a_server_loads_what_sums_need_with_the_first_run_that_has_them() -> None:
+    statement = "import blockzo.federated.server, blockzo.federated.client"
+    assert not {"torch", "numpy", "cryptography"} & loaded(statement)
+
+
 def test_every_public_name_is_found() -> None:
     for name in blockzo.__all__:
         assert getattr(blockzo, name) is not None

@@ -12,7 +12,8 @@ from typing import Any
 
 from blockzo.federated.flower import named
 from blockzo.federated.flower.places import checked_name, private_folder, state_root
-from blockzo.federated.server import Replica, Server
+from blockzo.federated.right_weights import Replica
+from blockzo.federated.server import Server
 from blockzo.federated.settings import RoundPolicy, RunSettings
 
 PLAN = "blockzo.federated.flower.tiny:plan"

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from blockzo.federated import messages as m
 from blockzo.federated.flower.exchange import Arrival, Exchange, Peer
-from blockzo.federated.server import RoundResult, Server
+from blockzo.federated.open_round import RoundResult
+from blockzo.federated.server import Server
 
 log = logging.getLogger("flwr")
 
@@ -65,6 +66,8 @@ class Rounds:
         asked = set(available)
         while not self.server.ready(time.monotonic()):
             self._step()
+            for name, message in self.server.advance(time.monotonic()).items():
+                available[name].queue.append(message)
             for name in asked - set(self.exchange.joined()):
                 self.server.gone(name)
         return self.server.close_round()

@@ -16,7 +16,8 @@ from blockzo.federated.flower.exchange import Exchange
 from blockzo.federated.flower.identity import Identities
 from blockzo.federated.flower.plan import open_server, server_folder
 from blockzo.federated.flower.rounds import Rounds
-from blockzo.federated.server import RoundResult, Server
+from blockzo.federated.open_round import RoundResult
+from blockzo.federated.server import Server
 
 log = logging.getLogger("flwr")
 
@@ -58,6 +59,8 @@ def _run(grid: Grid, config: dict[str, Any], server: Server) -> dict[str, Any]:
     scores: list[tuple[int, int, float, float]] = []
     epsilon: list[float] = []
     every = int(config.get("evaluate-every", 0))
+    if every and server.settings.secure_sum:
+        raise ValueError(f"evaluate-every is {every} with secure-sum, where no client tells anything alone; expected 0")
 
     def report(result: RoundResult) -> None:
         times.append(time.monotonic() - began)

@@ -72,7 +72,7 @@ def worker(config: Mapping[str, Any]) -> Worker:
 
 
 def plan(config: Mapping[str, Any]) -> Plan:
-    """Also reads "rounds", "local-steps", "clients", "deadline", "run". Loads the model once, and keeps it as the replica.
+    """Also reads "rounds", "local-steps", "clients", "deadline", "secure-sum", "run". The model is the replica.
 
     Raises:
         ValueError: the method chooses its directions as it goes.
@@ -81,6 +81,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
     prepared = prepare(settings)
     weights = _weights(prepared, settings)
     name, rounds = str(config.get("run") or secrets.token_hex(16)), int(config.get("rounds", 100))
-    run = run_settings(settings, len(weights.blocks), name, rounds, local_steps=int(config.get("local-steps", 1)))
+    steps, secure = int(config.get("local-steps", 1)), bool(config.get("secure-sum", False))
+    run = run_settings(settings, len(weights.blocks), name, rounds, local_steps=steps, secure_sum=secure)
     policy = RoundPolicy(quorum=int(config.get("clients", 1)), deadline=float(config.get("deadline", 60)))
     return Plan(run, weights.base_digest, weights.blocks.layout, policy, weights)

@@ -57,7 +57,7 @@ def worker(config: Mapping[str, Any]) -> Worker:
 
 
 def plan(config: Mapping[str, Any]) -> Plan:
-    """Reads "rounds", "local-steps", "clients", "deadline", and "run", 32 hexadecimal digits, made up where it is missing."""
+    """Reads "rounds", "local-steps", "clients", "deadline", "secure-sum", and "run", 32 hexadecimal digits or made up."""
     import secrets
 
     blocks, method = model(), SPZO(1, 2)
@@ -70,6 +70,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
         lr=(0.02, 0.02),
         eps=(1e-3, 1e-3),
         local_steps=int(config.get("local-steps", 1)),
+        secure_sum=bool(config.get("secure-sum", False)),
     )
     weights = Weights(blocks)
     policy = RoundPolicy(quorum=int(config.get("clients", 1)), deadline=float(config.get("deadline", 30)))

@@ -1,0 +1,65 @@
+"""A client's part in the secure sums of a run. Its secrets are in memory alone: who is killed is out of the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from blockzo.federated import messages as m
+from blockzo.federated import sum_messages as s
+from blockzo.federated.estimate import Estimate
+from blockzo.federated.secure_sum import SumClient
+from blockzo.federated.secure_values import encoded, length_of
+from blockzo.federated.settings import RunSettings
+from blockzo.federated.sum_messages import StaleSum
+
+
+class SecurePart:
+    """`begin` with every task, then `answer` to what the server sends in that sum.
+
+    Every sum has keys and masks of its own, also where a round is tried again. What was found on the data is kept for the round.
+    """
+
+    def __init__(self, settings: RunSettings, tag: bytes) -> None:
+        self.settings, self.tag = settings, tag
+        self._number: int | None = None
+        self._values: list[int] = []
+        self._sum: SumClient | None = None
+
+    def forget(self) -> None:
+        """What was found no longer holds: the weights are others."""
+        self._number, self._values, self._sum = None, [], None
+
+    def begin(self, task: m.Task, estimate: Callable[[], Estimate]) -> bytes:
+        """The first message in the sum that a task names; the sum before it cannot be gone on with.
+
+        Raises:
+            ValueError: nothing was found that could be added.
+        """
+        self._sum = None
+        if self._number != task.number:
+            self.forget()
+            self._values = encoded(estimate(), self.settings)
+            self._number = task.number
+        session = s.session_of(self.tag, task.number, task.attempt, task.nonce)
+        self._sum = SumClient(session, length_of(self.settings))
+        return self._sum.advertise()
+
+    def answer(self, body: bytes) -> bytes:
+        """The client's next message; each request is answered once.
+
+        Raises:
+            StaleSum: of another sum or phase; nothing changed.
+            SumError: this client will not go on with the sum.
+        """
+        current = self._sum
+        if current is None or body[1 : 1 + s.SESSION] != current.session:
+            raise StaleSum("a message of a sum that this client is not in, or no longer")
+        if body[0] != {1: s.ROSTER, 2: s.DELIVERY, 3: s.SURVIVORS}[current.stage]:
+            raise StaleSum(f"message {body[0]} of a sum in which this client gave {current.stage}; each is given once")
+        # what fails half-way is not gone on with, and the last one ends it
+        self._sum = None
+        if current.stage == 3:
+            return current.unmask(body)
+        answer = current.share(body) if current.stage == 1 else current.mask(body, self._values)
+        self._sum = current
+        return answer
