@@ -36,6 +36,27 @@ def test_what_ends_is_started_again_and_stop_ends_it(tmp_path: Path, monkeypatch
     assert lines.read_text() == "xxx"
 
 
+def test_what_a_killed_command_had_started_is_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "FIRST_REST", 60)
+    child = tmp_path / "child"
+    script = f"sleep 600 & echo $! > {child}.part; mv {child}.part {child}; wait"
+    supervised = Supervised(["sh", "-c", script], output=tmp_path / "log").start()
+    wait_for(child.exists)
+    number = int(child.read_text())
+    assert supervised.process is not None
+    supervised.process.kill()
+    wait_for(lambda: not alive(number))
+    supervised.stop()
+
+
+def alive(number: int) -> bool:
+    """Runs still: what ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_rests_grow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(supervise, "FIRST_REST", 0.2)
     began = time.monotonic()

@@ -7,6 +7,7 @@ A SuperNode that was killed is refused until its heartbeat has run out (about a 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -60,6 +61,7 @@ class Supervised:
         if self.command[1:] == arguments[-len(self.command) : -1]:
             log.warning("%s still runs as %d; it is ended", self.command[0], number)
             os.kill(number, signal.SIGKILL)
+            _end_group(number)
 
     def wait(self) -> None:
         while self._thread.is_alive():
@@ -104,6 +106,8 @@ class Supervised:
         while (process := self._launch()) is not None:
             began = time.monotonic()
             status = process.wait()
+            if self.output is not None:
+                _end_group(process.pid)
             if time.monotonic() - began > STEADY:
                 rest = FIRST_REST
             if self._stopping.is_set():
@@ -111,6 +115,12 @@ class Supervised:
             log.warning("%s ended with status %d; again in %g s", self.command[0], status, rest)
             self._stopping.wait(rest)
             rest = min(2 * rest, LONGEST_REST)
+
+
+def _end_group(leader: int) -> None:
+    """Ends what a command left: the app processes of a killed SuperNode do not always see that it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def main(command: Sequence[str]) -> None:
