@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from blockzo.record import Record
 
 if TYPE_CHECKING:
     from blockzo.federated.secure_round import SecureRound
+    from blockzo.federated.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,15 @@ class OpenRound:
             if len(names - left_out) >= enough:
                 return names - left_out
         return names
+
+    def seated(self, names: Iterable[str], settings: RunSettings) -> list[str]:
+        """Gives clients the directions they keep in this round; without those for whom none are left."""
+        for name in names:
+            if not settings.own_directions:
+                self.slots[name] = 0
+            elif len(self.slots) < settings.slots:
+                self.slots.setdefault(name, len(self.slots))
+        return [name for name in names if name in self.slots]
 
     def waiting(self) -> set[str]:
         """Whose message is missing, and may still come."""

@@ -173,9 +173,7 @@ class Server:
                 most = MOST_CLIENTS
             picked = chosen(run, self.number, self._attempt, sorted(names), most)
         current.attempt, current.began, current.silent = self._attempt, now, set()
-        for name in picked:
-            # shared directions are those of slot 0 for everyone
-            current.slots.setdefault(name, len(current.slots) if self.settings.own_directions else 0)
+        picked = current.seated(picked, self.settings)
         current.asked = set(picked)
         if self.settings.secure_sum:
             from blockzo.federated.secure_round import SecureRound

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from blockzo.contract import CONTRACT, DISTRIBUTIONS
+from blockzo.contract import CONTRACT, DISTRIBUTIONS, ROUNDING_DIRECTION
 from blockzo.federated.privacy import PrivacySettings
 from blockzo.schedules import factor
 
@@ -96,6 +96,11 @@ class RunSettings:
             raise ValueError(
                 f"trim is {self.trim}, weight_decay {self.weight_decay}; expected 0 <= trim < 0.5, and 0 or more"
             )
+        if self.local_steps * max(self.directions) > ROUNDING_DIRECTION:
+            raise ValueError(
+                f"{self.local_steps} local steps of {self.directions} directions; the noise contract numbers "
+                f"{ROUNDING_DIRECTION}: take fewer of either"
+            )
         if self.own_directions and self.aggregate != "mean":
             raise ValueError(
                 f"aggregate is {self.aggregate!r} with own directions, where every scalar comes from one client; "
@@ -136,6 +141,13 @@ class RunSettings:
     def scalars(self) -> int:
         """Scalars in a reply: local steps x perturbations of all blocks."""
         return self.local_steps * sum(self.directions)
+
+    @property
+    def slots(self) -> int:
+        """Participants of a round that can have directions of their own; a message numbers 65,536."""
+        if not self.own_directions:
+            return 1
+        return min(1 << 16, ROUNDING_DIRECTION // (self.local_steps * max(self.directions)))
 
     def rates(self, number: int) -> tuple[float, ...]:
         """Learning rate of each block in a round."""

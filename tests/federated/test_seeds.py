@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import blockzo as bz
 from blockzo.contract import ROUNDING_DIRECTION
+from blockzo.estimators import Method
 from blockzo.federated.seeds import chosen, first_direction, round_seed
+from blockzo.federated.server import Server
+from tests.federated.problem import network, settings
 
 RUN = bytes(range(16))
 
@@ -62,3 +67,20 @@ def test_the_choice_depends_on_the_names_alone_and_is_fair() -> None:
         for name in chosen(RUN, number, 0, names, 3):
             counts[name] += 1
     assert all(240 < count < 360 for count in counts.values())
+
+
+@pytest.mark.parametrize(("method", "local_steps", "slots"), [(bz.SPSA(2), 1, 1 << 16), (bz.SPSA(1024), 512, 8191)])
+def test_no_more_clients_are_asked_than_there_are_directions_for(
+    method: Method, local_steps: int, slots: int, tmp_path: Path
+) -> None:
+    run = settings(method, own_directions=True, local_steps=local_steps)
+    assert run.slots == slots
+    first_direction(slots - 1, local_steps - 1, local_steps, max(run.directions))
+    server = Server.create(tmp_path / "server.bz", run, bz.digest(network()), bz.Blocks(network(), [1]).layout)
+    names = [str(number) for number in range(70_000)]
+    tasks = server.open_round(names, 0.0)
+    assert len(tasks) == slots
+    # the next attempt asks those who have their directions
+    server.close_round()
+    assert set(server.open_round(names, 1.0)) <= set(tasks)
+    server.close()

@@ -39,6 +39,9 @@ def simulate(folder: Path, run_config: list[str]) -> dict[str, Any]:
     result = server_folder({"run-name": "demo"}) / "result.json"
     assert result.exists(), done.stdout[-3000:] + done.stderr[-3000:]
     found: dict[str, Any] = json.loads(result.read_text())
+    lines = [json.loads(line) for line in (result.parent / "rounds.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == list(range(found["rounds"]))
+    assert all(line["epsilon"] is None and 0 < line["loss"] < 5 for line in lines)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -44,12 +45,12 @@ def run(grid: Grid, config: dict[str, Any]) -> None:
     (folder / "result.json").unlink(missing_ok=True)
     server = open_server(config)
     try:
-        write(folder / "result.json", _run(grid, config, server))
+        write(folder / "result.json", _run(grid, config, server, folder))
     finally:
         server.close()
 
 
-def _run(grid: Grid, config: dict[str, Any], server: Server) -> dict[str, Any]:
+def _run(grid: Grid, config: dict[str, Any], server: Server, folder: Path) -> dict[str, Any]:
     identities = Identities(str(config.get("identity") or "auto"), simulated(grid))
     exchange = Exchange(grid, server.settings.run, identities, ttl=server.policy.deadline + 60)
     rounds = Rounds(server, exchange, int(config.get("clients", 1)))
@@ -67,9 +68,11 @@ def _run(grid: Grid, config: dict[str, Any], server: Server) -> dict[str, Any]:
         if result.epsilon is not None:
             epsilon[:] = [result.epsilon]
         log.info(
-            "round %d: loss %.4f, %d clients, %d rows, %.2f s since the start",
+            "round %d: loss %.4f, %d clients, %d rows, %.2f s since the start%s",
             result.number, result.loss, len(result.participants), result.examples, times[-1],
+            "" if result.epsilon is None else f", epsilon {result.epsilon:.4g}",
         )  # fmt: skip
+        note_round(folder / "rounds.jsonl", result)
         if every and server.number % every == 0:
             found = rounds.scores(server.policy.deadline)
             if found is not None:
@@ -94,6 +97,21 @@ def _run(grid: Grid, config: dict[str, Any], server: Server) -> dict[str, Any]:
         "epsilon": epsilon[0] if epsilon else None,
         "clients": {name: peer.about for name, peer in sorted(peers.items())},
     }
+
+
+def note_round(path: Path, result: RoundResult) -> None:
+    """A line for a round that counts. The journal is the truth; this is to look at while a run goes on."""
+    facts = {
+        "round": result.number,
+        "attempt": result.attempt,
+        "participants": result.participants,
+        "examples": result.examples,
+        # with privacy no client tells it
+        "loss": None if math.isnan(result.loss) else result.loss,
+        "epsilon": result.epsilon,
+    }
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(facts) + "\n")
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
