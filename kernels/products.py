@@ -90,7 +90,7 @@ def noise_operand(
         return tl.reshape(tl.join(even, odd), [ROWS, WIDTH])
 
 
-@triton.jit(do_not_specialize=["start", "stream"])
+@triton.jit(do_not_specialize=["groups", "tokens", "parts", "start", "stream"])
 def products(
     out,  # [groups, tokens, rows], dense; with parts, float32 [parts, groups, tokens, rows]
     x,  # [groups, tokens, width], strides x_group (not used where SHARED), x_row, 1
@@ -192,7 +192,7 @@ def products(
             tl.store(target, narrow(value, out.dtype.element_ty), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lines", "tokens", "parts"])
 def add_parts(
     out,  # [groups, tokens, rows], dense
     sums,  # float32 [parts, groups, tokens, rows]
@@ -210,7 +210,7 @@ def add_parts(
     row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.load(sums + line * rows + row, mask=row < rows, other=0.0)
     for part in range(1, parts):
-        total += tl.load(sums + (part * tl.cast(lines, tl.int64) + line) * rows + row, mask=row < rows, other=0.0)
+        total += tl.load(sums + (part * lines.to(tl.int64) + line) * rows + row, mask=row < rows, other=0.0)
     if BIAS:
         total += tl.load(bias + line // tokens * bias_group + row, mask=row < rows, other=0.0).to(tl.float32)
     tl.store(out + line * rows + row, narrow(total, out.dtype.element_ty), mask=row < rows)
