@@ -77,17 +77,33 @@ def test_many_tokens(shared: bool, tokens: int) -> None:
     assert (found - want).abs().max() < 1e-4
 
 
-def test_a_shared_input_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the public operation on: what the groups share is known by its stride."""
-    told: list[dict[str, int]] = []
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
+    """The tiles that were chosen, of operations on the GPU's kernels."""
+    found: list[dict[str, int]] = []
     tiles = gpu_products.tiles
-    monkeypatch.setattr(gpu_products, "tiles", lambda *arguments: told.append(tiles(*arguments)) or told[-1].copy())
+    monkeypatch.setattr(gpu_products, "tiles", lambda *arguments: found.append(tiles(*arguments)) or found[-1].copy())
     monkeypatch.setattr(backends, "for_tensor", lambda tensor: gpu)
+    return found
+
+
+def test_a_shared_input_is_multiplied_once(told: list[dict[str, int]]) -> None:
+    """From the public operation on: what the groups share is known by its stride."""
     weight, x = normal(64, 128, dtype=torch.float16, seed=1), normal(2, 3, 128, dtype=torch.float16, seed=2)
     for given in (x.expand(4, 2, 3, 128), x.expand(4, 2, 3, 128).contiguous()):
         bz.ops.perturbed_linear(given, weight, None, Noise(SEED), 7, [0, 0, 1, 1], [0.1, -0.1, 0.1, -0.1])
     assert [tile["SHARED"] for tile in told] == [1, 0]
     assert [(tile["SLOTS"], tile["SIDES"]) for tile in told] == [(2, 2), (2, 2)]
+
+
+def test_the_first_layer_of_a_model_has_a_shared_input(told: list[dict[str, int]]) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(256, 128), torch.nn.ReLU(), torch.nn.Linear(128, 256)).half()
+    x = normal(3, 256, dtype=torch.float16)
+    moves = Noise(SEED), [0, 0, 1, 1], [0.1, -0.1, 0.1, -0.1]
+    losses = bz.perturbed_losses(model, *moves, lambda: model(x).float().square().mean(), max_group=4)
+    assert [tile["SHARED"] for tile in told[:2]] == [1, 0]
+    alone = bz.perturbed_losses(model, *moves, lambda: model(x).float().square().mean(), max_group=1)
+    assert torch.allclose(losses, alone, rtol=1e-3)
 
 
 @triton.jit
