@@ -1,6 +1,6 @@
 """Every Triton kernel that is compiled ahead of time, with its budgets: one table.
 
-    python tests/aot/kernels.py [--arch 90]      compiles and prints what was found, as JSON
+    python tests/aot/kernels.py [--arch 90] [--slow]      compiles and prints what was found, as JSON
 
 Run as a program: triton must be imported without TRITON_INTERPRET.
 """
@@ -43,6 +43,8 @@ class Case:
     loop: dict[int, float] = field(default_factory=dict)
     """Architecture -> ceiling of SASS instructions of the main loop, over `elements`."""
     arches: tuple[int, ...] = ARCHES
+    slow: bool = False
+    """Left to the long form of the tests."""
 
 
 def _moves() -> list[Case]:
@@ -187,6 +189,8 @@ def _products() -> list[Case]:
                     loop={80: 52, 90: 50, 100: 64} if gaussian else {80: 8, 90: 8.5, 100: 14.5},
                     options=options,
                     arches=tuple(arch for arch, count in zip(ARCHES, most, strict=True) if count == slots),
+                    # those of 16 and 64 tokens are always compiled
+                    slow=tokens == 32,
                 )
             )
     signature = {"out": "*bf16", "sums": "*fp32", "bias": "*bf16"}
@@ -275,6 +279,7 @@ def loop_of(sass: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHES))
+    parser.add_argument("--slow", action="store_true", help="every case, those of the long tests too")
     given = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET is set; expected it unset, as the interpreter cannot compile")
@@ -282,7 +287,7 @@ def main() -> int:
         f"{case.name} sm_{arch}": compile_case(case, arch)
         for arch in given.arch
         for case in cases()
-        if arch in case.arches
+        if arch in case.arches and (given.slow or not case.slow)
     }
     json.dump(found, sys.stdout, indent=1)
     print()

@@ -18,7 +18,7 @@ from tests.cpu.cases import DISTRIBUTIONS, SEED, same_bits
 from tests.interpret.test_linear import normal
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
-ROWS, WIDTH = 70, 200
+ROWS, WIDTH = 50, 200
 MOVES = {
     "one": ([3], [0.1]),
     "both signs": ([3, 3], [0.1, -0.1]),
