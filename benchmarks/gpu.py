@@ -1,6 +1,6 @@
 """The GPU kernels against the GPU's own limits: copy bandwidth, cuBLAS, the forwards alone, eager MeZO.
 
-    python benchmarks/gpu.py [--only moves replay linear choice step] [--rounds 9] [--write-choice]
+    python benchmarks/gpu.py [--only moves replay linear products choice step] [--rounds 9] [--write-choice]
 
 It runs inside benchmarks/gpu_check.sh, or by hand.
 
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,36 +20,10 @@ import torch
 from torch import Tensor
 
 import blockzo as bz
-from benchmarks.harness import Spread, Table, speedup
+from benchmarks.gpu_linear import CHOICE, EPS, choice, linear, products
+from benchmarks.harness import Spread, Table, speedup, timed
 
-EPS = 1e-3
-CHOICE = Path(bz.__file__).parent / "ops" / "linear_choice.json"
 GOALS = {"rademacher": 0.92, "gaussian": 0.7}
-LINEAR = {
-    ("rademacher", 16): 0.95,
-    ("rademacher", 512): 0.75,
-    ("rademacher", 8192): 0.9,
-    ("gaussian", 16): 0.35,
-    ("gaussian", 512): 0.4,
-    ("gaussian", 8192): 0.9,
-}
-
-
-def timed(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every side in every round by events of the device, in turns."""
-    for side in sides.values():
-        for _ in range(3):
-            side()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
-        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            sides[name]()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end) / 1e3)
-    return times
 
 
 def shapes_of_opt(hidden: int = 2048, layers: int = 24, words: int = 50272) -> dict[str, tuple[int, ...]]:
@@ -119,32 +92,6 @@ def replay(table: Table, rounds: int) -> None:
     table.add("replay_ 1000 rademacher float32, 64 Mi", "weights x directions", rate, "T/s")
 
 
-def linear(table: Table, rounds: int) -> None:
-    weight = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16) * 0.02
-    for (distribution, tokens), goal in LINEAR.items():
-        x = torch.randn(2 * tokens, 4096, device="cuda", dtype=torch.bfloat16)
-        noise = bz.Noise(3, distribution)
-        sides: dict[str, Callable[[], object]] = {
-            "plain": lambda x=x: [torch.nn.functional.linear(part, weight) for part in x.chunk(2)],  # type: ignore[misc]
-            "moved": lambda x=x, noise=noise: bz.ops.perturbed_linear(x, weight, None, noise, 7, [0, 0], [EPS, -EPS]),  # type: ignore[misc]
-        }
-        times = timed(sides, rounds)
-        case = f"perturbed_linear {distribution} bfloat16 4096 x 4096, 2 x {tokens} tokens"
-        table.add(case, "speed of cuBLAS without noise", speedup(times, "moved", "plain"), "x", goal)
-    x = torch.randn(8 * 16, 4096, device="cuda", dtype=torch.bfloat16)
-    noise = bz.Noise(3)
-    directions, scales = [0, 0, 1, 1, 2, 2, 3, 3], [EPS, -EPS] * 4
-    times = timed(
-        {
-            "plain": lambda: [torch.nn.functional.linear(part, weight) for part in x.chunk(8)],
-            "moved": lambda: bz.ops.perturbed_linear(x, weight, None, noise, 7, directions, scales),
-        },
-        rounds,
-    )
-    case = "perturbed_linear rademacher bfloat16, 4 directions, both signs, 16 tokens"
-    table.add(case, "speed of 8 calls of cuBLAS", speedup(times, "moved", "plain"), "x", 3.5)
-
-
 def eager_step(model: torch.nn.Module, batch: dict[str, Tensor], seed: int) -> None:
     """MeZO as published (Malladi et al. 2023, algorithm 1): the noise is drawn again from the seed, four times."""
 
@@ -203,36 +150,11 @@ def step(table: Table, rounds: int) -> None:
     )
 
 
-def choice(table: Table, rounds: int, write: Path | None = None) -> None:
-    """Where the fused layer stops being the faster one, for `blockzo/ops/linear_choice.json`; two signs, 4096 x 4096."""
-    from blockzo.ops import gpu, linear_choice
-    from blockzo.ops.steps import make_step
-
-    row: dict[str, object] = {"measured": True}
-    for key in linear_choice.KEYS:
-        name, distribution = key.split()
-        dtype = getattr(torch, name)
-        weight = torch.randn(4096, 4096, device="cuda", dtype=dtype) * 0.02
-        moved = make_step(bz.Noise(3, distribution), [0, 0], [EPS, -EPS])
-        row[key] = 0
-        for tokens in (16, 32, 64, 128, 256, 512, 1024):
-            x = torch.randn(2, tokens, 4096, device="cuda", dtype=dtype)
-            layer = partial(gpu.perturbed_linear, x, weight, None, 0, moved, 7)
-            sides = {path: partial(layer, path) for path in ("fused", "panels")}
-            won = speedup(timed(sides, rounds), "fused", "panels")
-            table.add(f"perturbed_linear {key} 4096 x 4096, 2 x {tokens} tokens", "fused over panels", won, "x")
-            if won.p50 < 1:
-                break
-            row[key] = tokens
-    print(f"choice for {torch.cuda.get_device_name()}: {row}", flush=True)
-    if write is not None:
-        linear_choice.write(write, torch.cuda.get_device_name(), row)
-
-
 PARTS: dict[str, Callable[..., None]] = {
     "moves": moves,
     "replay": replay,
     "linear": linear,
+    "products": products,
     "choice": choice,
     "step": step,
 }

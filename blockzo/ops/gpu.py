@@ -18,6 +18,7 @@ from blockzo.kernels.project import project as project_kernel
 from blockzo.kernels.spans import move_rows as rows_kernel
 from blockzo.ops import cuda, linear_choice, panels, reference
 from blockzo.ops.gpu_linear import fused
+from blockzo.ops.gpu_products import products
 from blockzo.ops.gpu_runs import Runs, run_tables
 from blockzo.ops.gpu_tables import DTYPES, EXACT, on_device, signed, step_tables, tensor_tables, used
 from blockzo.ops.packed import Given, PackedStep
@@ -240,11 +241,6 @@ def project(found: Sequence[Target], step: Step) -> list[float]:
     return [float(value) for value in totals]
 
 
-def _fused_tokens(weight: Tensor, distribution: str) -> int:
-    gpu = _gpu_name(weight.device.index) if weight.is_cuda else linear_choice.ANY
-    return linear_choice.most_tokens(gpu, str(weight.dtype).removeprefix("torch."), distribution)
-
-
 @cache
 def _gpu_name(index: int | None) -> str:
     return torch.cuda.get_device_name(index)
@@ -259,7 +255,7 @@ def perturbed_linear(
     stream: int,
     path: str | None = None,
 ) -> Tensor:
-    """`path`: "fused" or "panels", for tests and benchmarks; None takes the one for this number of tokens."""
+    """`path`: "products", "fused" or "panels", for tests and benchmarks; None takes the one for this number of tokens."""
     if isinstance(weight, QuantizedWeight):
         weight = weight.dequantize()
     # the tiles of noise begin where a Philox block does
@@ -267,14 +263,18 @@ def perturbed_linear(
     fits = start % unit == 0 and (weight.stride(0) % unit == 0 or weight.shape[0] == 1)
     if path is None:
         # float32 products are not for tensor cores, and cuBLAS has the better plain ones
-        small = x.dtype == weight.dtype != torch.float32 and x.shape[1] <= _fused_tokens(weight, step.distribution)
-        path = "fused" if fits and small else "panels"
+        if fits and x.dtype == weight.dtype != torch.float32:
+            gpu = _gpu_name(weight.device.index) if weight.is_cuda else linear_choice.ANY
+            dtype = str(weight.dtype).removeprefix("torch.")
+            path = linear_choice.choose(gpu, dtype, step.distribution, x.shape[1])
+        else:
+            path = "panels"
     if path == "panels":
         narrow = x.dtype == weight.dtype
         with on_device(x):
             return panels.perturbed_linear(x, weight, bias, start, step, stream, narrow, move_panel, PANEL_BYTES)
     if not fits:
         raise ValueError(
-            f"the fused layer needs a start and rows apart by multiples of {unit}; found {start}, {weight.stride(0)}"
+            f"the {path} layer needs a start and rows apart by multiples of {unit}; found {start}, {weight.stride(0)}"
         )
-    return fused(x, weight, bias, start, step, stream)
+    return (products if path == "products" else fused)(x, weight, bias, start, step, stream)

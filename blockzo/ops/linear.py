@@ -37,7 +37,8 @@ def perturbed_linear(
     Returns:
         Tensor of shape [..., N] and the dtype of `x`. Products and sums are float32, and 16-bit weights are widened and the move
         is not rounded back; unless the CPU multiplies 16-bit numbers itself, x has the dtype of the weight and a group has 48
-        rows or more: then the moved weight and the bias are rounded to that dtype. A group's values do not depend on the others.
+        rows or more: then the moved weight and the bias are rounded to that dtype. GPUs multiply 16-bit operands as such and sum
+        in float32 (docs/gpu.md). A group's values do not depend on the others; an x that all share (`expand`) GPUs multiply once.
 
     Raises:
         ValueError: shapes, dtypes or the number of groups do not fit.

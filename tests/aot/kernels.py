@@ -1,6 +1,6 @@
 """Every Triton kernel that is compiled ahead of time, with its budgets: one table.
 
-    python tests/aot/kernels.py [--arch 90]      compiles and prints what was found, as JSON
+    python tests/aot/kernels.py [--arch 90] [--slow]      compiles and prints what was found, as JSON
 
 Run as a program: triton must be imported without TRITON_INTERPRET.
 """
@@ -40,6 +40,11 @@ class Case:
     options: dict[str, int] = field(default_factory=dict)
     needs: dict[int, str] = field(default_factory=dict)
     """Architecture -> an instruction that must be there."""
+    loop: dict[int, float] = field(default_factory=dict)
+    """Architecture -> ceiling of SASS instructions of the main loop, over `elements`."""
+    arches: tuple[int, ...] = ARCHES
+    slow: bool = False
+    """Left to the long form of the tests."""
 
 
 def _moves() -> list[Case]:
@@ -130,13 +135,16 @@ def _project() -> list[Case]:
     ]
 
 
+LINEAR = {"out": "*bf16", "x": "*bf16", "weight": "*bf16", "bias": "*bf16", "tasks": "*i32", "steps": "*i32"}
+LINEAR |= {"terms": "*i32", "tokens": "i32", "rows": "i32", "width": "i32", "x_group": "i32", "x_row": "i32"}
+LINEAR |= {"apart": "i32", "start": "i64", "bias_group": "i32", "stream": "i32"}
+ALIGNED = (*list(LINEAR)[:7], "rows", "width", "x_group", "x_row", "apart")
+MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+
+
 def _linear() -> list[Case]:
     from blockzo.kernels.linear import tiles
 
-    signature = {"out": "*bf16", "x": "*bf16", "weight": "*bf16", "bias": "*bf16", "tasks": "*i32"}
-    signature |= {"steps": "*i32", "terms": "*i32"}
-    signature |= {"tokens": "i32", "rows": "i32", "width": "i32", "x_group": "i32", "x_row": "i32", "apart": "i32"}
-    signature |= {"start": "i64", "bias_group": "i32", "stream": "i32"}
     cases = []
     for tokens in (16, 32, 64):
         for gaussian in (False, True):
@@ -146,32 +154,55 @@ def _linear() -> list[Case]:
                 Case(
                     f"linear bf16 {tokens} tokens {'gaussian' if gaussian else 'rademacher'}",
                     "linear.linear",
-                    signature,
+                    LINEAR,
                     {"BIAS": True, "GAUSSIAN": gaussian, "COMPUTE": "bf16", **tile},
-                    (
-                        "out",
-                        "x",
-                        "weight",
-                        "bias",
-                        "tasks",
-                        "steps",
-                        "terms",
-                        "rows",
-                        "width",
-                        "x_group",
-                        "x_row",
-                        "apart",
-                    ),
+                    ALIGNED,
                     loads=8,
-                    needs={80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"},
+                    needs=MATRIX,
                     options=options,
                 )
             )
     return cases
 
 
+def _products() -> list[Case]:
+    """Each tile that a GPU is given, with as many directions as a program of it takes."""
+    from blockzo.kernels.products import SLOTS, tiles
+
+    signature = LINEAR | {"groups": "i32", "parts": "i32", "span": "i32"}
+    cases = []
+    for (tokens, shared, gaussian), most in SLOTS.items():
+        for slots in sorted(set(most) - {0}):
+            tile = tiles(tokens, gaussian, slots, True, shared, 9) | {"SLOTS": slots}
+            options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
+            kind = "gaussian" if gaussian else "rademacher"
+            cases.append(
+                Case(
+                    f"products bf16 {tokens} tokens {kind} {'shared' if shared else 'own'} input, {slots} directions",
+                    "products.products",
+                    signature,
+                    {"BIAS": True, "GAUSSIAN": gaussian, "COMPUTE": "bf16", **tile},
+                    (*ALIGNED, "span"),
+                    elements=tile["ROWS"] * tile["WIDTH"] * slots // (32 * options["num_warps"]),
+                    loads=8,
+                    needs=MATRIX,
+                    loop={80: 52, 90: 50, 100: 64} if gaussian else {80: 8, 90: 8.5, 100: 14.5},
+                    options=options,
+                    arches=tuple(arch for arch, count in zip(ARCHES, most, strict=True) if count == slots),
+                    # those of 16 and 64 tokens are always compiled
+                    slow=tokens == 32,
+                )
+            )
+    signature = {"out": "*bf16", "sums": "*fp32", "bias": "*bf16"}
+    signature |= dict.fromkeys(("lines", "tokens", "rows", "parts", "bias_group"), "i32")
+    aligned = ("out", "sums", "bias", "rows")
+    constants = {"BIAS": True, "BLOCK": 1024}
+    cases.append(Case("parts of products", "products.add_parts", signature, constants, aligned, 64, loads=2, stores=1))
+    return cases
+
+
 def cases() -> list[Case]:
-    return [*_moves(), *_rows(), *_project(), *_linear()]
+    return [*_moves(), *_rows(), *_project(), *_linear(), *_products()]
 
 
 def compile_case(case: Case, arch: int) -> dict[str, object]:
@@ -220,6 +251,7 @@ def measure(cubin: bytes, ptx: str) -> dict[str, object]:
         "registers": int(resources["REG"]),
         "stack": int(resources["STACK"]) + int(resources["LOCAL"]),
         "instructions": sum(not word.startswith("NOP") for word in words),
+        "loop": loop_of(sass),
         "local": count(r"(LDL|STL)"),
         "loads_128": count(r"LDG(STS)?\..*128"),
         "stores_128": count(r"STG\..*128"),
@@ -229,13 +261,34 @@ def measure(cubin: bytes, ptx: str) -> dict[str, object]:
     }
 
 
+def loop_of(sass: str) -> int:
+    """Instructions of the longest loop; 0 where there is none."""
+    labels: dict[str, int] = {}
+    longest = place = 0
+    for line in sass.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line.strip()):
+            labels[label[1]] = place
+        elif word := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(\S.*)", line):
+            place += 1
+            if branch := re.search(r"BRA.*`\((\.L_x_\d+)\)", word[1]):
+                # to a label that is ahead: no loop
+                longest = max(longest, place - labels.get(branch[1], place))
+    return longest
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHES))
+    parser.add_argument("--slow", action="store_true", help="every case, those of the long tests too")
     given = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET is set; expected it unset, as the interpreter cannot compile")
-    found = {f"{case.name} sm_{arch}": compile_case(case, arch) for arch in given.arch for case in cases()}
+    found = {
+        f"{case.name} sm_{arch}": compile_case(case, arch)
+        for arch in given.arch
+        for case in cases()
+        if arch in case.arches and (given.slow or not case.slow)
+    }
     json.dump(found, sys.stdout, indent=1)
     print()
     return 0

@@ -17,18 +17,28 @@ PROGRAM = Path(__file__).with_name("kernels.py")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, str(PROGRAM)]
+    here = (item for item in request.session.items if item.path == request.path)
+    slow = any(item.get_closest_marker("slow") for item in here)
+    command = [sys.executable, str(PROGRAM), *(["--slow"] if slow else [])]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
     return json.loads(result.stdout)
 
 
+def every() -> list[Any]:
+    return [
+        pytest.param(case, arch, id=f"{case.name} sm_{arch}", marks=[pytest.mark.slow] if case.slow else [])
+        for arch in ARCHES
+        for case in cases()
+        if arch in case.arches
+    ]
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "arch"), every())
 def test_budget(compiled: dict[str, dict[str, Any]], case: Case, arch: int) -> None:
     found = compiled[f"{case.name} sm_{arch}"]
     assert found["stack"] == found["local"] == 0, "spills, or arrays in local memory"
@@ -37,5 +47,7 @@ def test_budget(compiled: dict[str, dict[str, Any]], case: Case, arch: int) -> N
     assert found["fused"] == 0, "a fused multiplication has other bits"
     if case.per_element is not None:
         assert found["instructions"] <= case.per_element * case.elements
+    if case.loop:
+        assert 0 < found["loop"] <= case.loop[arch] * case.elements
     if arch in case.needs:
         assert case.needs[arch] in found["matrix"]

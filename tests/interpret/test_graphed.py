@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import blockzo as bz
-from blockzo.ops import backends, gpu, gpu_linear, gpu_tables, registered_packed
+from blockzo.ops import backends, gpu, gpu_products, gpu_tables, registered_packed
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.steps import make_step
 from blockzo.perturb import parameters
@@ -55,15 +55,15 @@ def make(dtype: torch.dtype, distribution: str, method: Any) -> bz.ZO:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_equals_step(dtype: torch.dtype, distribution: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    fused: Callable[..., Tensor] = gpu_linear.fused
-    monkeypatch.setattr(gpu, "fused", lambda *arguments: calls.append(1) or fused(*arguments))
+    products: Callable[..., Tensor] = gpu_products.products
+    monkeypatch.setattr(gpu, "products", lambda *arguments: calls.append(1) or products(*arguments))
     eager, other = (make(dtype, distribution, bz.SPSA(2)) for _ in range(2))
     graphed = bz.GraphedStep(other)
     for step in range(2):
         ids = torch.tensor([[1, 5, 7 + step], [3, 39, 0]])
         assert graphed.step(ids) == eager.step(ids)
         assert bz.digest(other.model) == bz.digest(eager.model)
-    # 16-bit weights take the fused layer
+    # 16-bit weights do not go by panels
     assert bool(calls) == (dtype == torch.float16)
 
 
@@ -87,7 +87,7 @@ def test_nothing_waits_for_the_device(dtype: torch.dtype, monkeypatch: pytest.Mo
     graphed.step(torch.tensor([[1, 5, 7], [3, 39, 0]]))
     # what a CUDA tensor is not asked on the host
     monkeypatch.setattr(bz.ops, "checked_rows", lambda weight, rows: rows.reshape(-1))
-    for module, name in ((gpu, "move_kernel"), (gpu, "rows_kernel"), (gpu_linear, "linear_kernel")):
+    for module, name in ((gpu, "move_kernel"), (gpu, "rows_kernel"), (gpu_products, "products_kernel")):
         monkeypatch.setattr(module, name, _Ignored())
     with Watch() as reading:
         make_packed().read()

@@ -1,4 +1,4 @@
-"""The moved linear layer in Triton against float64: fused and by panels, pairs and single groups, ragged shapes, views."""
+"""The moved linear layer in Triton against float64, each way: pairs and single groups, ragged shapes, views."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Step
 )
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("path", ["fused", "panels"])
+@pytest.mark.parametrize("path", ["products", "fused", "panels"])
 def test_against_the_reference(
     path: str, dtype: torch.dtype, distribution: str, directions: list[int], scales: list[float]
 ) -> None:
@@ -62,7 +62,7 @@ def test_a_bias_for_each_group_and_x_shared_by_groups() -> None:
     bias = normal(2, 30, seed=4)
     step = make_step(Noise(SEED), [3, 3], [0.1, -0.1])
     want = exact(x, weight, bias, 0, step, 9)
-    for path in ("fused", "panels"):
+    for path in ("products", "fused", "panels"):
         assert (gpu.perturbed_linear(x, weight, bias, 0, step, 9, path).double() - want).abs().max() < 1e-4
 
 
