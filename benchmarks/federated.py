@@ -1,6 +1,7 @@
 """Federated rounds on SST-2 with a real model: FedSPZO against a centralised run, a DeComFL-like baseline and FedAvg; liars.
 
-    python benchmarks/federated.py accuracy [--seeds 0 1 2] [--no-save]       about half an hour on two cores
+    python benchmarks/federated.py accuracy [--rounds 120] [--seeds 0 1 2] [--no-save]      a quarter of an hour on two cores
+    python benchmarks/federated.py baselines [--seeds 0 1 2] [--no-save]
     python benchmarks/federated.py liars [--seeds 0 1 2] [--no-save]
     python benchmarks/federated.py catch-up [--no-save]                       some minutes
 
@@ -21,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ RATES = {
 LEAST_GAIN = 0.025
 """Accuracy that a baseline must gain for its end to be a target: less is sampling error (as in docs/comparison.md)."""
 FALLING = ["--schedule", "linear"]
-ROUNDS, TUNING_ROUNDS, LIAR_ROUNDS = 120, 40, 30
+ROUNDS, TUNING_ROUNDS, LIAR_ROUNDS, WARM_ROUNDS = 120, 40, 30, 20
 TUNING_SEED = 100
 
 
@@ -70,18 +72,22 @@ METHODS = {
 """Options, and rounds of this method that cost the FLOPs of one round of SPZO: 3 whole forwards a client, 6 of one-sided."""
 
 
-def rate(method: str) -> str:
-    """The best of its grid; where that lies at an end of a grid of single rates, the grid goes on by factors of 3."""
+def rate(method: str, prefix: str = "", more: Sequence[str] = ()) -> str:
+    """The best of its grid; where that lies at an end of a grid of single rates, the grid goes on by factors of 3.
+
+    Args:
+        prefix, more: of the runs' names, and further options, where the start is another.
+    """
     options, share = METHODS[method]
     found: dict[str, float] = {}
     waiting = list(RATES[method])
     while waiting:
         lr = waiting.pop(0)
-        name = f"tune-{method}-{lr}"
+        name = f"{prefix}tune-{method}-{lr}"
         rounds = round(share * TUNING_ROUNDS)
         told = ["--seed", str(TUNING_SEED), "--lr", lr, "--rounds", str(rounds), "--eval-every", str(rounds)]
         try:
-            run(name, *options, *told, "--eval-rows", "256", "--final-rows", "256")
+            run(name, *options, *told, "--eval-rows", "256", "--final-rows", "256", *more)
             found[lr] = lines_of(name)[-1]["eval_loss"]
         except subprocess.CalledProcessError:
             # its losses overflowed; what it said is above
@@ -107,71 +113,76 @@ def compare(baseline: str, other: str, ratios: list[float]) -> None:
     print(f"{told}: {other} {ratios[-1]:.2f}x fewer", flush=True)
 
 
-def accuracy(seeds: list[int], table: Table) -> None:
-    rates = {method: rate(method) for method in METHODS}
-    gaps, ratios = [], []
+def short(rounds: int) -> str:
+    return "" if rounds == ROUNDS else f"-{rounds}"
+
+
+def note(table: Table, case: str, result: dict[str, Any]) -> float:
+    after = float(result["after"]["accuracy"])
+    print(f"{case}: accuracy {after:.4f}, {result['flops']:.4g} FLOPs, up {result['bytes_up']}", flush=True)
+    table.add(f"MiniLM SST-2 {case}", "accuracy", Spread.of([after]), "")
+    table.add(f"MiniLM SST-2 {case}", "TFLOP", Spread.of([result["flops"] / 1e12]), "TFLOP")
+    table.add(f"MiniLM SST-2 {case}", "bytes up an answer", Spread.of([result["bytes_up_of_an_answer"]]), "B")
+    return after
+
+
+def accuracy(seeds: list[int], rounds: int, table: Table) -> None:
+    lr, gaps = rate("spzo"), []
     for seed in seeds:
-        found = {}
-        for method, (options, share) in METHODS.items():
-            rounds = round(share * ROUNDS)
-            told = ["--seed", str(seed), "--lr", rates[method], "--rounds", str(rounds), *FALLING]
-            every = ["--eval-every", str(max(1, rounds // 12)), "--eval-rows", "436"]
-            found[method] = run(f"{method}-{seed}", *options, *told, *every)
+        told = ["--seed", str(seed), "--lr", lr, "--rounds", str(rounds), *FALLING]
+        told += ["--eval-every", str(rounds // 12), "--eval-rows", "436"]
+        ours = run(f"spzo{short(rounds)}-{seed}", *METHODS["spzo"][0], *told)
         # one owner of all rows, with the batch of the two clients
         alone = ["--clients", "1", "--sample", "1", "--partition", "iid", "--batch", "32"]
-        told = [
-            "--seed",
-            str(seed),
-            "--lr",
-            rates["spzo"],
-            "--rounds",
-            str(ROUNDS),
-            *FALLING,
-            "--eval-every",
-            str(ROUNDS),
+        central = run(f"central{short(rounds)}-{seed}", *SPZO, *alone, *told)
+        ends = [
+            note(table, f"{kind}, {rounds} rounds, seed {seed}", one)
+            for kind, one in (("spzo", ours), ("central", central))
         ]
-        found["central"] = run(f"central-{seed}", *SPZO, *alone, *told)
-        for method, result in found.items():
-            after = result["after"]["accuracy"]
-            print(
-                f"seed {seed} {method}: accuracy {after:.4f}, {result['flops']:.4g} FLOPs, up {result['bytes_up']}",
-                flush=True,
-            )
-            table.add(f"MiniLM SST-2 {method} seed {seed}", "accuracy", Spread.of([after]), "")
-            table.add(f"MiniLM SST-2 {method} seed {seed}", "TFLOP", Spread.of([result["flops"] / 1e12]), "TFLOP")
-            table.add(
-                f"MiniLM SST-2 {method} seed {seed}",
-                "bytes up an answer",
-                Spread.of([result["bytes_up_of_an_answer"]]),
-                "B",
-            )
-        gaps.append(100 * (found["central"]["after"]["accuracy"] - found["spzo"]["after"]["accuracy"]))
-        print(f"seed {seed}: {gaps[-1]:+.2f} points to centralised", flush=True)
-        compare(f"decomfl-{seed}", f"spzo-{seed}", ratios)
-    # within the same FLOPs the baseline may not learn at all; once it gets five times as many
-    long = [*METHODS["decomfl"][0], "--seed", str(seeds[0]), "--lr", rates["decomfl"], *FALLING]
-    rounds = round(5 * METHODS["decomfl"][1] * ROUNDS)
-    run(
-        f"decomfl-long-{seeds[0]}",
-        *long,
-        "--rounds",
-        str(rounds),
-        "--eval-every",
-        str(rounds // 12),
-        "--eval-rows",
-        "436",
-    )
-    compare(f"decomfl-long-{seeds[0]}", f"spzo-{seeds[0]}", ratios)
-    table.add(
-        "MiniLM SST-2 FedSPZO",
-        "points below centralised, most of the seeds",
-        Spread.of([max(gaps)]),
-        "points",
-        at_most=1.5,
-    )
-    table.add("MiniLM SST-2 FedSPZO", "points below centralised", Spread.of(gaps), "points", at_most=1.5)
+        gaps.append(100 * (ends[1] - ends[0]))
+        print(f"seed {seed}: {gaps[-1]:+.2f} points below centralised", flush=True)
+    case = f"MiniLM SST-2 FedSPZO, {rounds} rounds"
+    table.add(case, "points below centralised, most of the seeds", Spread.of([max(gaps)]), "points", at_most=1.5)
+    table.add(case, "points below centralised", Spread.of(gaps), "points", at_most=1.5)
+
+
+def baselines(seeds: list[int], table: Table) -> None:
+    """DeComFL-like and FedAvg, from a new head and from one that was trained alone for a while."""
+    for seed in seeds:
+        for method in ("decomfl", "fedavg"):
+            note(table, f"{method} seed {seed}", run(f"{method}-{seed}", *in_equal_flops(method, seed)))
+    start = [
+        *SPZO[:-4],
+        "--outer",
+        "0",
+        "--inner",
+        "32",
+        "--lr",
+        "0,0.1",
+        "--partition",
+        "iid",
+        "--seed",
+        str(TUNING_SEED),
+    ]
+    run("warm", *start, "--sample", "2", "--rounds", str(WARM_ROUNDS), "--eval-every", str(WARM_ROUNDS))
+    warm, ratios = ["--model", "runs/federated/warm/model"], []
+    for seed in seeds:
+        ends = {
+            method: run(f"warm-{method}-{seed}", *in_equal_flops(method, seed, "warm-", warm), *warm)
+            for method in ("decomfl", "spzo")
+        }
+        for method, result in ends.items():
+            note(table, f"{method} with a trained head, seed {seed}", result)
+        compare(f"warm-decomfl-{seed}", f"warm-spzo-{seed}", ratios)
     if ratios:
         table.add("MiniLM SST-2 FedSPZO", "times fewer FLOPs than DeComFL-like", Spread.of(ratios), "x", target=2)
+
+
+def in_equal_flops(method: str, seed: int, prefix: str = "", more: Sequence[str] = ()) -> list[str]:
+    options, share = METHODS[method]
+    rounds = round(share * ROUNDS)
+    told = ["--seed", str(seed), "--lr", rate(method, prefix, more), "--rounds", str(rounds), *FALLING]
+    return [*options, *told, "--eval-every", str(max(1, rounds // 12)), "--eval-rows", "436"]
 
 
 def liars(seeds: list[int], table: Table) -> None:
@@ -259,15 +270,18 @@ def catch_up(table: Table) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["accuracy", "liars", "catch-up"])
+    parser.add_argument("what", choices=["accuracy", "baselines", "liars", "catch-up"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of accuracy")
     parser.add_argument("--no-save", action="store_true")
     given = parser.parse_args()
     table = Table("federated")
     if given.what == "catch-up":
         catch_up(table)
+    elif given.what == "accuracy":
+        accuracy(given.seeds, given.rounds, table)
     else:
-        {"accuracy": accuracy, "liars": liars}[given.what](given.seeds, table)
+        {"baselines": baselines, "liars": liars}[given.what](given.seeds, table)
     if not given.no_save:
         table.save()
 

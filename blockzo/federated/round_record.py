@@ -62,7 +62,8 @@ def round_record(settings: RunSettings, number: int, replies: Sequence[Reply]) -
                 directions[block] += moved
                 size = sign_coefficient(settings, block, rates[block])
                 scale = size if settings.aggregate == "sign" else rates[block] * share
-                coefficients[block] += [float32(scale * s) for s in scalars[at : at + count]]
+                # no -0.0: a sign's bit cannot tell it, and it would turn a weight of -0.0 to 0.0 on the server alone
+                coefficients[block] += [float32(scale * s) + 0.0 for s in scalars[at : at + count]]
                 at += count
     numbers = [tuple(d) for d in directions]
     record = make_record(settings, number, loss, numbers, [tuple(c) for c in coefficients], rates)

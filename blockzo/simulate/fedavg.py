@@ -16,7 +16,7 @@ from blockzo.ops.params import named_tensors
 from blockzo.perturb import PerturbedForward
 
 BACKWARD = 2
-"""FLOPs of a backward pass over those of its forward (Kaplan et al., arXiv 2001.08361, section 2.1)."""
+"""FLOPs of a backward pass over those of its forward (Kaplan et al., arXiv 2001.08361, 2.1); at most, with frozen layers."""
 
 
 class FedAvg:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockzo.federated.combine import Contribution, combine, weights_of
+from blockzo.federated.messages import Reply
+from blockzo.federated.records import decode_record, encode_record
+from blockzo.federated.round_record import round_record
 from tests.federated.problem import settings
 
 FLOATS = st.floats(width=32, min_value=-1e6, max_value=1e6)
@@ -56,3 +60,14 @@ def test_small_numbers_of_clients() -> None:
     assert combine(one(1.0, 2.0), settings(aggregate="median")) == [1.5]
     assert combine(one(1.0, 2.0), settings(aggregate="trimmed-mean", trim=0.4)) == [1.5]
     assert combine(one(1.0, -1.0), settings(aggregate="sign")) == [1.0]
+
+
+def test_a_resting_block_leaves_no_negative_zeros_in_a_record_of_signs() -> None:
+    """They are not in its bytes, and would turn a weight of -0.0 to 0.0 where the record was made, and nowhere else."""
+    run = settings(aggregate="sign", lr=(0.0, 0.1))
+    replies = [Reply(0, 1, 0.5, tuple(-1.0 for _ in range(run.scalars)))]
+    record, _ = round_record(run, 0, replies)
+    again, _ = decode_record(encode_record(record, run), 0, 0, run)
+    signs = [[math.copysign(1, c) for c in block.coefficients] for block in record.blocks]
+    assert signs == [[math.copysign(1, c) for c in block.coefficients] for block in again.blocks]
+    assert set(signs[0]) == {1.0} and set(signs[1]) == {-1.0}
