@@ -41,7 +41,7 @@ RATES = {
 LEAST_GAIN = 0.025
 """Accuracy that a baseline must gain for its end to be a target: less is sampling error (as in docs/comparison.md)."""
 FALLING = ["--schedule", "linear"]
-ROUNDS, COLD_ROUNDS, TUNING_ROUNDS, LIAR_ROUNDS, WARM_ROUNDS = 240, 120, 120, 30, 20
+ROUNDS, COLD_ROUNDS, TUNING_ROUNDS, LIAR_ROUNDS, WARM_ROUNDS = 240, 120, 120, 30, 6
 TUNING_SEED = 100
 TUNED_SHORT = 40
 """Rounds in which the rates of baselines from a new head are tried; constant ones."""
@@ -153,10 +153,15 @@ def baselines(seeds: list[int], table: Table) -> None:
         lr = rate(method, TUNED_SHORT)
         for seed in seeds:
             note(table, f"{method}, new head, seed {seed}", run(f"{method}-{seed}", *in_equal_flops(method, seed, lr)))
-    start = ["--outer", "0", "--lr", "0,0.3", "--partition", "iid", "--seed", str(TUNING_SEED), "--sample", "2"]
-    run("warm", *SPZO, *start, "--rounds", str(WARM_ROUNDS), "--eval-every", str(WARM_ROUNDS))
+    start = ["--method", "tree", "--levels", "0,32", "--split", "head", "--lr", "0.3"]
+    start += ["--partition", "iid", "--seed", str(TUNING_SEED), "--sample", "2"]
+    run("warm", *start, "--rounds", str(WARM_ROUNDS), "--eval-every", str(WARM_ROUNDS))
     warm, ratios = ["--model", "runs/federated/warm/model"], []
-    rates = {method: rate(method, TUNING_ROUNDS, *FALLING, *warm, prefix="warm-") for method in ("decomfl", "spzo")}
+    # that of FedSPZO is not chosen anew
+    rates = {
+        "decomfl": rate("decomfl", TUNING_ROUNDS, *FALLING, *warm, prefix="warm-"),
+        "spzo": rate("spzo", TUNING_ROUNDS, *FALLING, prefix="falling-"),
+    }
     for seed in seeds:
         for method, lr in rates.items():
             result = run(f"warm-{method}-{seed}", *in_equal_flops(method, seed, lr), *warm)
