@@ -40,6 +40,14 @@ def simulate(
     engine: Annotated[
         str, Option(help="zo (seeds and scalars) or fedavg (first-order baseline).", rich_help_panel=CLIENTS)
     ] = "zo",
+    logit_adjustment: Annotated[
+        bool,
+        Option(
+            "--logit-adjustment",
+            help="A client's loss allows for its own label shares, so that skewed clients do not push the bias.",
+            rich_help_panel=CLIENTS,
+        ),
+    ] = False,
     own_directions: Annotated[
         bool, Option("--own-directions", help="Every client has directions of its own.", rich_help_panel=CLIENTS)
     ] = False,

@@ -122,11 +122,14 @@ class Scorer:
             return model(**self.inputs(batch)).logits[:, 0].float()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross entropy of the batch, a float32 scalar."""
+        """Mean cross entropy of the batch, a float32 scalar. "log_prior" [C] in the batch is added to the logits before."""
         if self.kind == "lm":
             totals = self.token_losses(model, batch).sum(0)
             return totals[0] / totals[1]
-        return F.cross_entropy(self.logits(model, batch), batch["labels"])
+        logits = self.logits(model, batch)
+        if "log_prior" in batch:
+            logits = logits + batch["log_prior"]
+        return F.cross_entropy(logits, batch["labels"])
 
     def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [B, 2]: for every row the sum of its next-token losses in nats, and how many tokens were predicted."""

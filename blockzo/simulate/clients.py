@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from blockzo.federated import partition
 from blockzo.federated.estimate import Estimate
@@ -51,20 +55,44 @@ def column_values(prepared: Prepared, column: str) -> list[str]:
     return [values[example.place] for example in prepared.source.train]
 
 
+def log_prior(labels: Sequence[int], classes: int) -> Tensor:
+    """float32 [classes]: logarithms of the labels' shares, each counted once more than it is there."""
+    counts = [1 + sum(label == kind for label in labels) for kind in range(classes)]
+    return torch.tensor([math.log(count / sum(counts)) for count in counts])
+
+
 class Batches:
-    """A client's batch of a round and local step: a function of these two, so that a repeated round sees the same rows."""
+    """A client's batch of a round and local step: a function of these two, so that a repeated round sees the same rows.
+
+    Args:
+        adjusted: add the logarithm of the client's label shares to its logits, so that it does not teach the model how skewed its
+            own labels are (logit adjustment: Menon et al., ICLR 2021; on clients: Zhang et al., ICML 2022).
+    """
 
     def __init__(
-        self, prepared: Prepared, rows: Sequence[int], settings: Settings, client: int, local_steps: int
+        self,
+        prepared: Prepared,
+        rows: Sequence[int],
+        settings: Settings,
+        client: int,
+        local_steps: int,
+        adjusted: bool = False,
     ) -> None:
         self.prepared, self.own, self.local_steps = prepared, list(rows), local_steps
         lengths = [prepared.train.lengths[row] for row in self.own]
         seed = (settings.seed * 1_000_003 + client + 1) % (1 << 64)
         self.order = BatchOrder(lengths, settings.batch, seed, settings.pool)
+        self.prior: Tensor | None = None
+        if adjusted:
+            if prepared.task is None:
+                raise UserError("--logit-adjustment is for tasks with labels; leave it out for language modelling")
+            labels = prepared.train.labels
+            self.prior = log_prior([labels[row] for row in self.own], len(prepared.task.words))
 
     def __call__(self, number: int, step: int) -> tuple[Any, int]:
         chosen = [self.own[i] for i in self.order.rows(number * self.local_steps + step)]
-        return self.prepared.scorer.batch(self.prepared.train, chosen), len(chosen)
+        batch = self.prepared.scorer.batch(self.prepared.train, chosen)
+        return batch if self.prior is None else {**batch, "log_prior": self.prior}, len(chosen)
 
 
 class Liar(Worker):

@@ -101,7 +101,8 @@ class Simulation:
         self.weights = Weights(self.blocks, base=None if federation.seed_pool else self._no_base)
         self.parts = split(prepared, federation, settings.seed)
         self.batches = [
-            Batches(prepared, rows, settings, client, federation.local_steps) for client, rows in enumerate(self.parts)
+            Batches(prepared, rows, settings, client, federation.local_steps, federation.logit_adjustment)
+            for client, rows in enumerate(self.parts)
         ]
         self.policy = self._policy()
         self.run = hashlib.blake2s(f"simulate {settings.seed}".encode(), digest_size=16).hexdigest()

@@ -27,6 +27,7 @@ class Federation:
         partition: "iid", "dirichlet", "label" or "column".
         alpha: of "dirichlet".
         column: of the training data, for "column".
+        logit_adjustment: clients' losses are adjusted by their own label shares.
         local_steps, own_directions, aggregate, trim, weighting: as in `blockzo.federated.settings.RunSettings`.
         seed_pool: directions that the run has in all, in each block; 0: new ones every round.
         privacy: "central", "local" or None; clip, noise_multiplier, delta as in `blockzo.federated.privacy.PrivacySettings`.
@@ -41,6 +42,7 @@ class Federation:
     partition: str = "dirichlet"
     alpha: float = 0.5
     column: str | None = None
+    logit_adjustment: bool = False
     local_steps: int = 1
     own_directions: bool = False
     aggregate: str = "mean"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import signal
@@ -19,8 +20,10 @@ from blockzo.federated import messages as m
 from blockzo.federated.worker import Weights
 from blockzo.finetune import Settings, UserError
 from blockzo.finetune.models import load
+from blockzo.finetune.prepare import prepare
 from blockzo.journal import Journal
 from blockzo.simulate import Federation, resume, simulate
+from blockzo.simulate.clients import Batches
 from blockzo.simulate.fedavg import FedAvg
 from tests.finetune.process import REPOSITORY, blockzo, command, environment
 
@@ -81,6 +84,32 @@ def test_a_simulation_leaves_a_journal_that_rebuilds_the_model_and_honest_figure
     answers = sum(line["clients"] for line in found)
     assert 6 <= answers <= 18 and result["bytes_up"] / answers >= m.OVERHEAD + 13 + 4 * 6
     assert result["flops"] == found[-1]["flops"] > 0
+
+
+def test_a_skewed_client_that_knows_nothing_more_has_no_say_in_the_bias(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    prepared = prepare(settings(tiny("bert"), rows), print)
+    skewed = [row for row, label in enumerate(prepared.train.labels) if label][:9]
+    skewed += [row for row, label in enumerate(prepared.train.labels) if not label][:2]
+    batches = [
+        Batches(prepared, skewed, settings(tiny("bert"), rows, batch=11), 0, 1, adjusted) for adjusted in (False, True)
+    ]
+    # shares with one more of each label: 3 and 10 of 13
+    pushes = []
+    for batch, _ in (one(0, 0) for one in batches):
+        logits = torch.zeros(2, requires_grad=True)
+        scorer = copy.copy(prepared.scorer)
+        scorer.logits = lambda model, batch, given=logits: given.expand(11, 2)  # type: ignore[method-assign]
+        scorer.loss(prepared.model, batch).backward()
+        assert logits.grad is not None
+        pushes.append(logits.grad.tolist())
+    assert pushes[0] == pytest.approx([0.5 - 2 / 11, 0.5 - 9 / 11])
+    assert pushes[1] == pytest.approx([3 / 13 - 2 / 11, 10 / 13 - 9 / 11])
+    # evaluation is of the model as it is
+    torch.testing.assert_close(batches[1](0, 0)[0]["log_prior"], torch.tensor([3 / 13, 10 / 13]).log())
+    result = simulate(
+        settings(tiny("bert"), rows, steps=2), Federation(clients=3, logit_adjustment=True), tmp_path / "run"
+    )
+    assert result["federation"]["logit_adjustment"]
 
 
 @pytest.mark.parametrize("partition", ["iid", "label", "column"])
