@@ -77,6 +77,7 @@ SHOWN[("OPT-125M 8 x 128 SPZO 1 x 4", "kept over stated in advance")] = "what is
 SHOWN[("MiniLM SST-2 FedSPZO", "points below centralised")] = (
     "FedSPZO, 8 clients, 2 sampled, Dirichlet 0.5, MiniLM on SST-2: points of accuracy below the centralised run"
 )
+SHOWN[("MiniLM SST-2 FedSPZO with logit adjustment", "points below centralised")] = "the same, with logit adjustment"
 SHOWN[("MiniLM SST-2 trimmed mean", "points lost to liars")] = (
     "a quarter of the clients sends random scalars, trimmed mean: points of accuracy lost"
 )
