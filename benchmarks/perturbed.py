@@ -235,11 +235,11 @@ def memory(table: Table, rounds: int) -> None:
         kind: bz.cost(blocks, method, batch=data, loss_fn=last_token_loss, max_group=size).activation_bytes  # type: ignore[arg-type]
         for kind, (blocks, method, size) in blocks_of.items()
     }
-    mapped = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
+    mapped = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
     for what, option, environment, times, bound in (
         ("peak of live tensors less kept, over inference", "--live", None, 1, 1.02),
         ("peak RSS less kept, over inference", "--rss", None, 3, 1.02),
-        ("peak RSS less kept, over inference, MALLOC_MMAP_THRESHOLD_ 4 MiB", "--rss", mapped, 3, 1.02),
+        ("peak RSS less kept, over inference, MALLOC_MMAP_THRESHOLD_ 256 KiB", "--rss", mapped, 3, 1.02),
     ):
         found = {kind: [peak(kind, option, environment) for _ in range(times)] for kind in PEAKS}
         for kind in PEAKS[1:]:
