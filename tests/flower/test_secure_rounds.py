@@ -104,8 +104,8 @@ def test_a_worker_that_is_restarted_in_the_middle_of_a_sum_is_asked_anew(secure:
     check(server, grid, rounds, secure)
 
 
-def test_scores_of_single_clients_are_not_asked_for() -> None:
+def test_scores_of_single_clients_are_not_asked_for(tmp_path: Path) -> None:
     server, grid, rounds = make()
     with pytest.raises(ValueError, match="evaluate-every is 2"):
-        server_app._run(grid, {**SECURE, "evaluate-every": 2}, server)
+        server_app._run(grid, {**SECURE, "evaluate-every": 2}, server, tmp_path)
     server.close()
