@@ -69,6 +69,13 @@ def weights_of(client: Client | Worker) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in held.model.named_parameters()}  # type: ignore[attr-defined]
 
 
+def spoil(client: Client) -> None:
+    """Changes one of its weights behind its back."""
+    with torch.no_grad():
+        next(client.worker.model.parameters()).view(-1)[0] += 1.0  # type: ignore[attr-defined]
+    client.worker.weights._digest = None  # type: ignore[attr-defined]
+
+
 class Federation:
     """A server with a replica (or none) and clients, in one process, with journals in `folder`."""
 

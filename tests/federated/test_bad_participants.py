@@ -15,7 +15,7 @@ import torch
 from blockzo.federated import messages as m
 from blockzo.federated.server import Server
 from blockzo.federated.settings import RoundPolicy
-from tests.federated.problem import Federation, settings, worker
+from tests.federated.problem import Federation, settings, spoil, worker
 
 
 @pytest.fixture
@@ -132,10 +132,7 @@ def test_a_client_whose_weights_differ_is_told_and_repaired(replica: bool, tmp_p
     federation = Federation(tmp_path, replica=replica)
     federation.transport.round()
     federation.transport.round()
-    broken = federation.clients["c2"].worker
-    with torch.no_grad():
-        next(broken.model.parameters()).view(-1)[0] += 1.0  # type: ignore[attr-defined]
-    broken.weights._digest = None  # type: ignore[attr-defined]
+    spoil(federation.clients["c2"])
     result = federation.transport.round()
     if replica:
         # told while the round is open: it begins again and answers in time
@@ -151,10 +148,7 @@ def test_a_client_whose_weights_differ_is_told_and_repaired(replica: bool, tmp_p
 def test_without_a_majority_no_round_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     federation = Federation(tmp_path, clients=2, replica=False, policy=RoundPolicy(quorum=1))
     federation.transport.round()
-    broken = federation.clients["c1"].worker
-    with torch.no_grad():
-        next(broken.model.parameters()).view(-1)[0] += 1.0  # type: ignore[attr-defined]
-    broken.weights._digest = None  # type: ignore[attr-defined]
+    spoil(federation.clients["c1"])
     assert federation.transport.round().record is None
     assert "no majority" in caplog.text
     federation.run()

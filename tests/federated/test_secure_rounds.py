@@ -11,7 +11,7 @@ import torch
 from blockzo.federated import messages as m
 from blockzo.federated import sum_messages as s
 from blockzo.federated.settings import RoundPolicy
-from tests.federated.problem import Federation, settings, weights_of
+from tests.federated.problem import Federation, settings, spoil, weights_of
 from tests.federated.secure_problem import (
     PHASES,
     code_of,
@@ -56,10 +56,7 @@ def test_a_client_whose_weights_differ_is_told_and_repaired(replica: bool, tmp_p
     chosen = settings(secure_sum=True)
     federation = Federation(tmp_path, 4, chosen, RoundPolicy(quorum=2), replica)
     federation.transport.round()
-    broken = federation.clients["c2"].worker
-    with torch.no_grad():
-        next(broken.model.parameters()).view(-1)[0] += 1.0  # type: ignore[attr-defined]
-    broken.weights._digest = None  # type: ignore[attr-defined]
+    spoil(federation.clients["c2"])
     result = federation.transport.round()
     # with a replica it is told in time; a vote is counted when all have advertised
     assert result.participants == (("c0", "c1", "c2", "c3") if replica else ("c0", "c1", "c3"))

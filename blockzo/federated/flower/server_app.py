@@ -55,6 +55,9 @@ def _run(grid: Grid, config: dict[str, Any], server: Server, folder: Path) -> di
     exchange = Exchange(grid, server.settings.run, identities, ttl=server.policy.deadline + 60)
     rounds = Rounds(server, exchange, int(config.get("clients", 1)))
     began, first = time.monotonic(), server.number
+    if not first:
+        # of an earlier run of this name
+        (folder / "rounds.jsonl").unlink(missing_ok=True)
     log.info("run %s at round %d of %d", server.settings.run, first, server.settings.rounds)
     times: list[float] = []
     scores: list[tuple[int, int, float, float]] = []
