@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from blockzo import ops
-from blockzo.evaluate import Evaluation, LossFunction, PerturbedExecutor
-from blockzo.ops.params import named_tensors
-from blockzo.optim import ZO, StepResult
+from blockzo.evaluate import Evaluation, LossFunction
+from blockzo.ops.distributed import keep_sharded
+from blockzo.ops.params import named_tensors, targets
+from blockzo.optim import ZO, Run
 from blockzo.planner import Auto, StepPlan
 from blockzo.ranks import Ranks
 from blockzo.record import Record
@@ -31,11 +32,12 @@ class DistributedZO(ZO):
     the bits of a single process.
 
     Args:
-        model, loss_fn, options: as of `ZO`; alike on every rank. `method` may not be "auto", `evaluate` not "in_place".
-            `journal` is given on rank 0 alone; what it holds already is replayed by all.
+        model, loss_fn, options: as of `ZO`; alike on every rank. `method` may not be "auto". With split "batch" and
+            `evaluate="in_place"` the model may be sharded over the ranks (fully_shard, tensor parallelism). `journal` is given on
+            rank 0 alone; what it holds already is replayed by all.
         split: "directions": every rank takes leaves of the evaluation tree, with the same batch for all;
             "batch": every rank evaluates the whole tree on its own rows, and losses are averaged over rows. A rank without
-            rows passes None.
+            rows passes None, but not with a sharded model, whose forwards all ranks run together.
         rows_of: split "batch": batch -> number that its loss is a mean over; the first dimension of its first tensor where None.
         costs: split "directions": of running each block once, in any unit, to cut fair shares; all blocks alike where None.
         group: process group; the default one where None.
@@ -63,10 +65,15 @@ class DistributedZO(ZO):
             method = options.get("method")
             if method == "auto" or isinstance(method, Auto):
                 raise ValueError('method "auto" measures one machine; expected a fixed method, such as blockzo.SPZO()')
-            if options.get("evaluate", "perturbed") != "perturbed":
-                raise ValueError('evaluate is "in_place"; several devices need evaluate="perturbed"')
             if split not in SPLITS:
                 raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+            in_place = options.get("evaluate", "perturbed") == "in_place"
+            if in_place and split != "batch":
+                raise ValueError(
+                    'evaluate is "in_place" with split="directions"; ranks that move their weights along different directions do '
+                    'not restore them alike: expected split="batch"'
+                )
+            self._sharded = in_place
             if self.ranks.rank and options.get("journal") is not None:
                 raise ValueError("rank 0 alone writes the journal; expected journal=None on other ranks")
             super(DistributedZO, self).__init__(model, loss_fn, **options)
@@ -79,6 +86,9 @@ class DistributedZO(ZO):
         self._journaled = held is not None
         self.ranks.together(lambda: self.replay(held) if self.ranks.rank and held else None)
         self.tree = self.method.tree(len(self.blocks))
+        self.spread = any(target.spread is not None for target in targets(model))
+        if self.spread:
+            keep_sharded(model)
         self.spans = spans(self.tree, self.ranks.count, costs or [1.0] * len(self.blocks))
         self.ranks.same(
             {
@@ -96,8 +106,11 @@ class DistributedZO(ZO):
             }
         )
 
-    def _estimate(self, batch: Any) -> StepResult:
+    def _evaluated(self, batch: Any, run: Run) -> tuple[StepPlan, Evaluation]:
         by_rows = self.split == "batch"
+        if self.spread:
+            # its forwards are common work: a rank that stayed away would leave the others waiting
+            self.ranks.together(lambda: self._check_rows(batch))
         start, stop = (0, self.tree.leaves) if by_rows else self.spans[self.ranks.rank]
         longest = max(stop - start for start, stop in self.spans) if not by_rows else self.tree.leaves
         own = Evaluation()
@@ -108,7 +121,7 @@ class DistributedZO(ZO):
             mark = _mark(plan, self.step_number, None if by_rows else batch)
             rows = (0 if batch is None else self.rows_of(batch)) if by_rows else 1
             if rows and stop > start:
-                own = self._share(plan, start, stop, batch)
+                own = run(plan, self.tree if by_rows else share(self.tree, start, stop))
         except Exception as error:
             failed = error
         losses = own.losses or [0.0] * (stop - start)
@@ -123,19 +136,21 @@ class DistributedZO(ZO):
                 f"{'' if by_rows else ' or batches'}; expected the same on every rank (split='batch' takes different rows)"
             )
         assert plan is not None
-        return self._result(plan, self._joined(own, every))
+        return plan, self._joined(own, every)
 
-    def _share(self, plan: StepPlan, start: int, stop: int, batch: Any) -> Evaluation:
-        walker = PerturbedExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.max_group)
-        return walker.run(share(self.tree, start, stop), lambda: self.loss_fn(self.model, batch))
+    def _check_rows(self, batch: Any) -> None:
+        if batch is None or not self.rows_of(batch):
+            raise ValueError(
+                f"step {self.step_number}: a rank has no row; expected some on every rank, since the model is sharded over them"
+            )
 
     def _joined(self, own: Evaluation, every: list[list[float]]) -> Evaluation:
         """Losses of the whole tree; the same numbers in the same order on every rank."""
         result = Evaluation()
         result.kept_bytes = own.kept_bytes
         result.flops = int(math.fsum(row[2] for row in every))
-        # a rank without a share has used none; the others look
-        result.used = own.used or {id(tensor) for tensor in named_tensors(self.model).values()}
+        # a rank without a share has used none; the others look. A gathered parameter is not the one that is moved
+        result.used = (not self._sharded and own.used) or {id(tensor) for tensor in named_tensors(self.model).values()}
         if self.split == "directions":
             result.losses = [loss for row, (a, b) in zip(every, self.spans, strict=True) for loss in row[4 : 4 + b - a]]
             return result

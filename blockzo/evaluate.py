@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_flatten
 
 from blockzo import ops
 from blockzo.blocks import Blocks
-from blockzo.groups import Activations, Grouping, MaxGroup, group_losses, run_groups
+from blockzo.groups import Activations, Grouping, MaxGroup, group_losses, read_together, run_groups
 from blockzo.noise import Noise
-from blockzo.ops.params import Target, whole_targets
+from blockzo.ops.distributed import reshard
+from blockzo.ops.params import Target, targets, whole_targets
 from blockzo.perturb import Index, Move, PerturbedForward
 from blockzo.record import BlockUpdate
 from blockzo.tree import BlockMove, EvaluationTree, Node, Walker
@@ -112,14 +113,14 @@ class PerturbedExecutor:
             raise ValueError(
                 f"noise has {len(self.noises)} entries for {len(blocks)} blocks; expected one, or one a block"
             )
-        self.members = members(blocks)
+        self.members = members(blocks, whole_targets(blocks.model, "a perturbed forward"))
         device = next((t.tensor.device for block in self.members for t in block), torch.device("cpu"))
         self.grouping = Grouping(blocks, max_group, device)
         self._indices: dict[tuple[int, ...], Index] = {}
 
     def run(self, tree: EvaluationTree, forward: Callable[[], Any]) -> Evaluation:
         result = Evaluation()
-        result.losses = [math.nan] * tree.leaves
+        unread: list[tuple[list[int], Tensor]] = []
         self.grouping.many_rows = False
 
         def visit(places: Sequence[_Place], kept: Activations | None, held: int) -> None:
@@ -134,17 +135,25 @@ class PerturbedExecutor:
                         children = [child for at, place in enumerate(part) for child in _children(place, at)]
                         visit(children, output, held + output.nbytes)
                         continue
-                    leaves = [place.leaf for place in part]
-                    for place, loss in zip(part, self._read(output, leaves), strict=True):
-                        result.losses[place.leaf] = check_loss(loss, place.path)
+                    unread.append(([place.leaf for place in part], self._losses(output, len(part))))
 
         with evaluation_mode(self.blocks.model):
             visit(_places(tree.roots, (), 0, 0), None, 0)
+        values = read_together([losses for _, losses in unread])
+        found = {
+            leaf: self._loss(leaf, value)
+            for (leaves, _), group in zip(unread, values, strict=True)
+            for leaf, value in zip(leaves, group, strict=True)
+        }
+        result.losses = [check_loss(found[leaf], moves) for leaf, moves in enumerate(tree.leaf_moves())]
         return result
 
-    def _read(self, output: Activations, leaves: Sequence[int]) -> list[float]:
-        """The loss of each leaf of a group, from what the loss function gave."""
-        return group_losses(output, len(leaves))
+    def _losses(self, output: Activations, groups: int) -> Tensor:
+        """What is read of each group in the end, from what the loss function gave: float32, groups first."""
+        return group_losses(output, groups)
+
+    def _loss(self, leaf: int, value: Any) -> float:
+        return float(value)
 
     def _run(
         self,
@@ -208,7 +217,7 @@ def _leaves(node: Node) -> int:
 
 
 class InPlaceExecutor(Walker):
-    """Evaluates a tree by moving the weights themselves, one pass from each state to the next.
+    """Evaluates a tree by moving the weights themselves, one pass from each state to the next; of sharded ones this rank's part.
 
     After `run` the weights are still moved: `finish` folds the restore into the update, `restore` undoes the move.
     """
@@ -217,7 +226,8 @@ class InPlaceExecutor(Walker):
         super().__init__(len(blocks))
         self.blocks, self.eps = blocks, eps
         self.noises = [noise] * len(blocks) if isinstance(noise, Noise) else list(noise)
-        self.members = [{t.name: t.tensor for t in block} for block in members(blocks)]
+        found = members(blocks, targets(blocks.model))
+        self.members = [{t.name: t.tensor if t.owner is None else t.owner for t in block} for block in found]
         self.passes = 0
 
     def run(self, tree: EvaluationTree, forward: Callable[[], Any]) -> Evaluation:
@@ -230,12 +240,13 @@ class InPlaceExecutor(Walker):
             if node.children:
                 return output
             leaves, spec = tree_flatten(output)
-            (loss,) = group_losses(Activations(leaves, [False] * len(leaves), spec), 1)
-            return check_loss(loss, self.state)
+            return group_losses(Activations(leaves, [False] * len(leaves), spec), 1)
 
         try:
             with evaluation_mode(self.blocks.model):
-                result.losses = [float(loss) for loss in self.walk(tree, visit)]  # type: ignore[arg-type]
+                found = self.walk(tree, visit)
+            losses = [loss for (loss,) in read_together(found)]  # type: ignore[arg-type]
+            result.losses = [check_loss(loss, moves) for loss, moves in zip(losses, tree.leaf_moves(), strict=True)]
         except BaseException:
             self.restore()
             raise
@@ -251,6 +262,8 @@ class InPlaceExecutor(Walker):
         if target is not None:
             terms[target.direction] = terms.get(target.direction, 0.0) + self._scale(target)
         ops.shift_(self.members[block], self.noises[block], list(terms.items()))
+        # the next forward must gather the shards anew
+        reshard(self.blocks.model)
         self.state[block] = target
         self.passes += 1
 
@@ -276,15 +289,16 @@ class InPlaceExecutor(Walker):
             )
             self.state[block] = None
             self.passes += 1
+        reshard(self.blocks.model)
 
     def _scale(self, move: BlockMove) -> float:
         return move.sign * self.eps[move.block]
 
 
-def members(blocks: Blocks) -> list[list[Target]]:
-    """Targets of each block; every check of `ops` is made here once for the whole model."""
+def members(blocks: Blocks, found: Sequence[Target]) -> list[list[Target]]:
+    """Targets of each block."""
     result: list[list[Target]] = [[] for _ in range(len(blocks))]
-    for target in whole_targets(blocks.model, "a step of blockzo.ZO"):
+    for target in found:
         block = blocks.layout.get(target.name)
         if block is None:
             raise ValueError(

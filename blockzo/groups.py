@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from blockzo.noise import Noise
+from blockzo.ops.distributed import is_dtensor, whole
+from blockzo.ops.packed import upload
 from blockzo.ops.params import whole_targets
 from blockzo.perturb import Index, Moves, PerturbedForward, batched, make_move
 from blockzo.perturb.mode import Outgrown
@@ -52,15 +54,18 @@ class Activations:
         if len(set(groups)) == 1:
             leaves = [leaf[groups[0]] if own else leaf for leaf, own in zip(self.leaves, self.own, strict=True)]
             return Activations(leaves, [False] * len(leaves), self.spec)
-        first = next(leaf for leaf, own in zip(self.leaves, self.own, strict=True) if own)
+        first = self._owned()[0]
         if list(groups) == list(range(first.shape[0])):
             return self
-        index = torch.tensor(groups, device=first.device)
+        index = {device: upload(torch.tensor(groups), device) for device in {leaf.device for leaf in self._owned()}}
         leaves = [
-            leaf.index_select(0, index.to(leaf.device)) if own else leaf
+            leaf.index_select(0, index[leaf.device]) if own else leaf
             for leaf, own in zip(self.leaves, self.own, strict=True)
         ]
         return Activations(leaves, self.own, self.spec)
+
+    def _owned(self) -> list[Tensor]:
+        return [leaf for leaf, own in zip(self.leaves, self.own, strict=True) if own]
 
     @property
     def nbytes(self) -> int:
@@ -283,15 +288,23 @@ def perturbed_losses(
         move = make_move(noise, *zip(*part, strict=True))
         return run_groups(lambda _: forward(), None, index, {0: move}, len(part), None, row_limit, measure)
 
-    losses: list[float] = []
     with evaluation_mode(model):
-        for part, result, _ in Grouping(model, max_group, device).each(pairs, run):
-            losses += group_losses(result, len(part))
-    return torch.tensor(losses, dtype=torch.float32)
+        each = Grouping(model, max_group, device).each(pairs, run)
+        losses = [group_losses(result, len(part)) for part, result, _ in each]
+    return torch.tensor([loss for group in read_together(losses) for loss in group], dtype=torch.float32)
 
 
-def group_losses(result: Activations, groups: int) -> list[float]:
-    """The loss of each group.
+def read_together(found: Sequence[Tensor]) -> list[Any]:
+    """As lists, by one copy from the device: it is the only time that a step waits for it."""
+    if not found:
+        return []
+    numbers = torch.cat([tensor.reshape(-1).to(found[0].device) for tensor in found]).cpu()
+    parts = numbers.split([tensor.numel() for tensor in found])
+    return [part.view(tensor.shape).tolist() for part, tensor in zip(parts, found, strict=True)]
+
+
+def group_losses(result: Activations, groups: int) -> Tensor:
+    """The loss of each group, float32 [groups], where the loss function left it.
 
     Raises:
         ValueError: it is not one number a group.
@@ -302,7 +315,10 @@ def group_losses(result: Activations, groups: int) -> list[float]:
         shape = tuple(value.shape[1:] if own else value.shape) if isinstance(value, Tensor) else None
         found = f"a {type(value).__name__}" if shape is None else f"shape {shape}"
         raise ValueError(f"loss_fn returned {found}; expected a tensor with one element, the mean loss of the batch")
-    return value.reshape(-1).expand(groups).float().tolist()
+    if is_dtensor(value):
+        # tensor parallelism may leave a loss as one; all ranks are here
+        value = whole("the loss", value)
+    return value.detach().reshape(-1).expand(groups).float()
 
 
 def free_memory(device: torch.device) -> int:

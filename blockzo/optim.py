@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,12 @@ from blockzo.evaluate import Evaluation, InPlaceExecutor, LossFunction, Perturbe
 from blockzo.groups import MaxGroup
 from blockzo.journal import Journal, JournalError
 from blockzo.noise import Noise, check_seed
-from blockzo.ops.params import named_tensors, whole_targets
+from blockzo.ops.params import named_tensors, targets, whole_targets
 from blockzo.planner import Auto, Planner, StepPlan, fine_blocks, planned_method
 from blockzo.record import BlockUpdate, Record, float32
+from blockzo.tree import EvaluationTree
 
+Run = Callable[[StepPlan, EvaluationTree], Evaluation]
 Rate = float | Sequence[float] | Callable[[int], float | Sequence[float]]
 
 
@@ -83,6 +86,9 @@ class ZO:
         ValueError: the settings do not fit each other or the model.
     """
 
+    _sharded = False
+    """Whether parameters may be parts of tensors that several processes share."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -114,7 +120,7 @@ class ZO:
             raise ValueError("blocks were cut from another model; expected Blocks of the model that is trained")
         if evaluate not in ("perturbed", "in_place"):
             raise ValueError(f'evaluate is {evaluate!r}; expected "perturbed" or "in_place"')
-        if not whole_targets(model, "a step of blockzo.ZO"):
+        if not (targets(model) if self._sharded else whole_targets(model, "a step of blockzo.ZO")):
             raise ValueError("the model has no trainable parameter; expected one with requires_grad")
         self.planner: Planner | None = None
         if isinstance(self.method, Auto):
@@ -204,27 +210,41 @@ class ZO:
         return noises[0] if len(set(noises)) == 1 else noises
 
     def _estimate(self, batch: Any) -> StepResult:
+        if self.evaluate == "in_place":
+            with self._moved_in_place(batch) as (executor, result):
+                executor.restore()
+                return result
+
+        def run(plan: StepPlan, tree: EvaluationTree) -> Evaluation:
+            walker = PerturbedExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.max_group)
+            return walker.run(tree, lambda: self.loss_fn(self.model, batch))
+
+        return self._result(*self._evaluated(batch, run))
+
+    def _evaluated(self, batch: Any, run: Run) -> tuple[StepPlan, Evaluation]:
         plan = self._plan(batch)
-        noise, tree = self._noise(plan.seed), plan.method.tree(len(self.blocks))
-        if self.evaluate == "perturbed":
-            walker = PerturbedExecutor(self.blocks, noise, plan.eps, self.max_group)
-            found = walker.run(tree, lambda: self.loss_fn(self.model, batch))
-        else:
-            executor = InPlaceExecutor(self.blocks, noise, plan.eps)
-            found = executor.run(tree, lambda: self.loss_fn(self.model, batch))
-            executor.restore()
-        return self._result(plan, found)
+        return plan, run(plan, plan.method.tree(len(self.blocks)))
+
+    @contextmanager
+    def _moved_in_place(self, batch: Any) -> Iterator[tuple[InPlaceExecutor, StepResult]]:
+        """Weights as the last evaluation left them; an error inside puts them back."""
+        used: list[InPlaceExecutor] = []
+
+        def run(plan: StepPlan, tree: EvaluationTree) -> Evaluation:
+            used.append(InPlaceExecutor(self.blocks, self._noise(plan.seed), plan.eps))
+            return used[0].run(tree, lambda: self.loss_fn(self.model, batch))
+
+        try:
+            result = self._result(*self._evaluated(batch, run))
+            yield used[0], result
+        except BaseException:
+            for executor in used:
+                executor.restore()
+            raise
 
     def _step_in_place(self, batch: Any) -> StepResult:
-        plan = self._plan(batch)
-        executor = InPlaceExecutor(self.blocks, self._noise(plan.seed), plan.eps)
-        found = executor.run(plan.method.tree(len(self.blocks)), lambda: self.loss_fn(self.model, batch))
-        try:
-            result = self._result(plan, found)
+        with self._moved_in_place(batch) as (executor, result):
             self._commit(result.record)
-        except BaseException:
-            executor.restore()
-            raise
         executor.finish(result.record.blocks, self.stochastic_rounding)
         self.step_number += 1
         return result

@@ -23,7 +23,7 @@ class ExampleExecutor(PerturbedExecutor):
         self.rows: list[list[float]] = [[] for _ in range(tree.leaves)]
         return super().run(tree, forward)
 
-    def _read(self, output: Activations, leaves: Sequence[int]) -> list[float]:
+    def _losses(self, output: Activations, groups: int) -> Tensor:
         value = output.leaves[0] if len(output.leaves) == 1 else None
         own = output.own == [True]
         if not isinstance(value, Tensor) or value.dim() != 1 + own:
@@ -33,10 +33,11 @@ class ExampleExecutor(PerturbedExecutor):
                 "every row, shape (rows,): pass such a loss_fn to the Worker (cross_entropy with reduction='none'), or take "
                 'privacy unit "client"'
             )
-        found = value.float().tolist() if own else [value.float().tolist()] * len(leaves)
-        for leaf, losses in zip(leaves, found, strict=True):
-            self.rows[leaf] = losses
-        return [sum(losses) / max(1, len(losses)) for losses in found]
+        return value.detach().float() if own else value.detach().float().expand(groups, -1)
+
+    def _loss(self, leaf: int, value: Any) -> float:
+        losses = self.rows[leaf] = list(value)
+        return sum(losses) / max(1, len(losses))
 
 
 def example_scalars(method: Method, rows: Sequence[Sequence[float]], eps: Sequence[float]) -> list[list[float]]:

@@ -132,6 +132,27 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def keep_sharded(model: nn.Module) -> None:
+    """Has every module of FSDP2 drop its gathered copies after its forward, the root's too.
+
+    A forward that is left at the end of a block never ends for FSDP, and `reshard` does nothing inside of one for a module that
+    keeps its copies.
+
+    Raises:
+        ValueError: this torch cannot be told so.
+    """
+    kind = _found(_FSDP, "FSDPModule") or _found(_FSDP, "FSDP")
+    for module in model.modules() if kind is not None else ():
+        if isinstance(module, kind):
+            change = getattr(module, "set_reshard_after_forward", None)
+            if change is None:
+                raise ValueError(
+                    f"torch {torch.__version__} has no FSDPModule.set_reshard_after_forward, without which a gathered copy may lack a "
+                    "move; expected a newer torch"
+                )
+            change(True, recurse=False)
+
+
 def sum_over_ranks(sums: Mapping[Spread | None, list[float]], count: int) -> list[float]:
     """Adds float64 partial sums: those of None are this process's alone, all others of every rank that holds a piece.
 

@@ -20,7 +20,7 @@ from blockzo.ops import cuda, linear_choice, panels, reference
 from blockzo.ops.gpu_linear import fused
 from blockzo.ops.gpu_products import products
 from blockzo.ops.gpu_runs import Runs, run_tables
-from blockzo.ops.gpu_tables import DTYPES, EXACT, on_device, signed, step_tables, tensor_tables, used
+from blockzo.ops.gpu_tables import DTYPES, EXACT, on_device, queue_of, signed, step_tables, tensor_tables, used
 from blockzo.ops.packed import Given, PackedStep
 from blockzo.ops.params import Target
 from blockzo.ops.quantized import QuantizedWeight
@@ -107,9 +107,10 @@ def _apply_parts(found: Sequence[Target], steps: Sequence[Given], mode: int) -> 
         groups.setdefault((part.memory.device, part.memory.dtype, part.aligned, block), []).append(part)
     for (device, dtype, aligned, block), members in groups.items():
         with on_device(members[0].memory):
-            held, chunks = run_tables(tuple(part.layout for part in members), block, device)
+            queue = queue_of(device)
+            held, chunks = run_tables(tuple(part.layout for part in members), block, queue)
             for run in _runs(steps):
-                tables = (held, chunks, *step_tables(run, device))
+                tables = (held, chunks, *step_tables(run, queue))
                 _launch_triton(tables, run, dtype, mode, aligned, block, runs=True)
                 used(*tables)
     for part in parts:
@@ -127,9 +128,10 @@ def _apply_whole(found: Sequence[Target], steps: Sequence[Given], mode: int) -> 
         with on_device(holders[device]):
             library = cuda_library(device)
             block = library.blockzo_cuda_chunk() if library else BLOCK
-            held, chunks = tensor_tables(tuple(tensors), block, device)
+            queue = queue_of(device)
+            held, chunks = tensor_tables(tuple(tensors), block, queue)
             for run in _runs(steps):
-                tables = (held, chunks, *step_tables(run, device))
+                tables = (held, chunks, *step_tables(run, queue))
                 if library:
                     _launch_cuda(library, tables, run, dtype, mode)
                 else:
@@ -170,7 +172,7 @@ def _move_rows(
     block = min(BLOCK, max(128, 1 << (width - 1).bit_length()))
     lead = 0 if aligned else 127
     with on_device(source):
-        lines, terms = step_tables([step], source.device)
+        lines, terms = step_tables([step], queue_of(source.device))
         rows_kernel[(-(-(width + lead) // block), count)](
             out,
             source,
@@ -219,7 +221,7 @@ def project(found: Sequence[Target], step: Step) -> list[float]:
             continue
         sums = torch.empty(len(totals), chunks, 16, dtype=torch.float64, device=flat.device)
         with on_device(flat):
-            lines, terms = step_tables([step], flat.device)
+            lines, terms = step_tables([step], queue_of(flat.device))
             project_kernel[(-(-chunks // PROJECT_CHUNKS), len(totals))](
                 sums,
                 flat,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blockzo.kernels.linear import linear as linear_kernel
 from blockzo.kernels.linear import tiles
-from blockzo.ops.gpu_tables import DTYPES, EXACT, on_device, signed, step_tables, table, used
+from blockzo.ops.gpu_tables import DTYPES, EXACT, on_device, queue_of, signed, step_tables, table, used
 from blockzo.ops.packed import Given
 from blockzo.ops.steps import Step
 
@@ -43,7 +43,7 @@ def fused(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Give
     tile = tiles(tokens, gaussian)
     lines, tile["PAIR"] = _tasks(step, groups, bool(tile["PAIR"]))
     with on_device(x):
-        tasks, numbers = table(lines, x.device), step_tables([step], x.device)
+        tasks, numbers = table(lines, queue_of(x.device)), step_tables([step], queue_of(x.device))
         grid = (len(tasks), -(-rows // tile["ROWS"]), -(-tokens // tile["TOKENS"]))
         linear_kernel[grid](
             out,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blockzo.kernels.products import add_parts, part_count, tiles
 from blockzo.kernels.products import products as products_kernel
-from blockzo.ops.gpu_tables import DTYPES, EXACT, on_device, signed, step_tables, table, used
+from blockzo.ops.gpu_tables import DTYPES, EXACT, on_device, queue_of, signed, step_tables, table, used
 from blockzo.ops.packed import Given
 from blockzo.ops.steps import Step
 
@@ -80,8 +80,8 @@ def products(
     parts = part_count(rows, width) if parts is None else parts
     sums = out if parts == 1 else torch.empty(parts, *out.shape, dtype=torch.float32, device=x.device)
     with on_device(x):
-        tasks = table(tasks_of(pairs, tile["SLOTS"], tile["SIDES"]), x.device)
-        numbers = step_tables([step], x.device)
+        tasks = table(tasks_of(pairs, tile["SLOTS"], tile["SIDES"]), queue_of(x.device))
+        numbers = step_tables([step], queue_of(x.device))
         grid = (len(tasks), -(-rows // tile["ROWS"]), -(-tokens // tile["TOKENS"]) * parts)
         products_kernel[grid](
             sums,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blockzo.ops.gpu_tables import chunk_table
+from blockzo.ops.gpu_tables import Queue, chunk_table
 from blockzo.ops.packed import upload
 from blockzo.ops.params import Target
 from blockzo.ops.shards import in_order
@@ -67,7 +67,7 @@ class Runs:
 
 
 @lru_cache(maxsize=64)
-def run_tables(layouts: tuple[Layout, ...], block: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def run_tables(layouts: tuple[Layout, ...], block: int, queue: Queue) -> tuple[Tensor, Tensor]:
     """int64 [runs, 4] of `kernels/moves.py`, and its int32 [programs, 2] of (run, number of its chunk)."""
     tables = []
     for address, item, stream, start, width, sizes, strides, apart in layouts:
@@ -79,4 +79,5 @@ def run_tables(layouts: tuple[Layout, ...], block: int, device: torch.device) ->
         lead = index % GROUP
         tables.append(np.stack([memory - lead * item, lead + width, np.full_like(index, stream), index], axis=1))
     runs = np.concatenate(tables)
+    device = queue[0]
     return upload(torch.from_numpy(runs), device), upload(torch.from_numpy(chunk_table(runs[:, 1], block)), device)

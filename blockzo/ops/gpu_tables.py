@@ -1,5 +1,5 @@
 """What GPU kernels are told, as small tables on the device, kept for as long as the same steps and tensors come: all layers
-of one forward share one table.
+of one forward share one table. Each stream has its own, since the copy of one is ordered on that stream alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+Queue = tuple[torch.device, int]
+"""A device and a stream of it."""
 _holders: list[list[Tensor]] = []
+
+
+def queue_of(device: torch.device) -> Queue:
+    """The device with its current stream."""
+    return device, int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
 @contextmanager
@@ -65,13 +72,13 @@ def words(seed: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=128)
-def table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+def table(rows: tuple[tuple[int, ...], ...], queue: Queue) -> Tensor:
     """By integers: as floats, coefficients of 0 and -0 would be one key."""
     # a kernel must be given an address even where it reads nothing
-    return upload(torch.tensor(rows or ((0, 0),), dtype=torch.int32), device)
+    return upload(torch.tensor(rows or ((0, 0),), dtype=torch.int32), queue[0])
 
 
-def step_tables(steps: Sequence[Given], device: torch.device) -> tuple[Tensor, Tensor]:
+def step_tables(steps: Sequence[Given], queue: Queue) -> tuple[Tensor, Tensor]:
     """int32 [steps, 6] and [terms, 2] of `kernels/moves.py`; a step that is packed brings its own and comes alone."""
     alone = steps[0]
     if isinstance(alone, PackedStep):
@@ -83,14 +90,14 @@ def step_tables(steps: Sequence[Given], device: torch.device) -> tuple[Tensor, T
         first = len(terms)
         terms += [(signed(d), bits(c)) for d, c in zip(step.directions, step.coefficients, strict=True)]
         lines.append((*words(step.seed), first, len(terms), bits(step.factor), int(step.stochastic)))
-    return table(tuple(lines), device), table(tuple(terms), device)
+    return table(tuple(lines), queue), table(tuple(terms), queue)
 
 
 @lru_cache(maxsize=64)
-def tensor_tables(tensors: tuple[tuple[int, int, int], ...], block: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def tensor_tables(tensors: tuple[tuple[int, int, int], ...], block: int, queue: Queue) -> tuple[Tensor, Tensor]:
     """int64 [tensors, 3] of (address, elements, stream), and int32 [programs, 2] of (tensor, number of its chunk)."""
     chunks = chunk_table(np.array([count for _, count, _ in tensors]), block)
-    return upload(torch.tensor(tensors, dtype=torch.int64), device), upload(torch.from_numpy(chunks), device)
+    return upload(torch.tensor(tensors, dtype=torch.int64), queue[0]), upload(torch.from_numpy(chunks), queue[0])
 
 
 def chunk_table(counts: np.ndarray, block: int) -> np.ndarray:

@@ -108,13 +108,13 @@ def pack(
 
 
 def upload(table: Tensor, device: torch.device) -> Tensor:
-    """A small table on the device. The host waits for it: a cache may hand it to another stream."""
+    """A small table on the device. The host does not wait: only what follows on the current stream may read it."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         # the graph would read host memory that is no longer its own
         raise RuntimeError(
             "a table of numbers was made while a CUDA graph is captured; expected one run of the same work before"
         )
-    return table.to(device)
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
 
 
 def packed(step: Step, device: torch.device) -> PackedStep:

@@ -121,7 +121,7 @@ def whole_targets(model: nn.Module, what: str) -> list[Target]:
         if target.spread is not None:
             raise ValueError(
                 f"parameter {target.name!r} is a DTensor; {what} expects parameters that are whole in this process: move the "
-                "shards in place instead (blockzo.perturb_, shift_, update_), with losses averaged over the ranks"
+                'shards in place instead: blockzo.DistributedZO(split="batch", evaluate="in_place")'
             )
     return found
 

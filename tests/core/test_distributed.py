@@ -27,6 +27,15 @@ def test_steps_of_processes(check: str, ranks: int, tmp_path: Path) -> None:
     run_together([[*command, str(rank), str(ranks), str(tmp_path), check] for rank in range(ranks)], tmp_path)
 
 
+@pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
+)
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_steps_of_sharded_models(ranks: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.core.sharded_ranks"]
+    run_together([[*command, str(rank), str(ranks), str(tmp_path)] for rank in range(ranks)], tmp_path)
+
+
 def test_without_a_process_group_the_error_says_what_to_do() -> None:
     with pytest.raises(RuntimeError, match="torchrun"):
         bz.DistributedZO(torch.nn.Linear(2, 2))

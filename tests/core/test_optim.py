@@ -200,6 +200,40 @@ def test_journals_of_other_runs_are_refused(tmp_path: Path) -> None:
         bz.ZO(model, journal=journal, evaluate="in_place")
 
 
+class Seen(torch.Tensor):
+    """A loss that tells when the host looks at it; so do tensors that are made of it."""
+
+    events: list[str] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", str(func))
+        if name in ("cpu", "tolist", "item", "numpy", "__float__", "__bool__", "__int__", "__index__"):
+            cls.events.append(name)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("evaluate", ["perturbed", "in_place"])
+@pytest.mark.parametrize("method", [bz.MeZO(), bz.OneSided(3), bz.SPZO(1, 3), bz.SPZO(2, 2, "decoupled")], ids=repr)
+def test_losses_are_read_together_at_the_end(method: bz.Method, evaluate: str) -> None:
+    # on a GPU every look at a loss waits for all work before it
+    model, batch = zoo.make("llama"), zoo.batch()
+    zo = bz.ZO(model, lambda m, b: _told(m(**b).loss), method=method, evaluate=evaluate, max_group=1)
+    Seen.events.clear()
+    result = zo.step(batch)
+    losses = Seen.events.count("loss")
+    assert losses == result.forwards > 1
+    assert Seen.events[: losses + 1] == ["loss"] * losses + ["cpu"]
+    assert Seen.events.count("cpu") == 1
+    plain = bz.ZO(zoo.make("llama"), method=method, evaluate=evaluate, max_group=1).step(batch)
+    assert result.losses == plain.losses
+
+
+def _told(loss: torch.Tensor) -> torch.Tensor:
+    Seen.events.append("loss")
+    return loss.as_subclass(Seen)
+
+
 class Ran:
     """Watches an executor: runs of each block, bytes of weights its batches read, most bytes kept between blocks."""
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blockzo as bz
+from blockzo import evaluate
 from blockzo.noise import Noise
 from blockzo.ops import cuda, gpu
 from blockzo.ops.packed import packed
@@ -53,6 +54,29 @@ def test_packed_moves(dtype: torch.dtype, distribution: str, library: str, monke
     gpu.replay_([Target("w", 5, found[0][0])], [packed(step, torch.device("cuda"))])
     gpu.replay_([Target("w", 5, found[1][0])], [step])
     assert same_bits(found[0][0].cpu(), found[1][0].cpu())
+
+
+@pytest.mark.parametrize("method", [bz.SPSA(2), bz.OneSided(3), bz.SPZO(1, 3)], ids=repr)
+def test_a_step_waits_for_the_device_once(method: bz.Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    zo = bz.ZO(Model(torch.bfloat16, "cuda"), lambda model, ids: model(ids), method=method, max_group=1)
+    ids = batch(0, 8, "cuda")
+    zo.step(ids)
+    reads, read = [], evaluate.read_together
+
+    def watched(found):
+        torch.cuda.set_sync_debug_mode("default")
+        values = read(found)
+        torch.cuda.set_sync_debug_mode("error")
+        reads.append(len(found))
+        return values
+
+    monkeypatch.setattr(evaluate, "read_together", watched)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        zo.step(ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(reads) == 1
 
 
 @pytest.mark.parametrize("device", GPUS)

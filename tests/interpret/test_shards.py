@@ -8,6 +8,7 @@ import torch
 from blockzo.noise import Noise
 from blockzo.ops import gpu, reference
 from blockzo.ops.gpu_runs import Runs, run_tables
+from blockzo.ops.gpu_tables import queue_of
 from blockzo.ops.shards import Shard
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED, changes, expected, same_bits, weights
@@ -76,7 +77,7 @@ def test_tables(kind: str, layout: str) -> None:
         return
     runs = Runs.of(target(shard)) if target(shard).place else None
     assert runs is not None
-    table, chunks = run_tables((runs.layout,), 128, torch.device("cpu"))
+    table, chunks = run_tables((runs.layout,), 128, queue_of(torch.device("cpu")))
     flat = runs.memory.storage_offset() * 4 - runs.memory.data_ptr()
     storage = torch.as_strided(runs.memory, (runs.memory.untyped_storage().nbytes() // 4,), (1,), 0)
     found = []
