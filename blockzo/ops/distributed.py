@@ -147,8 +147,8 @@ def keep_sharded(model: nn.Module) -> None:
             change = getattr(module, "set_reshard_after_forward", None)
             if change is None:
                 raise ValueError(
-                    f"torch {torch.__version__} has no FSDPModule.set_reshard_after_forward, without which a gathered copy may lack a "
-                    "move; expected a newer torch"
+                    f"torch {torch.__version__} has no FSDPModule.set_reshard_after_forward, without which gathered copies may "
+                    "lack a move; expected a newer torch"
                 )
             change(True, recurse=False)
 

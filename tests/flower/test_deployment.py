@@ -85,27 +85,47 @@ def test_a_killed_node_comes_back(expected: str, tmp_path: Path) -> None:
     check(result, expected, CONFIG["rounds"])
 
 
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The deployment's processes: its supervisor, SuperLink, SuperNodes, app processes and workers."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    return []
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_everything_is_killed_again_and_again(tmp_path: Path) -> None:
-    config = {**CONFIG, "rounds": 8}
+    """30 kills at random moments: in ten starts of the whole deployment two of its processes, then all of them."""
+    config = {**CONFIG, "rounds": 90}
     expected = digest_in_process(tmp_path, config)
     folder = tmp_path / "deployment"
     command = [sys.executable, "-m", "blockzo.federated.flower.loopback", str(APP), "--folder", str(folder)]
-    for setting in [*RUN_CONFIG, "rounds=8", "deadline=20.0"]:
+    for setting in [*RUN_CONFIG, f"rounds={config['rounds']}", "deadline=20.0"]:
         command += ["--run-config", setting]
-    for records in (1, 3, 5):
+    kills, dead = 0, []
+    for start in range(10):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while records_in(journal_of(folder)) < records:
-            assert process.poll() is None
+        end = time.monotonic() + 120
+        # so that the run gets on, every start adds a record at least
+        while records_in(journal_of(folder)) <= start:
+            assert process.poll() is None and time.monotonic() < end, (start, records_in(journal_of(folder)))
             time.sleep(0.1)
+        for _ in range(2):
+            time.sleep(random.random() * 3)
+            victim = random.choice(family(process)[1:])
+            with contextlib.suppress(psutil.NoSuchProcess):
+                dead.append(" ".join(victim.cmdline())[-60:])
+                victim.kill()
+            kills += 1
         time.sleep(random.random() * 6)
-        every = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for victim in every:
+        assert process.poll() is None
+        for victim in family(process):
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
         process.wait()
+        kills += 1
+    begun = records_in(journal_of(folder))
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout)
-    check(result, expected, 8)
-    assert result["first_round"] >= 5
+    check(result, expected, config["rounds"])
+    assert kills == 30 and result["first_round"] == begun >= 10, dead
