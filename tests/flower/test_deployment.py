@@ -21,7 +21,7 @@ from blockzo.federated.flower.loopback import Deployment
 from blockzo.federated.flower.plan import server_folder
 from blockzo.federated.flower.supervise import Supervised
 from blockzo.journal import Journal
-from tests.flower.conftest import APP, CONFIG, RUN_CONFIG, digest_in_process, gone
+from tests.flower.conftest import APP, CONFIG, RUN_CONFIG, digest_in_process, flower_config, gone
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -73,6 +73,16 @@ def test_deployment_goes_on_after_its_superlink_was_killed(expected: str, tmp_pa
     assert all(gone(client["pid"]) for client in result["clients"].values())
     assert deployment.superlink.starts == 2 and result["first_round"] == killer.killed_at
     check(result, expected, CONFIG["rounds"])
+
+
+def test_secure_sums_over_tls(tmp_path: Path) -> None:
+    config = {**CONFIG, "secure-sum": True}
+    secure = digest_in_process(tmp_path, config)
+    with Deployment(tmp_path, 2) as deployment:
+        result = deployment.run(APP, "demo", flower_config(config), 200)
+    check(result, secure, CONFIG["rounds"])
+    # keys, shares, masked scalars and what unmasks them: docs/federated.md, "Bytes"
+    assert all(up > CONFIG["rounds"] * (147 * 2 + 256) for up in result["payload_up"].values())
 
 
 @pytest.mark.slow
