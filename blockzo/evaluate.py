@@ -121,15 +121,15 @@ class PerturbedExecutor:
     def run(self, tree: EvaluationTree, forward: Callable[[], Any]) -> Evaluation:
         result = Evaluation()
         unread: list[tuple[list[int], Tensor]] = []
-        self.grouping.many_rows = False
+        self.grouping.busy.clear()
 
         def visit(places: Sequence[_Place], kept: Activations | None, held: int) -> None:
             result.kept_bytes = max(result.kept_bytes, held)
             alike: dict[tuple[int, int], list[_Place]] = {}
             for place in places:
                 alike.setdefault((place.node.first, place.node.stop), []).append(place)
-            for waiting in alike.values():
-                for part, output, mode in self.grouping.each(waiting, partial(self._run, forward, kept)):
+            for kind, waiting in alike.items():
+                for part, output, mode in self.grouping.each(waiting, partial(self._run, forward, kept), kind):
                     result.count(mode)
                     if part[0].node.stop < len(self.blocks):
                         children = [child for at, place in enumerate(part) for child in _children(place, at)]
@@ -160,7 +160,7 @@ class PerturbedExecutor:
         forward: Callable[[], Any],
         kept: Activations | None,
         part: Sequence[_Place],
-        row_limit: int | None,
+        row_limits: tuple[int, int] | None,
         measure: bool,
     ) -> tuple[Activations, PerturbedForward]:
         first, stop = part[0].node.first, part[0].node.stop
@@ -176,7 +176,7 @@ class PerturbedExecutor:
             moves,
             len(part),
             self._later(stop),
-            row_limit,
+            row_limits,
             measure,
         )
 

@@ -8,6 +8,7 @@ evaluation after the other.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ SAFETY = 4
 
 Item = TypeVar("Item")
 MaxGroup = int | str
-Run = Callable[[Sequence[Item], int | None, bool], tuple["Activations", PerturbedForward]]
+Limits = tuple[int, int]
+"""Rows that a linear layer and a lookup may have."""
+Run = Callable[[Sequence[Item], Limits | None, bool], tuple["Activations", PerturbedForward]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def run_groups(
     moves: Mapping[int, Moves],
     groups: int,
     barred: Mapping[int, str] | None = None,
-    row_limit: int | None = None,
+    row_limits: tuple[int, int] | None = None,
     measure: bool = False,
 ) -> tuple[Activations, PerturbedForward]:
     """Runs `forward(kept)` for all groups of the moves (block -> move; for each block of the index one).
@@ -94,7 +97,7 @@ def run_groups(
         What it returned, and the mode that counted.
     """
     if groups == 1:
-        mode = PerturbedForward(index, moves, barred, 1, None, row_limit, measure)
+        mode = PerturbedForward(index, moves, barred, 1, None, row_limits, measure)
         with mode:
             result = forward(None if kept is None else kept.tree())
         leaves, spec = _read(mode, result)
@@ -103,7 +106,7 @@ def run_groups(
 
     def body(group: Tensor) -> Tensor:
         level = batched.level_of(group)
-        mode = PerturbedForward(index, moves, barred, groups, level, row_limit)
+        mode = PerturbedForward(index, moves, barred, groups, level, row_limits)
         before = None
         if kept is not None:
             pairs = zip(kept.leaves, kept.own, strict=True)
@@ -132,15 +135,27 @@ def _for_groups(leaf: Any, own: bool, groups: int, level: int) -> Any:
     return batched.lift(leaf, level) if own else leaf
 
 
+@dataclass
+class Size:
+    """What one evaluation takes, by the rows it was measured with (None: not known), and how many fit at most."""
+
+    rows: Limits | None = None
+    nbytes: int = 0
+    largest: int = AUTO_GROUP
+
+    def learn(self, mode: PerturbedForward) -> None:
+        """From a run that measured."""
+        self.nbytes = SAFETY * mode.footprint + sum(small.nbytes for small in mode.small.values())
+        self.rows = mode.rows, mode.lookups
+
+
 class Known:
-    """What was learned of one model: what an evaluation takes, and whether evaluations can be batched at all."""
+    """What was learned of one model: what evaluations take, by the blocks they run, and whether they can be batched at all."""
 
     _of: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
 
     def __init__(self) -> None:
-        self.rows: int | None = None
-        self.nbytes = 0
-        self.largest = AUTO_GROUP
+        self.sizes: dict[Any, Size] = {}
         self.alone: str | None = None
         self.checked = False
 
@@ -153,12 +168,12 @@ class Known:
 class Grouping:
     """Decides how many evaluations of one step run together, and runs them.
 
-    The sizes depend on the model and the batch, not on what ran before, so that a step can be repeated bit for bit (but where
+    The counts depend on the model and the batch, not on what ran before, so that a step can be repeated bit for bit (but where
     memory is short). Therefore what is run to measure is run again in its group.
 
     Args:
         owner: the model or its Blocks.
-        max_group: a number, or "auto": by measured memory, and 1 where a forward has more than AUTO_ROWS rows.
+        max_group: a number, or "auto": by measured memory, and 1 where a linear layer has more than AUTO_ROWS rows.
     """
 
     def __init__(self, owner: Any, max_group: MaxGroup, device: torch.device) -> None:
@@ -166,33 +181,41 @@ class Grouping:
             raise ValueError(f'max_group is {max_group!r}; expected "auto" or a positive integer')
         self.known = Known.of(owner)
         self.max_group, self.device = max_group, device
-        self.many_rows = False
+        self.busy: set[Any] = set()
+        """Kinds of evaluations whose rows keep the cores busy."""
 
     def each(
-        self, items: Sequence[Item], run: Run[Item]
+        self, items: Sequence[Item], run: Run[Item], kind: Any = None
     ) -> Iterator[tuple[Sequence[Item], Activations, PerturbedForward]]:
-        """Runs all items in order, some at once; `run(items, row_limit, measure)` is `run_groups` on their moves."""
+        """Runs all items in order, some at once; `run(items, row_limits, measure)` is `run_groups` on their moves.
+
+        Args:
+            kind: evaluations of one kind run the same part of the model.
+        """
         failure: Exception | None = None
+        size = self.known.sizes.setdefault(kind, Size())
         done = 0
         while done < len(items):
-            count = 1 if failure is not None else self._size(len(items) - done)
+            alone = failure is not None or kind in self.busy
+            count = 1 if alone else self._count(size, len(items) - done)
             part = items[done : done + count]
             try:
-                if count > 1 and isinstance(self.max_group, str) and self.known.rows is None:
-                    self._learn(run(part[:1], AUTO_ROWS, True)[1])
+                if count > 1 and isinstance(self.max_group, str) and size.rows is None:
+                    size.learn(run(part[:1], (AUTO_ROWS, sys.maxsize), True)[1])
                     continue
-                result, mode = run(part, self._row_limit(count), False)
+                result, mode = run(part, self._limits(size, count), False)
                 if count > 1 and not self.known.checked:
                     _check(result, run(part[-1:], None, False)[0])
                     self.known.checked = True
             except Outgrown as found:
-                self.many_rows = found.rows > AUTO_ROWS
-                self.known.rows = None
+                if found.linear and found.rows > AUTO_ROWS:
+                    self.busy.add(kind)
+                size.rows = None
                 continue
             except (torch.OutOfMemoryError, MemoryError):
                 if count == 1:
                     raise
-                self.known.largest = count // 2
+                size.largest = count // 2
                 continue
             except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
                 if count == 1:
@@ -206,25 +229,22 @@ class Grouping:
             done += count
             yield part, result, mode
 
-    def _size(self, waiting: int) -> int:
-        if waiting == 1 or self.known.alone is not None or self.many_rows:
+    def _count(self, size: Size, waiting: int) -> int:
+        if waiting == 1 or self.known.alone is not None:
             return 1
-        limit = self.known.largest if isinstance(self.max_group, str) else self.max_group
-        if isinstance(self.max_group, str) and self.known.rows is not None:
-            limit = min(limit, free_memory(self.device) // (2 * max(1, self.known.nbytes)))
+        limit = size.largest if isinstance(self.max_group, str) else self.max_group
+        if isinstance(self.max_group, str) and size.rows is not None:
+            limit = min(limit, free_memory(self.device) // (2 * max(1, size.nbytes)))
         chunks = -(-waiting // max(1, limit))
         return -(-waiting // chunks)
 
-    def _row_limit(self, count: int) -> int | None:
+    def _limits(self, size: Size, count: int) -> Limits | None:
         """More rows than were measured are well where memory is ample."""
-        if count == 1 or not isinstance(self.max_group, str) or self.known.rows is None:
+        if count == 1 or not isinstance(self.max_group, str) or size.rows is None:
             return None
-        spare = free_memory(self.device) / (2 * max(1, self.known.nbytes) * count)
-        return min(AUTO_ROWS, int(self.known.rows * max(1.0, spare)))
-
-    def _learn(self, mode: PerturbedForward) -> None:
-        self.known.nbytes = SAFETY * mode.footprint + sum(small.nbytes for small in mode.small.values())
-        self.known.rows = mode.rows
+        spare = max(1.0, free_memory(self.device) / (2 * max(1, size.nbytes) * count))
+        rows, lookups = size.rows
+        return min(AUTO_ROWS, int(rows * spare)), int(lookups * spare)
 
     def _give_up(self, failure: Exception) -> None:
         self.known.alone = f"{type(failure).__name__}: {failure}"
@@ -284,9 +304,9 @@ def perturbed_losses(
     index = Index({0: found})
     device = found[0].tensor.device if found else torch.device("cpu")
 
-    def run(part: Sequence[Any], row_limit: int | None, measure: bool) -> tuple[Activations, PerturbedForward]:
+    def run(part: Sequence[Any], limits: Limits | None, measure: bool) -> tuple[Activations, PerturbedForward]:
         move = make_move(noise, *zip(*part, strict=True))
-        return run_groups(lambda _: forward(), None, index, {0: move}, len(part), None, row_limit, measure)
+        return run_groups(lambda _: forward(), None, index, {0: move}, len(part), None, limits, measure)
 
     with evaluation_mode(model):
         each = Grouping(model, max_group, device).each(pairs, run)

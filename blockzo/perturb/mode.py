@@ -29,11 +29,11 @@ _told: set[str] = set()
 
 
 class Outgrown(Exception):
-    """A forward has more rows than it was to have."""
+    """A forward has more rows than it was to have; `linear`: in a linear layer, not only in a lookup."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, linear: bool) -> None:
         super().__init__(f"{rows} rows")
-        self.rows = rows
+        self.rows, self.linear = rows, linear
 
 
 class PerturbedForward(TorchFunctionMode):
@@ -44,12 +44,12 @@ class PerturbedForward(TorchFunctionMode):
         moves: for every block of the index, how.
         barred: parameters that must not be used here, id -> reason (a later block's, see `blocks.py`).
         groups, level: how many evaluations run together, and the level of the `torch.vmap` they run under; None: one alone.
-        row_limit: a linear layer or lookup of more rows a group raises `Outgrown`.
+        row_limits: of linear layers and of lookups; one of more rows a group raises `Outgrown`.
         measure: look at the sizes of all operations (`footprint`).
 
     Attributes:
-        used: ids of the parameters that were used. flops: of all groups. rows: of the largest linear layer, one group.
-        footprint: bytes of the operands and results of the largest operation, parameters left out.
+        used: ids of the parameters that were used. flops: of all groups. rows, lookups: of the largest linear layer and of the
+        largest lookup, one group. footprint: bytes of the operands and results of the largest operation, parameters left out.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class PerturbedForward(TorchFunctionMode):
         barred: Mapping[int, str] | None = None,
         groups: int = 1,
         level: int | None = None,
-        row_limit: int | None = None,
+        row_limits: tuple[int, int] | None = None,
         measure: bool = False,
     ) -> None:
         super().__init__()
         self.index, self.moves, self.barred = index or Index({}), moves or {}, barred or {}
-        self.groups, self.level, self.row_limit, self.measure = groups, level, row_limit, measure
+        self.groups, self.level, self.row_limits, self.measure = groups, level, row_limits, measure
         self.entered = 0
         self.used: set[int] = set()
-        self.flops = self.rows = self.footprint = 0
+        self.flops = self.rows = self.lookups = self.footprint = 0
         self.small = {block: SmallParameters(held, self.moves[block]) for block, held in self.index.small.items()}
         self.tables: dict[str, tuple[Tensor, Tensor, str]] = {}
         """What a compiled forward reads, see `perturbed`."""
@@ -217,11 +217,16 @@ class PerturbedForward(TorchFunctionMode):
                 moved = self._look(value) or moved
         return moved
 
-    def _count_rows(self, input: Any, width: bool) -> None:
-        if isinstance(input, Tensor) and input.numel():
-            self.rows = max(self.rows, input.numel() // (input.shape[-1] if width else 1))
-            if self.row_limit is not None and self.rows > self.row_limit:
-                raise Outgrown(self.rows)
+    def _count_rows(self, input: Any, linear: bool) -> None:
+        if not isinstance(input, Tensor) or not input.numel():
+            return
+        rows = input.numel() // (input.shape[-1] if linear else 1)
+        if linear:
+            self.rows = max(self.rows, rows)
+        else:
+            self.lookups = max(self.lookups, rows)
+        if self.row_limits is not None and rows > self.row_limits[0 if linear else 1]:
+            raise Outgrown(rows, linear)
 
     def _tell(self, func: Callable[..., Any], values: tuple[Any, ...]) -> None:
         name = getattr(func, "__name__", str(func))

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 import blockzo as bz
 from blockzo import groups
 from blockzo.evaluate import PerturbedExecutor, evaluation_mode
-from blockzo.groups import Grouping, Known, perturbed_losses, run_groups
+from blockzo.groups import Known, Size, perturbed_losses, run_groups
 from blockzo.ops.params import targets
 from blockzo.perturb import Index, Move, parameters
 from blockzo.tree import BlockMove, EvaluationTree, Node
@@ -241,7 +241,7 @@ def test_bad_arguments() -> None:
 class Sizes:
     """What `run` was asked for."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: str = "blockzo.groups") -> None:
         self.seen: list[int] = []
         plain = groups.run_groups
 
@@ -249,7 +249,7 @@ class Sizes:
             self.seen.append(count)
             return plain(forward, kept, index, moves, count, *rest)
 
-        monkeypatch.setattr(groups, "run_groups", noted)
+        monkeypatch.setattr(f"{module}.run_groups", noted)
 
 
 def losses_of(model: nn.Module, rows: int, count: int = 6) -> Tensor:
@@ -269,10 +269,38 @@ def test_auto_is_one_with_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 6 in sizes.seen
 
 
+class Pooled(nn.Module):
+    """Many tokens in the first layer, one row a sequence in the second; the lookup is in no layer, so it always runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(30, 4)
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Sequential(nn.Flatten(), nn.Linear(80, 2))])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return x.square().sum()
+
+
+def test_a_pooled_head_is_batched_though_the_model_has_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = Pooled(), torch.arange(160).view(8, 20) % 30
+    blocks, tree = bz.Blocks(model, [1], layers="layers"), bz.SPZO(1, 4, "decoupled").tree(2)
+    sizes = Sizes(monkeypatch, "blockzo.evaluate")
+    found = []
+    for limit in ("auto", 1, "auto"):
+        sizes.seen.clear()
+        found.append(PerturbedExecutor(blocks, NOISE, [0.1] * 2, limit).run(tree, lambda: model(ids)).losses)
+    # the first block once, the head's eight at once; a pair of the first block is measured, stops at its first layer, runs alone
+    assert sizes.seen == [1, 8, 1, 1, 1]
+    assert torch.allclose(torch.tensor(found[0]), torch.tensor(found[1]), rtol=1e-5) and found[0] == found[2]
+
+
 def test_auto_follows_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, model = Sizes(monkeypatch), nn.Linear(4, 4)
     losses_of(model, 8)
-    free = 2 * 3 * Known.of(model).nbytes
+    free = 2 * 3 * Known.of(model).sizes[None].nbytes
     monkeypatch.setattr(groups, "free_memory", lambda device: free)
     sizes.seen.clear()
     losses_of(model, 8)
@@ -337,9 +365,9 @@ def test_the_estimate_covers_what_a_forward_holds(name: str) -> None:
     gc.collect()
     with evaluation_mode(model), Live() as live:
         model(**batch)
-    grouping = Grouping(nn.Module(), "auto", torch.device("cpu"))
+    size = Size()
     with evaluation_mode(model):
         moves = {0: Move(NOISE, (0,), (0.1,))}
         _, mode = run_groups(lambda _: model(**batch).loss, None, Index({0: targets(model)}), moves, 1, measure=True)
-    grouping._learn(mode)
-    assert live.peak <= grouping.known.nbytes <= 12 * live.peak
+    size.learn(mode)
+    assert live.peak <= size.nbytes <= 12 * live.peak
