@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +86,33 @@ def targets(params: Params) -> list[Target]:
     Raises:
         ValueError: an unsupported dtype, layout, device or placement, overlapping memory, or two names with one CRC.
     """
+    if not isinstance(params, nn.Module):
+        return _targets(params)
+    distributed.reshard(params)
+    given = [(name, parameter) for name, parameter in params.named_parameters() if parameter.requires_grad]
+    key = [_facts(*pair) for pair in given]
+    known = _checked.get(params)
+    if known is not None and known[0] == key:
+        return [Target(name, stream, given[place][1]) for name, stream, place in known[1]]
+    found = _targets(params)
+    if None not in key:
+        places = {id(parameter): place for place, (_, parameter) in enumerate(given)}
+        _checked[params] = key, [(t.name, t.stream, places[id(t.tensor)]) for t in found]
+    return found
+
+
+_checked: WeakKeyDictionary[nn.Module, tuple[Any, list[tuple[str, int, int]]]] = WeakKeyDictionary()
+"""What the last check of a model looked at, and name, stream and number of each target: a step asks several times."""
+
+
+def _facts(name: str, tensor: Tensor) -> tuple[object, ...] | None:
+    """All that a check looks at; None where it looks at more, as of a DTensor."""
+    if is_dtensor(tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        return None
+    return name, id(tensor), tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+
+
+def _targets(params: Params) -> list[Target]:
     result: list[Target] = []
     streams: dict[int, str] = {}
     for name, tensor in _named(params).items():

@@ -115,3 +115,38 @@ def test_tensors_of_inference_mode() -> None:
         w = torch.ones(200)
         bz.perturb_({"w": w}, bz.Noise(1), 0.5)
     assert torch.equal(w.clone(), 1 + 0.5 * bz.Noise(1).sample("w", 200))
+
+
+def test_a_model_that_changed_since_its_last_check_is_checked_again() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    noise = bz.Noise(1)
+
+    def moved() -> set[str]:
+        """Names of the parameters that a move finds, after which every weight is as before."""
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        bz.perturb_(model, noise, 1.0)
+        found = set()
+        for name, p in model.named_parameters():
+            if not torch.equal(p, before[name]):
+                found.add(name)
+                assert torch.equal(p, before[name] + noise.sample(name, tuple(p.shape)).to(p.dtype))
+                p.detach().copy_(before[name])
+        return found
+
+    every = {"a.weight", "a.bias", "b.weight", "b.bias"}
+    assert moved() == moved() == every
+    model["a"].bias.requires_grad_(False)
+    assert moved() == every - {"a.bias"}
+    model["a"].bias.requires_grad_(True)
+    model["b"].weight = nn.Parameter(torch.zeros(4, 3))
+    assert moved() == every
+    model["c"] = model.pop("b")  # the same parameters under another name
+    assert moved() == {"a.weight", "a.bias", "c.weight", "c.bias"}
+    model["c"].bias.data = model["a"].bias.data[:2]
+    with pytest.raises(ValueError, match=r"'a.bias' and 'c.bias' overlap|'c.bias' and 'a.bias' overlap"):
+        bz.perturb_(model, noise, 1.0)
+    model["c"].bias.data = torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="'c.bias' has dtype torch.float64"):
+        bz.perturb_(model, noise, 1.0)
+    model["c"].bias.data = torch.zeros(3).bfloat16()
+    assert len(moved()) == 4
