@@ -150,7 +150,7 @@ class DistributedZO(ZO):
         result.kept_bytes = own.kept_bytes
         result.flops = int(math.fsum(row[2] for row in every))
         # a rank without a share has used none; the others look. A gathered parameter is not the one that is moved
-        result.used = (not self._sharded and own.used) or {id(tensor) for tensor in named_tensors(self.model).values()}
+        result.used = (not self.spread and own.used) or {id(tensor) for tensor in named_tensors(self.model).values()}
         if self.split == "directions":
             result.losses = [loss for row, (a, b) in zip(every, self.spans, strict=True) for loss in row[4 : 4 + b - a]]
             return result

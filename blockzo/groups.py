@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from blockzo.noise import Noise
-from blockzo.ops.distributed import is_dtensor, whole
+from blockzo.ops.distributed import is_dtensor
 from blockzo.ops.packed import upload
 from blockzo.ops.params import whole_targets
 from blockzo.perturb import Index, Moves, PerturbedForward, batched, make_move
@@ -337,8 +337,9 @@ def group_losses(result: Activations, groups: int) -> Tensor:
         raise ValueError(f"loss_fn returned {found}; expected a tensor with one element, the mean loss of the batch")
     if is_dtensor(value):
         # tensor parallelism may leave a loss as one; all ranks are here
-        value = whole("the loss", value)
-    return value.detach().reshape(-1).expand(groups).float()
+        value = value.full_tensor()  # type: ignore[attr-defined]
+    # a copy: it is read at the end, and a model may write its next loss to the same place
+    return value.detach().reshape(-1).expand(groups).to(torch.float32, copy=True)
 
 
 def free_memory(device: torch.device) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from blockzo.estimators import Method
@@ -33,7 +34,8 @@ class ExampleExecutor(PerturbedExecutor):
                 "every row, shape (rows,): pass such a loss_fn to the Worker (cross_entropy with reduction='none'), or take "
                 'privacy unit "client"'
             )
-        return value.detach().float() if own else value.detach().float().expand(groups, -1)
+        found = value.detach() if own else value.detach().expand(groups, -1)
+        return found.to(torch.float32, copy=True)
 
     def _loss(self, leaf: int, value: Any) -> float:
         losses = self.rows[leaf] = list(value)

@@ -229,6 +229,15 @@ def test_losses_are_read_together_at_the_end(method: bz.Method, evaluate: str) -
     assert result.losses == plain.losses
 
 
+@pytest.mark.parametrize("evaluate", ["perturbed", "in_place"])
+def test_a_loss_may_be_a_buffer_that_the_next_one_overwrites(evaluate: str) -> None:
+    batch, buffer = zoo.batch(), torch.zeros(())
+    given = {"method": bz.SPZO(1, 2), "evaluate": evaluate, "max_group": 1}
+    reused = bz.ZO(zoo.make("llama"), lambda model, b: buffer.copy_(model(**b).loss), **given).step(batch)
+    assert reused.losses == bz.ZO(zoo.make("llama"), **given).step(batch).losses
+    assert len(set(reused.losses)) == len(reused.losses)
+
+
 def _told(loss: torch.Tensor) -> torch.Tensor:
     Seen.events.append("loss")
     return loss.as_subclass(Seen)

@@ -115,24 +115,26 @@ def test_everything_is_killed_again_and_again(tmp_path: Path) -> None:
     kills, dead = 0, []
     for start in range(10):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 240
-        # so that the run gets on, every start adds a record at least
-        while records_in(journal_of(folder)) <= start:
-            assert process.poll() is None and time.monotonic() < end, (start, records_in(journal_of(folder)))
-            time.sleep(0.1)
-        for _ in range(2):
-            time.sleep(random.random() * 3)
-            victim = random.choice(family(process)[1:])
-            with contextlib.suppress(psutil.NoSuchProcess):
-                dead.append(" ".join(victim.cmdline())[-60:])
-                victim.kill()
-            kills += 1
-        time.sleep(random.random() * 6)
-        assert process.poll() is None
-        for victim in family(process):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
-        process.wait()
+        try:
+            end = time.monotonic() + 240
+            # so that the run gets on, every start adds a record at least
+            while records_in(journal_of(folder)) <= start:
+                assert process.poll() is None and time.monotonic() < end, (start, records_in(journal_of(folder)))
+                time.sleep(0.1)
+            for _ in range(2):
+                time.sleep(random.random() * 3)
+                victim = random.choice(family(process)[1:])
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    dead.append(" ".join(victim.cmdline())[-60:])
+                    victim.kill()
+                kills += 1
+            time.sleep(random.random() * 6)
+            assert process.poll() is None
+        finally:
+            for victim in family(process):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
+            process.wait()
         kills += 1
     begun = records_in(journal_of(folder))
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
