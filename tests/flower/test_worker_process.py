@@ -76,6 +76,11 @@ def test_folders_that_others_may_enter_are_refused(tmp_path: Path, monkeypatch: 
     (tmp_path / f"blockzo-{os.getuid()}").chmod(0o777)
     with pytest.raises(PermissionError, match="BLOCKZO_RUNTIME"):
         socket_folder(tmp_path / "state")
+    deep = tmp_path / ("d" * 90)
+    monkeypatch.setenv("BLOCKZO_RUNTIME", str(deep))
+    with pytest.raises(ValueError, match="at most: set BLOCKZO_RUNTIME to a shorter folder"):
+        socket_folder(tmp_path / "state")
+    assert not deep.exists()
 
 
 def test_it_ends_with_its_node(owner: subprocess.Popen[bytes]) -> None:

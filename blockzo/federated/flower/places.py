@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
@@ -53,9 +54,23 @@ def private_folder(path: Path) -> Path:
     return path
 
 
+MOST_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
+"""Of a socket's path, as the system's structure holds them."""
+
+
 def socket_folder(state: Path) -> Path:
-    """Folder of a worker's socket, token and locks, made where missing; short, since a socket's path holds 107 bytes."""
+    """Folder of a worker's socket, token and locks, made where missing.
+
+    Raises:
+        ValueError: the path of a socket in it would be too long for the system.
+    """
     base = os.environ.get("BLOCKZO_RUNTIME") or os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    root = private_folder(Path(base) / f"blockzo-{os.getuid()}")
     name = hashlib.blake2s(os.fsencode(state), digest_size=8, person=b"bz-sock").hexdigest()
-    return private_folder(root / name)
+    root = Path(base) / f"blockzo-{os.getuid()}"
+    length = len(os.fsencode(root / name / "socket"))
+    if length > MOST_SOCKET_BYTES:
+        raise ValueError(
+            f"the worker's socket would lie in {root / name}, {length} bytes with its name; expected {MOST_SOCKET_BYTES} "
+            "at most: set BLOCKZO_RUNTIME to a shorter folder"
+        )
+    return private_folder(private_folder(root) / name)
