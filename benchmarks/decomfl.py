@@ -47,7 +47,10 @@ DECOUPLED = "--method spzo --variant decoupled --outer 1"
 MODELS = {
     "mpnet-base": (
         Candidate("one-sided", ONE_SIDED, 6, ("4e-5", "1.2e-4")),
-        (Candidate("head", f"{DECOUPLED} --split head --inner 32", 3, ("5e-6,0.1", "5e-6,0.3", "1.5e-5,0.1")),),
+        (
+            Candidate("last", f"{DECOUPLED} --split 11 --inner 16", 5.7, ("1.5e-5,1e-3", "1.5e-5,3e-4", "1.5e-5,3e-3")),
+            Candidate("head", f"{DECOUPLED} --split head --inner 32", 3, ("5e-6,0.1", "5e-6,0.3", "1.5e-5,0.1")),
+        ),
     ),
     "smollm2-135m": (
         Candidate("one-sided", ONE_SIDED, 6, ("1.2e-4", "3.6e-4")),

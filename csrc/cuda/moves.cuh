@@ -58,7 +58,7 @@ __device__ __forceinline__ void accumulate(float (&total)[EACH], const BlockzoTe
 }
 
 template <class T, int MODE, bool GAUSSIAN>
-__global__ void __launch_bounds__(WARPS* LANES) move(const BlockzoTensor* tensors, const BlockzoChunk* chunks, const BlockzoStep* steps,
+__global__ void __launch_bounds__(WARPS* LANES, 3) move(const BlockzoTensor* tensors, const BlockzoChunk* chunks, const BlockzoStep* steps,
                                                      int step_count, const BlockzoTerm* terms) {
   __shared__ uint4 shared[WARPS][LANES];
   const BlockzoChunk chunk = chunks[blockIdx.x];
@@ -72,8 +72,9 @@ __global__ void __launch_bounds__(WARPS* LANES) move(const BlockzoTensor* tensor
   uint4* words = shared[warp];
   const uint32_t stream = (uint32_t)tensor.stream;
 
-  // so many rounds stay in registers through all steps and share the words that a lane makes; Gaussian ones share nothing
-  constexpr int PART = GAUSSIAN ? 1 : 4;
+  // so many rounds stay in registers through all steps and share the words that a lane makes; Gaussian ones share nothing.
+  // A replay is bound by instructions and fills the registers (stochastic rounding needs them for itself); the others want more warps.
+  constexpr int PART = GAUSSIAN ? 1 : MODE == UPDATE && sizeof(T) == 4 ? 8 : 4;
   for (int part = 0; part < ROUNDS; part += PART) {
     if (run + part * LANES * EACH >= tensor.count) break;
     float value[PART][EACH];

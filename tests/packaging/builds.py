@@ -14,6 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "blockzo", "csrc", "kernels", "docs")
 BUILT = shutil.ignore_patterns("*.so", "*.pyc", "__pycache__", "_build.json", "*.egg-info")
 
+NVCC = shutil.which("nvcc") or shutil.which(
+    "nvcc", path=os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")
+)
+"""As setup.py finds it."""
+
 Result = subprocess.CompletedProcess[str]
 
 

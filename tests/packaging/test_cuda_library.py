@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,10 +13,12 @@ import pytest
 import torch
 
 from blockzo.ops import cuda
-from tests.packaging.builds import ROOT, copy_tree, execute
+from tests.packaging.builds import NVCC, ROOT, copy_tree, execute
 
 CSRC = ROOT / "csrc"
-NVCC = shutil.which("nvcc")
+ARCHES = (80, 90, 100)
+# instructions of a Philox call, for 128 weights, and shift and exclusive or of a sign
+LEAST_NOISE = 58 / 128 + 2
 
 
 def test_a_missing_library_is_no_library(tmp_path: Path) -> None:
@@ -58,11 +59,10 @@ if NVCC:
 
     @pytest.fixture(scope="module")
     def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """One architecture: three would take minutes more."""
         folder = tmp_path_factory.mktemp("cuda")
         command = [
             NVCC,
-            "-arch=sm_90",
+            *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHES),
             "-O3",
             "-std=c++17",
             "-fmad=false",
@@ -81,10 +81,31 @@ if NVCC:
         text = library.with_name("ptxas.txt").read_text()
         spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
         registers = [int(number) for number in re.findall(r"Used (\d+) registers", text)]
-        assert len(registers) == 18  # 3 dtypes, 3 modes, 2 distributions
+        assert len(registers) == 18 * len(ARCHES)  # 3 dtypes, 3 modes, 2 distributions
         assert set(spills) == {("0", "0", "0")}
-        # 4 blocks of 128 threads a multiprocessor at least
-        assert max(registers) <= 128
+        # 3 blocks of 128 threads a multiprocessor at least
+        assert max(registers) <= 168
+
+    def test_noise_of_a_replay_is_near_the_least_instructions(library: Path) -> None:
+        import triton
+
+        tool = triton.knobs.nvidia.cuobjdump.path
+        found = execute([tool, "-sass", "-arch", "sm_90", library], library.parent).stdout
+        # float32, update, Rademacher
+        (text,) = re.findall(r"Function : \S*4moveIfLi2ELb0E.*?(?=Function :|\Z)", found, flags=re.S)
+        lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text)
+        place = {int(address, 16): number for number, (address, _) in enumerate(lines)}
+        loops = []
+        for number, (_, line) in enumerate(lines):
+            branch = re.search(r"BRA\S* (?:\S+, )?0x([0-9a-f]+)", line)
+            begin = place.get(int(branch[1], 16), number) if branch else number
+            if begin < number:
+                loops.append(lines[begin : number + 1])
+        # the loop of one step's directions: 64 weights of a lane, each of which is moved by one addition
+        inner = min(loops, key=len)
+        additions = sum("FADD" in line for _, line in inner)
+        assert additions == 64
+        assert (len(inner) - additions) / 64 <= 1.5 * LEAST_NOISE
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
     def test_it_loads_without_a_driver_and_says_so(library: Path) -> None:

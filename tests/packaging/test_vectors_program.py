@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.builds import ROOT, Result, execute
+from tests.packaging.builds import NVCC, ROOT, Result, execute
 from tests.packaging.vector_cases import all_cases, noise_cases
 
 CSRC = ROOT / "csrc"
@@ -121,8 +121,8 @@ def test_headers_alone_with_the_host_compiler(cases: Path, tmp_path: Path) -> No
     paths(execute([program, cases], tmp_path))
 
 
-if shutil.which("nvcc"):
-    CUDA = ["nvcc", "-std=c++17", "-x", "cu", "-arch=sm_90", "-DBLOCKZO_HEADERS_ONLY", f"-I{CSRC / 'include'}", PROGRAM]
+if NVCC:
+    CUDA = [NVCC, "-std=c++17", "-x", "cu", "-arch=sm_90", "-DBLOCKZO_HEADERS_ONLY", f"-I{CSRC / 'include'}", PROGRAM]
 
     def test_nvcc_host_code_gives_the_bits(cases: Path, tmp_path: Path) -> None:
         program = tmp_path / "headers"

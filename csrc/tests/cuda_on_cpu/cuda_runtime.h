@@ -9,7 +9,7 @@
 #define __global__
 #define __shared__ static
 #define __forceinline__ inline
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
 struct uint4 {
   uint32_t x, y, z, w;
