@@ -1,6 +1,6 @@
 """Forward FLOPs of FedSPZO to the accuracy that a DeComFL-like baseline ends with, on models that the baseline can train.
 
-    python benchmarks/decomfl.py mpnet-base      [--seeds 0 1 2] [--no-save]      an hour and a half on one core
+    python benchmarks/decomfl.py mpnet-base      [--seeds 0 1 2] [--no-save]      two hours on one quiet core
     python benchmarks/decomfl.py smollm2-135m    [--seeds 0 1 2] [--no-save]
 
 SST-2, 8 clients, 2 sampled, Dirichlet 0.5, batches of 16, rates that fall to 0 along a line. The baseline is one-sided with 5

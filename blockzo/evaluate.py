@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten
 
 from blockzo import ops
 from blockzo.blocks import Blocks
-from blockzo.groups import Activations, Grouping, MaxGroup, group_losses, read_together, run_groups
+from blockzo.groups import Activations, Grouping, Limits, MaxGroup, group_losses, read_together, run_groups
 from blockzo.noise import Noise
 from blockzo.ops.distributed import reshard
 from blockzo.ops.params import Target, targets, whole_targets
@@ -160,7 +160,7 @@ class PerturbedExecutor:
         forward: Callable[[], Any],
         kept: Activations | None,
         part: Sequence[_Place],
-        row_limits: tuple[int, int] | None,
+        row_limits: Limits | None,
         measure: bool,
     ) -> tuple[Activations, PerturbedForward]:
         first, stop = part[0].node.first, part[0].node.stop

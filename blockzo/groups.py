@@ -85,7 +85,7 @@ def run_groups(
     moves: Mapping[int, Moves],
     groups: int,
     barred: Mapping[int, str] | None = None,
-    row_limits: tuple[int, int] | None = None,
+    row_limits: Limits | None = None,
     measure: bool = False,
 ) -> tuple[Activations, PerturbedForward]:
     """Runs `forward(kept)` for all groups of the moves (block -> move; for each block of the index one).

@@ -96,10 +96,15 @@ def test_a_killed_node_comes_back(expected: str, tmp_path: Path) -> None:
 
 
 def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The deployment's processes: its supervisor, SuperLink, SuperNodes, app processes and workers."""
+    """The deployment's live processes: its supervisor, SuperLink, SuperNodes, app processes and workers."""
+    found = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    return []
+        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # killing one that has ended already would be no kill
+                if one.status() != psutil.STATUS_ZOMBIE:
+                    found.append(one)
+    return found
 
 
 @pytest.mark.slow
