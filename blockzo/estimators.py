@@ -250,16 +250,22 @@ class SPZO(_Described):
         coupled: both signs of a block-1 direction keep their activations; each feeds `inner` block-2 directions of its sign.
         crossed: all four sign pairs; each block's scalar is free of the other's noise to first order.
         decoupled: outer * inner pairs of block 2 on the unmoved block 1, run once; `outer` pairs of block 1 alone.
+
+    Args:
+        one_sided: coupled, decoupled: sign + only, against one unmoved loss.
     """
 
     outer: int = 1
     inner: int = 4
     variant: str = "coupled"
+    one_sided: bool = False
 
     def __post_init__(self) -> None:
         _positive(outer=self.outer, inner=self.inner)
         if self.variant not in ("coupled", "crossed", "decoupled"):
             raise ValueError(f"variant is {self.variant!r}; expected coupled, crossed or decoupled")
+        if self.one_sided and self.variant == "crossed":
+            raise ValueError("a one-sided evaluation has only the sign +, crossed needs both; use coupled or decoupled")
 
     def tree(self, blocks: int) -> EvaluationTree:
         if blocks != 2:
@@ -274,8 +280,8 @@ class SPZO(_Described):
     @property
     def _general(self) -> Tree | Decoupled:
         if self.variant == "decoupled":
-            return Decoupled((self.outer, self.outer * self.inner))
-        return Tree((self.outer, self.inner), signs=self.variant)
+            return Decoupled((self.outer, self.outer * self.inner), self.one_sided)
+        return Tree((self.outer, self.inner), self.one_sided, self.variant)
 
 
 def default_blocks(model: nn.Module, method: Method) -> Blocks:

@@ -59,6 +59,9 @@ Split = Annotated[
 Outer = Annotated[int, Option(help="spzo: directions of the first block.", rich_help_panel=METHOD)]
 Inner = Annotated[int, Option(help="spzo: directions of the second block for each.", rich_help_panel=METHOD)]
 Variant = Annotated[str, Option(help="spzo: coupled, crossed or decoupled.", rich_help_panel=METHOD)]
+OneSided = Annotated[
+    bool, Option("--one-sided", help="spzo, tree: sign + only, against one unmoved loss.", rich_help_panel=METHOD)
+]
 Directions = Annotated[int | None, Option(help="spsa, one-sided, fzoo: directions a step.", rich_help_panel=METHOD)]
 Levels = Annotated[str | None, Option(help="tree: directions of every block: 1,2,4.", rich_help_panel=METHOD)]
 Rate = Annotated[

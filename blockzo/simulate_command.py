@@ -103,6 +103,7 @@ def simulate(
     outer: o.Outer = 1,
     inner: o.Inner = 4,
     variant: o.Variant = "coupled",
+    one_sided: o.OneSided = False,
     directions: o.Directions = None,
     levels: o.Levels = None,
     lr: o.Rate = None,

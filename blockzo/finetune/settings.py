@@ -38,6 +38,7 @@ class Settings:
     outer: int = 1
     inner: int = 4
     variant: str = "coupled"
+    one_sided: bool = False
     directions: int | None = None
     levels: str | None = None
     lr: str | None = None
@@ -105,7 +106,7 @@ class Settings:
             if not isinstance(estimator, Auto):
                 estimator.tree(count)
         except ValueError as error:
-            raise UserError(f"{error}. Look at --method, --blocks, --split and --levels") from None
+            raise UserError(f"{error}. Look at --method, --variant, --blocks, --split and --levels") from None
 
     @property
     def interval(self) -> int:
@@ -132,6 +133,10 @@ class Settings:
             raise UserError(
                 f"--directions does not go with --method {self.method}; {instead.get(self.method, 'the planner chooses them')}"
             )
+        if self.one_sided and self.method not in ("spzo", "tree"):
+            raise UserError(
+                f"--one-sided does not go with --method {self.method}; it is for spzo and tree (or use --method one-sided)"
+            )
         if self.method == "auto":
             return Auto()
         if self.method == "mezo":
@@ -143,8 +148,8 @@ class Settings:
         if self.method == "fzoo":
             return estimators.FZOO(directions or 8)
         if self.method == "tree":
-            return estimators.Tree(tuple(self._levels()))
-        return estimators.SPZO(self.outer, self.inner, self.variant)
+            return estimators.Tree(tuple(self._levels()), self.one_sided)
+        return estimators.SPZO(self.outer, self.inner, self.variant, self.one_sided)
 
     def _levels(self) -> list[int]:
         if self.levels is None:

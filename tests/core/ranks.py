@@ -26,6 +26,7 @@ METHODS: list[Method] = [
     bz.SPSA(4),
     bz.SPZO(2, 3),
     bz.SPZO(1, 4, "decoupled"),
+    bz.SPZO(2, 2, "decoupled", one_sided=True),
     bz.SPZO(1, 2, "crossed"),
     bz.OneSided(3),
     bz.FZOO(4),

@@ -24,6 +24,8 @@ TWO_BLOCKS = [
     bz.SPZO(2, 3, "coupled"),
     bz.SPZO(2, 2, "crossed"),
     bz.SPZO(2, 2, "decoupled"),
+    bz.SPZO(2, 2, one_sided=True),
+    bz.SPZO(2, 2, "decoupled", one_sided=True),
     bz.Tree((2, 2)),
     bz.Tree((2, 2), one_sided=True),
     bz.SPSA(2),
@@ -82,6 +84,10 @@ class Naive:
             return [{i: (moved[i] - base) / (eps[b] * n * scale) for i in range(n)} for b in every]
         if isinstance(method, bz.SPZO) and method.variant != "coupled":
             p, k = method.outer, method.inner
+            if method.one_sided:
+                base = self()
+                late = {j: (self((1, j, 1)) - base) / (eps[1] * p * k) for j in range(p * k)}
+                return [{i: (self((0, i, 1)) - base) / (eps[0] * p) for i in range(p)}, late]
             if method.variant == "decoupled":
                 late = {j: (self((1, j, 1)) - self((1, j, -1))) / (2 * eps[1] * p * k) for j in range(p * k)}
                 early = {i: (self((0, i, 1)) - self((0, i, -1))) / (2 * eps[0] * p) for i in range(p)}
@@ -287,6 +293,13 @@ def test_spzo_flops_against_spsa_with_as_many_late_directions() -> None:
         assert spsa.flops([alpha, 1 - alpha]) / spzo.flops([alpha, 1 - alpha]) == pytest.approx(gain, rel=1e-3)
 
 
+def test_one_sided_spzo_runs_what_the_table_says() -> None:
+    """docs/methods.md: one unmoved loss, then half of the evaluations."""
+    whole, p, k = 1, 2, 3
+    assert bz.SPZO(p, k, one_sided=True).tree(2).runs == [whole + p, whole + p * k]
+    assert bz.SPZO(p, k, "decoupled", one_sided=True).tree(2).runs == [whole + p, whole + p * k + p]
+
+
 @pytest.mark.parametrize(
     ("method", "cut", "passes"),
     [(bz.MeZO(), [], 3), (bz.SPSA(4), [], 9), (bz.OneSided(4), [], 5), (bz.FZOO(8), [], 9)],
@@ -319,6 +332,7 @@ def test_in_place_agrees_with_perturbed(method, cut) -> None:
     [
         (lambda: bz.SPSA(0), "positive integer"),
         (lambda: bz.SPZO(1, 2, "both"), "coupled, crossed or decoupled"),
+        (lambda: bz.SPZO(1, 2, "crossed", one_sided=True), "use coupled or decoupled"),
         (lambda: bz.SPZO().tree(3), "expected one boundary"),
         (lambda: bz.FZOO(1), "two or more"),
         (lambda: bz.Tree(()), "0 or more and not all"),

@@ -23,6 +23,7 @@ METHODS = {
     "spzo": bz.SPZO(2, 3),
     "crossed": bz.SPZO(1, 2, "crossed"),
     "decoupled": bz.SPZO(1, 4, "decoupled"),
+    "one-sided halves": bz.SPZO(2, 2, "decoupled", one_sided=True),
     "one-sided": bz.OneSided(4),
     "fzoo": bz.FZOO(3),
 }

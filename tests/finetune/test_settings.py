@@ -45,6 +45,8 @@ from blockzo.finetune.settings import Settings, resumed
         ({"method": "auto", "directions": 4}, "the planner chooses"),
         ({"method": "auto", "in_place": True}, "leave --in-place out"),
         ({"method": "fzoo", "directions": 1}, "FZOO needs two or more"),
+        ({"method": "mezo", "one_sided": True}, "--one-sided does not go with --method mezo; it is for spzo and tree"),
+        ({"variant": "crossed", "one_sided": True}, "use coupled or decoupled.*--variant"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_options_name(options: dict[str, Any], told: str) -> None:
@@ -57,6 +59,7 @@ def test_what_cannot_be_is_refused_with_the_options_name(options: dict[str, Any]
     [
         ({}, SPZO(1, 4), [0.5]),
         ({"method": "spzo", "outer": 2, "inner": 3, "variant": "crossed", "split": "3"}, SPZO(2, 3, "crossed"), [3]),
+        ({"inner": 2, "variant": "decoupled", "one_sided": True}, SPZO(1, 2, "decoupled", True), [0.5]),
         ({"method": "mezo"}, MeZO(), []),
         ({"method": "mezo", "blocks": 4}, MeZO(), [0.25, 0.5, 0.75]),
         ({"method": "spsa", "directions": 3, "split": "auto"}, SPSA(3), "auto"),
@@ -65,6 +68,7 @@ def test_what_cannot_be_is_refused_with_the_options_name(options: dict[str, Any]
         ({"method": "auto"}, Auto(), "fine"),
         ({"method": "auto", "split": "0.5,head"}, Auto(), [0.5, "head"]),
         ({"method": "tree", "levels": "1,2,4"}, Tree((1, 2, 4)), [1 / 3, 2 / 3]),
+        ({"method": "tree", "levels": "1,2", "one_sided": True}, Tree((1, 2), True), [0.5]),
         ({"method": "tree", "levels": "2,4", "split": "0.75"}, Tree((2, 4)), [0.75]),
     ],
 )
