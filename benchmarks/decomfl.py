@@ -1,7 +1,7 @@
 """Forward FLOPs of FedSPZO to the accuracy that a DeComFL-like baseline ends with, on models that the baseline can train.
 
-    python benchmarks/decomfl.py mpnet-base      [--seeds 0 1 2] [--no-save]      two hours on one quiet core
-    python benchmarks/decomfl.py smollm2-135m    [--seeds 0 1 2] [--no-save]
+    python benchmarks/decomfl.py mpnet-base      [--seeds 0 1 2] [--no-save]      two to three hours on one quiet core
+    python benchmarks/decomfl.py smollm2-135m    [--seeds 0 1 2] [--no-save]      the same
 
 SST-2, 8 clients, 2 sampled, Dirichlet 0.5, batches of 16, rates that fall to 0 along a line. The baseline is one-sided with 5
 shared directions (DeComFL, arXiv 2405.15861), 50 rounds: 600 forwards of all clients; FedSPZO gets as many. mpnet-base begins
@@ -43,20 +43,46 @@ class Candidate:
 
 
 ONE_SIDED = "--method one-sided --directions 5"
-DECOUPLED = "--method spzo --variant decoupled --outer 1"
+PAIRS = "--method spzo --variant decoupled --outer 1"
+SPLIT_ONE_SIDED = "--method spzo --one-sided"
 MODELS = {
     "mpnet-base": (
         Candidate("one-sided", ONE_SIDED, 6, ("4e-5", "1.2e-4")),
         (
-            Candidate("last", f"{DECOUPLED} --split 11 --inner 16", 5.7, ("1.5e-5,1e-3", "1.5e-5,3e-4", "1.5e-5,3e-3")),
-            Candidate("head", f"{DECOUPLED} --split head --inner 32", 3, ("5e-6,0.1", "5e-6,0.3", "1.5e-5,0.1")),
+            Candidate(
+                "last-one-sided",
+                f"{SPLIT_ONE_SIDED} --variant decoupled --split 11 --outer 1 --inner 16",
+                3.4,
+                ("1.5e-5,1e-3", "3e-5,1e-3", "6e-5,1e-3", "1.2e-4,1e-3"),
+            ),
+            Candidate(
+                "last-one-sided-3",
+                f"{SPLIT_ONE_SIDED} --variant decoupled --split 11 --outer 3 --inner 5",
+                5.3,
+                ("4.5e-5,1e-3",),
+            ),
+            Candidate("last", f"{PAIRS} --split 11 --inner 16", 5.7, ("1.5e-5,1e-3", "1.5e-5,3e-4", "1.5e-5,3e-3")),
+            Candidate("head", f"{PAIRS} --split head --inner 32", 3, ("5e-6,0.1", "5e-6,0.3", "1.5e-5,0.1")),
         ),
     ),
     "smollm2-135m": (
         Candidate("one-sided", ONE_SIDED, 6, ("1.2e-4", "3.6e-4")),
         (
+            Candidate(
+                "half-one-sided",
+                f"{SPLIT_ONE_SIDED} --split 0.5 --outer 2 --inner 3",
+                5,
+                ("3e-4", "6e-4", "3e-4,6e-4"),
+            ),
+            Candidate("half-one-sided-1", f"{SPLIT_ONE_SIDED} --split 0.5 --outer 1 --inner 4", 3.5, ("2e-4,2e-4",)),
+            Candidate(
+                "late-one-sided",
+                f"{SPLIT_ONE_SIDED} --variant decoupled --split 0.8 --outer 4 --inner 1",
+                6,
+                ("3e-4,6e-4",),
+            ),
             Candidate("half", "--method spzo --split 0.5 --outer 1 --inner 4", 5, ("4e-5", "1.2e-4")),
-            Candidate("late", f"{DECOUPLED} --split 0.8 --inner 8", 6.2, ("3e-5,1.2e-4", "3e-5,3.6e-4")),
+            Candidate("late", f"{PAIRS} --split 0.8 --inner 8", 6.2, ("3e-5,1.2e-4", "3e-5,3.6e-4")),
         ),
     ),
 }
