@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness import Spread, Table
-from benchmarks.simulated_runs import ROOT, compare, final_loss, run, search
+from benchmarks.simulated_runs import ROOT, compare, final_loss, note_ratios, run, search
 
 COMMON = "--task sst2 --batch 16 --clients 8 --sample 2 --partition dirichlet --alpha 0.5 --schedule linear --threads 1".split()
 FORWARDS, TUNING_SEED = 600, 100
@@ -134,7 +134,7 @@ def main() -> None:
     found = {form: tuned(given.model, start, form) for form in forms}
     ours = min(forms, key=lambda form: found[form][0])
     rates = {baseline: tuned(given.model, start, baseline)[1], ours: found[ours][1]}
-    ratios: list[float] = []
+    ratios = []
     for seed in given.seeds:
         names = []
         for candidate, lr in rates.items():
@@ -148,11 +148,8 @@ def main() -> None:
             print(f"{case}: accuracy {after:.4f}, {result['flops']:.4g} FLOPs", flush=True)
             table.add(case, "accuracy", Spread.of([after]), "")
             table.add(case, "TFLOP", Spread.of([result["flops"] / 1e12]), "TFLOP")
-        compare(names[0], names[1], ratios)
-    if ratios:
-        table.add(
-            f"{given.model} SST-2 FedSPZO", "times fewer FLOPs than DeComFL-like", Spread.of(ratios), "x", target=2
-        )
+        ratios.append(compare(names[0], names[1]))
+    note_ratios(table, f"{given.model} SST-2 FedSPZO", ratios)
     if not given.no_save:
         table.save()
 

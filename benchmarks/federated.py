@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import simulated_runs
 from benchmarks.harness import Spread, Table
-from benchmarks.simulated_runs import compare, final_loss, search
+from benchmarks.simulated_runs import compare, final_loss, note_ratios, search
 
 COMMON = "--model minilm-l6 --task sst2 --batch 16 --clients 8 --partition dirichlet --alpha 0.5".split()
 SPZO = "--method spzo --variant decoupled --split head --outer 1 --inner 32".split()
@@ -124,9 +124,8 @@ def baselines(seeds: list[int], table: Table) -> None:
         for method, lr in rates.items():
             result = run(f"warm-{method}-{seed}", *in_equal_flops(method, seed, lr), *warm)
             note(table, f"{method}, trained head, seed {seed}", result)
-        compare(f"federated/warm-decomfl-{seed}", f"federated/warm-spzo-{seed}", ratios)
-    if ratios:
-        table.add("MiniLM SST-2 FedSPZO", "times fewer FLOPs than DeComFL-like", Spread.of(ratios), "x", target=2)
+        ratios.append(compare(f"federated/warm-decomfl-{seed}", f"federated/warm-spzo-{seed}"))
+    note_ratios(table, "MiniLM SST-2 FedSPZO", ratios)
 
 
 def in_equal_flops(method: str, seed: int, lr: str) -> list[str]:

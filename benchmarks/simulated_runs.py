@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import Spread, Table
+
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_GAIN = 0.025
 """Accuracy that a baseline must gain for its end to be a target: less is sampling error (as in docs/comparison.md)."""
@@ -64,14 +66,37 @@ def search(rates: list[str], loss_of: Callable[[str], float]) -> str:
     return min(found, key=lambda lr: found[lr])
 
 
-def compare(baseline: str, other: str, ratios: list[float]) -> None:
-    """FLOPs of the baseline over those that `other` takes to its final accuracy; none where the baseline gained too little."""
-    first, *_, last = [line for line in lines_of(baseline) if "accuracy" in line]
+def compare(baseline: str, other: str) -> tuple[float, float] | None:
+    """How many times fewer FLOPs `other` takes to the baseline's final accuracy; None where the baseline gained too little.
+
+    Returns:
+        Against all FLOPs of the baseline, and against those after which the baseline was there for the first time: a curve that
+        is flat or falls at its end is there long before, and the first figure alone then flatters. 0 where `other` never is.
+    """
+    lines = [line for line in lines_of(baseline) if "accuracy" in line]
+    first, last = lines[0], lines[-1]
     gained = last["accuracy"] - first["accuracy"]
     told = f"{baseline}: accuracy {first['accuracy']:.3f} to {last['accuracy']:.3f} in {last['flops']:.3g} FLOPs"
     if gained < LEAST_GAIN:
         print(f"{told}: no target", flush=True)
-        return
-    reached = [line for line in lines_of(other) if line.get("accuracy", 0) >= last["accuracy"]]
-    ratios.append(last["flops"] / reached[0]["flops"] if reached else 0.0)
-    print(f"{told}: {other} {ratios[-1]:.2f}x fewer", flush=True)
+        return None
+    own, others = _arrival(lines, last["accuracy"]), _arrival(lines_of(other), last["accuracy"])
+    ratios = last["flops"] / others, own / others
+    print(
+        f"{told} (there at {own:.3g}): {other} {ratios[0]:.2f}x fewer, {ratios[1]:.2f}x of first arrivals", flush=True
+    )
+    return ratios
+
+
+def _arrival(lines: list[dict[str, Any]], accuracy: float) -> float:
+    """FLOPs of the first line with so much; infinite where there is none."""
+    return next((float(line["flops"]) for line in lines if line.get("accuracy", 0) >= accuracy), math.inf)
+
+
+def note_ratios(table: Table, case: str, found: list[tuple[float, float] | None]) -> None:
+    """Rows for both of `compare`'s figures, of the seeds that have a target."""
+    both = [ratios for ratios in found if ratios is not None]
+    if both:
+        metric = "times fewer FLOPs than DeComFL-like"
+        table.add(case, metric, Spread.of([whole for whole, _ in both]), "x", target=2)
+        table.add(case, f"{metric}, first arrivals of both", Spread.of([first for _, first in both]), "x")
