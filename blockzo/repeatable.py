@@ -1,0 +1,118 @@
+"""Is a loss a function of weights and batch? One evaluation is made again: a step takes differences of losses, and what differs
+between two evaluations of the same weights (dropout, other random numbers, a counter) goes into them at full size.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+EVALUATIONS = 2
+WHERE_DRAWN = 4
+"""Evaluations of a loss that draws random numbers: it may use them rarely."""
+ROUNDINGS = 2.0**-21
+"""Four float32 roundings of a loss: no larger than what the losses of a step are rounded by."""
+
+
+class NotRepeatable(ValueError):
+    """Two evaluations of the same weights on the same batch gave different losses; says by how much and why."""
+
+
+def check_repeatable(
+    evaluate_leaf: Callable[[], float | Tensor], model: nn.Module | None = None, tolerance: float | None = None
+) -> int:
+    """Evaluates one leaf of the tree again and again and compares the losses.
+
+    Two evaluations; where the loss draws random numbers, four, since a rare draw may not change the first two. Their cost is
+    that many losses, once: call it at the first step alone.
+
+    Args:
+        evaluate_leaf: the loss of one and the same leaf, the model whole or from kept activations, made anew at every call (no
+            output of an earlier call may be returned). A number or a tensor with one element. Enter `evaluation_mode` around it
+            as around a step.
+        model: its device and dtype say how far its kernels may differ from run to run, and a buffer that the loss changes is named.
+        tolerance: largest relative difference that is let pass; where None, `tolerance_of(model)`.
+
+    Returns:
+        How often the leaf was evaluated.
+
+    Raises:
+        NotRepeatable: a ValueError; nothing but the loss function's own state has changed.
+    """
+    bound = tolerance_of(model) if tolerance is None else tolerance
+    before, versions = _generators(), _versions(model)
+    first = float(evaluate_leaf())
+    drawn: set[str] = set()
+    count = 1
+    while count < (WHERE_DRAWN if drawn else EVALUATIONS):
+        loss = float(evaluate_leaf())
+        count += 1
+        now = _generators()
+        drawn |= {name for name, state in now.items() if before.get(name) != state}
+        if not _alike(first, loss, bound):
+            changed = sorted(name for name, version in _versions(model).items() if versions.get(name) != version)
+            raise NotRepeatable(_told(first, loss, drawn, changed))
+    return count
+
+
+def tolerance_of(model: nn.Module | None) -> float:
+    """Relative difference that kernels alone can make: on a CPU that of a few roundings; on other devices sums of atomic
+    additions run in any order, in the precision of the weights."""
+    tensor = None if model is None else next(iter(model.parameters()), None)
+    if tensor is None or tensor.device.type == "cpu":
+        return ROUNDINGS
+    return 1e-5 if tensor.dtype == torch.float32 else 2e-3
+
+
+def _alike(one: float, other: float, bound: float) -> bool:
+    if struct.pack("<d", one) == struct.pack("<d", other):
+        return True
+    if not (math.isfinite(one) and math.isfinite(other)):
+        # two that are not finite are the step's to refuse
+        return not (math.isfinite(one) or math.isfinite(other))
+    return abs(one - other) <= bound * max(abs(one), abs(other))
+
+
+def _generators() -> dict[str, Any]:
+    """States of the generators that a loss function is likely to draw from."""
+    found: dict[str, Any] = {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "Python's module random": random.getstate(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["torch.cuda"] = b"".join(state.numpy().tobytes() for state in torch.cuda.get_rng_state_all())
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        name, keys, *rest = numpy.random.get_state()
+        found["numpy"] = (name, keys.tobytes(), *rest)
+    return found
+
+
+def _versions(model: nn.Module | None) -> dict[str, int]:
+    """How often each buffer was written."""
+    if model is None:
+        return {}
+    return {name: buffer._version for name, buffer in model.named_buffers() if not buffer.is_inference()}
+
+
+def _told(one: float, other: float, drawn: set[str], changed: list[str]) -> str:
+    causes = []
+    if drawn:
+        causes.append(f"it draws random numbers ({', '.join(sorted(drawn))})")
+    if changed:
+        more = ", ..." if len(changed) > 3 else ""
+        causes.append(f"it writes buffers of the model ({', '.join(map(repr, changed[:3]))}{more})")
+    cause = " and ".join(causes) or "it keeps state between calls, or draws from a random generator of its own"
+    return (
+        f"the loss is not repeatable: two evaluations of the same weights on the same batch gave {one:.9g} and {other:.9g}; "
+        f"expected equal losses, since a step takes their differences. Of the loss function: {cause}. Switch dropout off "
+        "(training=model.training in functional calls), draw random numbers once a batch and put them into it, and keep no "
+        "counters in the loss. The step was not applied"
+    )
