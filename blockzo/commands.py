@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+import blockzo
 from blockzo.cli import STOPPED
 from blockzo.options import (
     METHOD,
@@ -62,13 +63,22 @@ from blockzo.options import (
 )
 from blockzo.simulate_command import simulate
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Fine-tunes language models with forward passes only (docs/finetune.md).",
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"blockzo {blockzo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _blockzo(
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, help="The version of blockzo, and nothing else.")
+    ] = False,
+) -> None:
+    """Fine-tunes language models with forward passes only (docs/finetune.md)."""
 
 
 @app.command()

@@ -1,15 +1,22 @@
 """`blockzo finetune` as functions: `finetune`, `resume`, `dry_run`, `evaluate`, `replay` (docs/finetune.md).
 
-Needs transformers; nothing here is imported by `import blockzo`.
+Needs transformers; nothing here is imported by `import blockzo`, and nothing below is before its first use.
 """
 
-from blockzo.finetune.errors import Interrupted, UserError
-from blockzo.finetune.evaluation import evaluate
-from blockzo.finetune.loop import finetune, resume
-from blockzo.finetune.plan import dry_run
-from blockzo.finetune.replay import replay
-from blockzo.finetune.settings import Settings
-from blockzo.finetune.tasks import TASKS, Task
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockzo.lazy import names_of
+
+if TYPE_CHECKING:
+    from blockzo.finetune.errors import Interrupted, UserError
+    from blockzo.finetune.evaluation import evaluate
+    from blockzo.finetune.loop import finetune, resume
+    from blockzo.finetune.plan import dry_run
+    from blockzo.finetune.rebuild import replay
+    from blockzo.finetune.settings import Settings
+    from blockzo.finetune.tasks import TASKS, Task
 
 __all__ = [
     "TASKS",
@@ -23,3 +30,19 @@ __all__ = [
     "replay",
     "resume",
 ]
+
+__getattr__ = names_of(
+    __name__,
+    {
+        "TASKS": "blockzo.finetune.tasks",
+        "Interrupted": "blockzo.finetune.errors",
+        "Settings": "blockzo.finetune.settings",
+        "Task": "blockzo.finetune.tasks",
+        "UserError": "blockzo.finetune.errors",
+        "dry_run": "blockzo.finetune.plan",
+        "evaluate": "blockzo.finetune.evaluation",
+        "finetune": "blockzo.finetune.loop",
+        "replay": "blockzo.finetune.rebuild",
+        "resume": "blockzo.finetune.loop",
+    },
+)

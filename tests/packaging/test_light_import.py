@@ -20,6 +20,41 @@ def test_no_torch_before_it_is_needed(statement: str) -> None:
     assert not {"torch", "numpy", "transformers", "triton"} & loaded(statement)
 
 
+SLOW = {"torch", "numpy", "transformers", "safetensors", "matplotlib", "triton", "flwr", "cryptography"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        ([], 2),
+        (["--nothing"], 2),
+        (["nothing"], 2),
+        *(([command, "--help"], 0) for command in "finetune evaluate replay simulate env bench".split()),
+        (["finetune", "--nothing"], 2),
+        (["finetune", "--steps", "none"], 2),
+        (["simulate", "--clients", "none"], 2),
+        (["evaluate"], 2),
+        (["replay", "base"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_command_line_answers_before_it_loads_torch(arguments: list[str], code: int) -> None:
+    statement = f"""
+import sys
+from blockzo import cli
+sys.argv = ["blockzo", *{arguments!r}]
+try:
+    cli.main()
+except SystemExit as end:
+    left = end.code
+print()
+print("left", left)"""
+    found = loaded(statement)
+    assert not SLOW & found and {"left", str(code)} <= found, SLOW & found
+
+
 def test_a_server_loads_what_sums_need_with_the_first_run_that_has_them() -> None:
     statement = "import blockzo.federated.server, blockzo.federated.client"
     assert not {"torch", "numpy", "cryptography"} & loaded(statement)
