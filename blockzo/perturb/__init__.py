@@ -2,7 +2,7 @@
 
 `perturbed` is what users hold; `PerturbedForward` (mode.py) is the mode behind it, `parameters.py` what it moves, `moves.py`
 how, `functions.py` and `kinds.py` what it knows of torch's functions, `small.py` the norm weights and biases, `batched.py`
-several groups at once, `traced.py` what torch.compile sees of it.
+several groups at once, `traced.py` what torch.compile sees of it, `materialised.py` weights that are written, for checks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 from blockzo.noise import Noise
 from blockzo.ops.params import check_finite, whole_targets
 from blockzo.perturb.kinds import is_fact
+from blockzo.perturb.materialised import materialised
 from blockzo.perturb.mode import PerturbedForward
 from blockzo.perturb.moves import Move, Moves, PackedMove
 from blockzo.perturb.parameters import Index
@@ -78,4 +79,14 @@ def make_move(noise: Noise, directions: Sequence[int], scales: Sequence[float]) 
     return Move(noise, tuple(map(int, directions)), tuple(map(float, scales)))
 
 
-__all__ = ["Index", "Move", "Moves", "PackedMove", "PerturbedForward", "is_fact", "make_move", "perturbed"]
+__all__ = [
+    "Index",
+    "Move",
+    "Moves",
+    "PackedMove",
+    "PerturbedForward",
+    "is_fact",
+    "make_move",
+    "materialised",
+    "perturbed",
+]
