@@ -93,7 +93,7 @@ def test_metadata(wheel: Path) -> None:
         scripts = archive.read(name).decode()
     assert "License-Expression: Apache-2.0" in lines and "Requires-Python: >=3.10" in lines
     needed = [line.split(": ")[1] for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
-    assert sorted(part.split(">")[0].split(";")[0].strip() for part in needed) == ["numpy", "torch"]
+    assert sorted(part.split(">")[0].split(";")[0].strip() for part in needed) == ["msgspec", "numpy", "torch"]
     assert "blockzo = blockzo.cli:main" in scripts
 
 
