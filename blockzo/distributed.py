@@ -167,6 +167,8 @@ class DistributedZO(ZO):
         # on disk at rank 0 before any rank moves
         if self._journaled:
             self.ranks.together(lambda: super(DistributedZO, self)._commit(record))
+        else:
+            super()._commit(record)
 
 
 def _first_dimension(batch: Any) -> int:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
+from blockzo import files
 from blockzo import journal_format as fmt
 from blockzo.contract import CONTRACT
 from blockzo.journal_format import JournalError
-from blockzo.record import Record
+from blockzo.journal_reader import Reader
+from blockzo.record import Record, check_record
 
 __all__ = ["Journal", "JournalError"]
 
@@ -25,27 +25,50 @@ class Journal:
     Attributes: `path`, `base_digest` (of the weights it begins at, or None), `layout` (parameter name -> block), `metadata`
     (settings), `start` (number of its first step, 0 unless earlier ones were compacted away), `exact` (False where losses were
     evaluated in place, so that replay is approximate), `plan` (what the planner measured before its first step, or None),
-    `finished`, `final_digest` (of the weights after the last record, once finished), `dropped` (bytes of a torn last record,
-    removed).
+    `finished`, `final_digest` (of the weights after the last record, once finished), `dropped` (bytes after the last record that
+    are left out, or were cut off), `left_out` (in words, what they are; None where nothing was).
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], parsed: fmt.Parsed, file: int | None) -> None:
+    def __init__(self, path: Path, reader: Reader, file: int | None) -> None:
+        header = reader.header
         self.path = path
-        self.base_digest: str | None = header["base_digest"]
-        self.layout: dict[str, int] = header["layout"]
-        self.metadata: dict[str, Any] = header["metadata"]
-        self.exact: bool = header["exact"]
-        self.start: int = header.get("start", 0)
+        self.base_digest: str | None = header.base_digest
+        self.layout: dict[str, int] = header.layout
+        self.metadata: dict[str, Any] = header.metadata
+        self.exact: bool = header.exact
+        self.start: int = header.start
         self.final_digest: str | None = None
         self.plan: dict[str, Any] | None = None
         self.finished = False
-        self.dropped = parsed.torn
+        self.dropped = 0
+        self.left_out: str | None = None
         self._records: list[Record] = []
         self._file = file
-        self._end = parsed.end
-        self._chain = parsed.chain
-        for kind, body in parsed.frames:
-            self._take(kind, body)
+        self._lock: files.Lock | None = None
+        self._end, self._chain = reader.end, reader.chain
+        self._after = 0
+        """Records after one that cannot be applied."""
+        self._read(reader)
+
+    def _read(self, reader: Reader) -> None:
+        for kind, body in reader.frames():
+            if self.left_out is not None:
+                self._after += kind == fmt.STEP
+                continue
+            try:
+                self._take(kind, body)
+            except JournalError:
+                raise
+            except ValueError as error:
+                if kind != fmt.STEP:
+                    raise
+                # on disk and whole, so some blockzo wrote it; but no weights can ever have been moved by it
+                self.left_out = f"{error}; it is left out, and the {len(self)} steps before it are whole"
+                continue
+            self._end, self._chain = reader.end, reader.chain
+        self.dropped = reader.size - self._end
+        if self.left_out is None and self.dropped:
+            self.left_out = f"its last step is not complete ({self.dropped} bytes); it is left out"
 
     @classmethod
     def create(
@@ -80,67 +103,77 @@ class Journal:
         if start:
             header["start"] = start
         data = fmt.encode_header(header)
-        temporary = path.with_name(path.name + f".{secrets.token_hex(4)}.new")
         try:
-            with open(temporary, "xb") as new:
-                new.write(data)
-                new.flush()
-                os.fsync(new.fileno())
-            os.link(temporary, path)  # unlike a rename, refuses to replace a journal
+            files.create_whole(path, data)
         except FileExistsError:
             raise JournalError(f"{path} exists; resume it, or choose another path") from None
         except OSError as error:
             raise JournalError(f"cannot create {path}: {error.strerror}; choose a place that can be written") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_directory(path.parent)
         return cls.resume(path)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Journal:
-        """Reads a journal; a torn last record (a write that was cut) is left out, and `dropped` says so.
+        """Reads a journal.
+
+        A last record that is torn (a write that was cut, or a page that never reached the disk) or that cannot be applied is left
+        out, and `left_out` says so.
 
         Raises:
             JournalError: not a journal, or damaged anywhere else.
         """
         path = Path(path)
         try:
-            data = path.read_bytes()
+            with open(path, "rb") as file:
+                return cls._parse(path, file, None)
         except OSError as error:
             raise JournalError(f"cannot read {path}: {error.strerror}") from error
-        return cls._parse(path, data, None)
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str]) -> Journal:
-        """Opens a journal for more records; a torn last record is cut off. One process at a time.
+        """Opens a journal for more records; what `open` leaves out is cut off. One process at a time.
 
         Raises:
-            JournalError: as `open`, or another process is writing the journal.
+            JournalError: as `open`; another process is writing the journal; it holds records after one that cannot be applied.
         """
         path = Path(path)
         try:
-            file = os.open(path, os.O_RDWR)
+            file = files.open_for_writing(path)
         except OSError as error:
             raise JournalError(f"cannot open {path} for writing: {error.strerror}") from error
+        lock: files.Lock | None = None
         try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise JournalError(f"another process is writing {path}; wait for it or stop it") from None
-            journal = cls._parse(path, _read_all(file), file)
+                lock = files.Lock(path, file)
+            except files.Busy as error:
+                raise JournalError(
+                    f"another process is writing {path} ({error.strerror}); wait for it or stop it"
+                ) from None
+            except OSError as error:
+                raise JournalError(
+                    f"{path} cannot be locked against other writers ({error.strerror}); put it on another file system"
+                ) from error
+            with open(file, "rb", closefd=False) as stream:
+                journal = cls._parse(path, stream, file)
+            if journal._after:
+                raise JournalError(
+                    f"{path}: {journal.left_out}. {journal._after} records follow it, which no weights can have: rebuild the "
+                    "steps before it (Journal.open; blockzo replay --partial) and start another run from there"
+                )
             if journal.dropped:
                 os.ftruncate(file, journal._end)
                 os.fsync(file)
+            journal._lock = lock
             return journal
         except BaseException:
+            if lock is not None:
+                lock.release()
             os.close(file)
             raise
 
     @classmethod
-    def _parse(cls, path: Path, data: bytes, file: int | None) -> Journal:
+    def _parse(cls, path: Path, stream: BinaryIO, file: int | None) -> Journal:
         try:
-            header, parsed = fmt.parse(data)
-            return cls(path, header, parsed, file)
+            return cls(path, Reader(stream), file)
         except JournalError as error:
             raise JournalError(f"{path}: {error}") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -150,7 +183,7 @@ class Journal:
         if self.finished:
             raise JournalError("there is a record after the end of the run; the file is damaged")
         if kind == fmt.STEP:
-            record = fmt.decode_record(body)
+            record = check_record(fmt.decode_record(body))
             if record.step != self.next_step:
                 raise JournalError(f"record {self.next_step} holds step {record.step}; the file is damaged")
             if self._records and len(record.blocks) != len(self._records[0].blocks):
@@ -191,7 +224,7 @@ class Journal:
         """Writes one record and returns when it is on disk; where that fails the file is as before.
 
         Raises:
-            JournalError: not the next step, the journal is finished or read-only, or the disk is full.
+            JournalError: not the next step, it cannot be applied, the journal is finished or read-only, or the disk is full.
         """
         self.extend([record])
 
@@ -204,6 +237,10 @@ class Journal:
         frames: list[tuple[int, bytes]] = []
         blocks = len((*self._records[:1], *records[:1])[0].blocks) if records else 0
         for number, record in enumerate(records, self.next_step):
+            try:
+                check_record(record)
+            except ValueError as error:
+                raise JournalError(f"{error}; nothing was written") from None
             if record.step != number:
                 raise JournalError(f"the record holds step {record.step}; {self.path} expects step {number}")
             if len(record.blocks) != blocks:
@@ -240,10 +277,8 @@ class Journal:
             JournalError: damaged, torn, changed since it was opened, or not finished.
         """
         again = Journal.open(self.path)
-        if again.dropped:
-            raise JournalError(
-                f"{self.path} ends in the middle of a record ({again.dropped} bytes); resume it to cut them off"
-            )
+        if again.left_out is not None:
+            raise JournalError(f"{self.path}: {again.left_out}; resume it to cut that off")
         if again._records != self._records or again.finished != self.finished:
             raise JournalError(f"{self.path} was changed since it was opened; open it again")
         if not self.finished:
@@ -259,9 +294,7 @@ class Journal:
             frame, chain = fmt.encode_frame(kind, body, chain)
             data += frame
         try:
-            written = 0
-            while written < len(data):
-                written += os.pwrite(self._file, data[written:], self._end + written)
+            files.write_at(self._file, data, self._end)
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, self._end)
@@ -276,8 +309,10 @@ class Journal:
 
     def close(self) -> None:
         if self._file is not None:
+            if self._lock is not None:
+                self._lock.release()
             os.close(self._file)
-            self._file = None
+            self._file = self._lock = None
 
     def __enter__(self) -> Journal:
         return self
@@ -286,22 +321,3 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _read_all(file: int) -> bytes:
-    size = os.fstat(file).st_size
-    data = b""
-    while len(data) < size:
-        part = os.pread(file, size - len(data), len(data))
-        if not part:
-            break
-        data += part
-    return data
-
-
-def sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -21,7 +21,7 @@ from blockzo.journal import Journal, JournalError
 from blockzo.noise import Noise, check_seed
 from blockzo.ops.params import named_tensors, targets, whole_targets
 from blockzo.planner import Auto, Planner, StepPlan, fine_blocks, planned_method
-from blockzo.record import BlockUpdate, Record, float32
+from blockzo.record import BlockUpdate, Record, check_record, float32
 from blockzo.tree import EvaluationTree
 
 Run = Callable[[StepPlan, EvaluationTree], Evaluation]
@@ -290,6 +290,7 @@ class ZO:
             )
 
     def _commit(self, record: Record) -> None:
+        check_record(record, len(self.blocks))
         if self.journal is not None:
             self.journal.append(record)
 

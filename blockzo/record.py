@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from blockzo.contract import DISTRIBUTIONS, check_direction, check_seed
+from blockzo.outside import MOST_SCALARS
 
 if TYPE_CHECKING:
     from blockzo.noise import Noise
@@ -16,12 +17,49 @@ if TYPE_CHECKING:
 RECORD_VERSION = 1
 
 
+_SMALLEST_NORMAL = 2.0**-126
+_UNIT = 2.0**-149
+"""The smallest float32: all subnormal ones are a whole number of it."""
+
+
 def float32(value: float) -> float:
-    """`value` rounded to float32; infinite where it is too large for one."""
+    """`value` rounded to float32; infinite where it is too large for one. In any float mode (torch.set_flush_denormal)."""
+    if 0.0 < abs(value) < _SMALLEST_NORMAL:
+        # a conversion by the processor may flush it; a float64 of this size it does not touch
+        return math.copysign(round(abs(value) / _UNIT) * _UNIT, value)
     try:
         return float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
         return math.copysign(math.inf, value)
+
+
+def pack_floats(values: Sequence[float]) -> bytes:
+    """Little-endian float32 numbers, in any float mode."""
+    if any(0.0 < abs(value) < _SMALLEST_NORMAL for value in values):
+        return b"".join(
+            struct.pack("<I", round(abs(value) / _UNIT) | (value < 0) << 31)
+            if 0.0 < abs(value) < _SMALLEST_NORMAL
+            else struct.pack("<f", value)
+            for value in values
+        )
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def unpack_floats(data: bytes, count: int, at: int = 0) -> tuple[float, ...]:
+    """What `pack_floats` gave.
+
+    Raises:
+        struct.error: there are fewer bytes.
+    """
+    values: tuple[float, ...] = struct.unpack_from(f"<{count}f", data, at)
+    if 0.0 in values:
+        bits = struct.unpack_from(f"<{count}I", data, at)
+        # where the processor flushes, a subnormal one is 0.0 too
+        return tuple(
+            value if value else math.copysign((b & 0x7FFFFF) * _UNIT, -1.0 if b >> 31 else 1.0)
+            for value, b in zip(values, bits, strict=True)
+        )
+    return values
 
 
 def decay_factor(decay: float) -> float:
@@ -97,6 +135,7 @@ class Record:
         same = self.distribution
         blocks = (replace(b, distribution=None) if b.distribution == same else b for b in self.blocks)
         object.__setattr__(self, "blocks", tuple(blocks))
+        object.__setattr__(self, "losses", tuple(float32(loss) for loss in self.losses))
         if not self.blocks:
             raise ValueError("a record has no blocks; expected an update for each block of the model")
         if not 0 <= self.step < 1 << 32:
@@ -127,6 +166,53 @@ class Record:
     @property
     def weight_decay(self) -> tuple[float, ...]:
         return tuple(block.decay for block in self.blocks)
+
+
+def check_record(record: Record, blocks: int | None = None) -> Record:
+    """The one check of all that write a record to disk or apply it: what passes can be applied to every block.
+
+    Args:
+        blocks: of the model; any number where None.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: names the step, the block and the number that cannot be; nothing was written.
+    """
+    if blocks is not None and len(record.blocks) != blocks:
+        raise ValueError(f"the record of step {record.step} has {len(record.blocks)} blocks; expected {blocks}")
+    check_seed(record.seed)
+    if isinstance(record.step, bool) or not isinstance(record.step, int):
+        raise ValueError(f"step is {record.step!r}; expected an integer")
+    scalars = max(len(record.losses), sum(len(block.directions) for block in record.blocks))
+    if len(record.blocks) >= 1 << 16 or scalars > MOST_SCALARS:
+        raise ValueError(
+            f"the record of step {record.step} has {len(record.blocks)} blocks and {scalars} directions or losses; expected at "
+            f"most {(1 << 16) - 1} and {MOST_SCALARS}"
+        )
+    for number, block in enumerate(record.blocks):
+        where = f"step {record.step} cannot be applied: block {number}"
+        if len(block.directions) != len(block.coefficients):
+            raise ValueError(
+                f"{where} has {len(block.coefficients)} coefficients for {len(block.directions)} directions"
+            )
+        try:
+            for direction in block.directions:
+                check_direction(direction)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        for what, value in (("lr", block.lr), ("eps", block.eps), ("decay", block.decay)):
+            if not math.isfinite(float32(value)):
+                raise ValueError(
+                    f"{where} has {what} {value:g}; expected a finite float32 number (lower the rate, eps or weight decay)"
+                )
+        if not math.isfinite(decay_factor(block.decay)):
+            raise ValueError(f"{where} has decay {block.decay:g}; expected 1 - decay to be a finite float32 number")
+        for value in block.coefficients:
+            if not math.isfinite(float32(value)):
+                raise ValueError(f"{where} has a coefficient {value:g}; expected a finite float32 number")
+    return record
 
 
 def check_sequence(records: Iterable[Record], first: int = 0) -> None:

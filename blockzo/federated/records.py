@@ -9,11 +9,10 @@ import struct
 
 from blockzo.federated.addresses import noise_seed, shared_directions
 from blockzo.federated.settings import RunSettings
-from blockzo.record import BlockUpdate, Record, float32
+from blockzo.outside import MOST_SCALARS
+from blockzo.record import BlockUpdate, Record, check_record, float32, pack_floats, unpack_floats
 
 _SIGNS, _EXPLICIT = 1, 2
-_MOST = 1 << 24
-"""Directions of a block in one record."""
 
 
 def block_counts(settings: RunSettings) -> list[int]:
@@ -61,7 +60,7 @@ def encode_record(record: Record, settings: RunSettings) -> bytes:
         if not in_order:
             parts.append(struct.pack(f"<I{len(block.directions)}I", len(block.directions), *block.directions))
         if not signs:
-            parts.append(struct.pack(f"<{len(block.coefficients)}f", *block.coefficients))
+            parts.append(pack_floats(block.coefficients))
     if signs:
         parts.append(pack_signs([c for block in record.blocks for c in block.coefficients]))
     data = b"".join(parts)
@@ -75,7 +74,7 @@ def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> t
     """The record that begins at `at`, and where the next one does.
 
     Raises:
-        ValueError: the bytes are not such a record.
+        ValueError: the bytes are not such a record, or one that cannot be applied.
     """
     try:
         flags, loss = struct.unpack_from("<Bf", data, at)
@@ -91,13 +90,13 @@ def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> t
             count = len(found)
             if flags & _EXPLICIT:
                 (count,) = struct.unpack_from("<I", data, at)
-                if count > _MOST:
-                    raise ValueError(f"a record claims {count} directions; expected at most {_MOST}")
+                if count > MOST_SCALARS:
+                    raise ValueError(f"a record claims {count} directions; expected at most {MOST_SCALARS}")
                 found = struct.unpack_from(f"<{count}I", data, at + 4)
                 at += 4 + 4 * count
             directions.append(found)
             if not flags & _SIGNS:
-                coefficients.append(struct.unpack_from(f"<{count}f", data, at))
+                coefficients.append(unpack_floats(data, count, at))
                 at += 4 * count
         if flags & _SIGNS:
             every, at = unpack_signs(data, at, sum(map(len, directions)))
@@ -106,7 +105,7 @@ def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> t
                 coefficients.append(tuple(size * every.pop(0) for _ in found))
     except struct.error as error:
         raise ValueError(f"a record is shorter than its counts say ({error})") from None
-    return make_record(settings, number, loss, directions, coefficients, rates), at
+    return check_record(make_record(settings, number, loss, directions, coefficients, rates)), at
 
 
 def pack_signs(values: list[float]) -> bytes:

@@ -10,7 +10,7 @@ from blockzo.federated.combine import Contribution, combine, weights_of
 from blockzo.federated.messages import Reply
 from blockzo.federated.records import make_record, sign_coefficient
 from blockzo.federated.settings import RoundPolicy, RunSettings
-from blockzo.record import Record, float32
+from blockzo.record import Record, check_record, float32
 
 _LARGEST_LOSS = 1e6
 
@@ -35,7 +35,7 @@ def problem_of(reply: Reply, slot: int, settings: RunSettings, policy: RoundPoli
             for limit in [scalar_limit(settings, policy, block)] * n
         ]
         for scalar, limit in zip(reply.scalars, every * settings.local_steps, strict=True):
-            if abs(scalar) > limit:
+            if not abs(scalar) <= limit:
                 return f"a scalar is {scalar}; larger than {limit:g}, a change of the loss that cannot be"
     return None
 
@@ -66,7 +66,7 @@ def round_record(settings: RunSettings, number: int, replies: Sequence[Reply]) -
                 coefficients[block] += [float32(scale * s) + 0.0 for s in scalars[at : at + count]]
                 at += count
     numbers = [tuple(d) for d in directions]
-    record = make_record(settings, number, loss, numbers, [tuple(c) for c in coefficients], rates)
+    record = check_record(make_record(settings, number, loss, numbers, [tuple(c) for c in coefficients], rates))
     return record, sum(c.examples for c in given)
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from blockzo.journal import Journal, sync_directory
+from blockzo.files import sync_directory
+from blockzo.journal import Journal
 
 
 def find(journal: Path, run: str) -> list[dict[str, Any]]:

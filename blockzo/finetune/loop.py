@@ -73,8 +73,8 @@ def resume(
         raise UserError(f"{path} does not exist, so there is nothing to resume; start the run without --resume")
     journal = Journal.resume(path)
     try:
-        if journal.dropped:
-            reporter.warn(f"{path} ended in a step that was not complete ({journal.dropped} bytes); it is done again")
+        if journal.left_out is not None:
+            reporter.warn(f"{path}: {journal.left_out} and done again")
         header = journal.metadata
         settings = resumed(Settings.from_dict(header.get("settings", {})), given)
         settings = _with_source(settings, header, given)

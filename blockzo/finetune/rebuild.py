@@ -62,8 +62,8 @@ def replay(base: str, path: Path, out: Path, partial: bool = False, reporter: Re
         reporter.warn(
             "the run evaluated in place, which is not exact: the weights agree with the trained ones but for rounding"
         )
-    if journal.dropped:
-        reporter.warn(f"{path} ends in a step that is not complete ({journal.dropped} bytes); it is left out")
+    if journal.left_out is not None:
+        reporter.warn(f"{path}: {journal.left_out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, lambda place: save(loaded, place))
     return {

@@ -26,7 +26,7 @@ from blockzo.ops.linear import perturbed_linear
 from blockzo.ops.params import Params, Target, check_finite, check_tensor, targets
 from blockzo.ops.shards import Shard
 from blockzo.ops.steps import Step, make_step
-from blockzo.record import Record, decay_factor
+from blockzo.record import Record, check_record, decay_factor
 
 __all__ = [
     "Shard",
@@ -114,11 +114,16 @@ def _lists(found: list[Target]) -> tuple[list[Tensor], list[int]]:
 def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int] | None = None) -> None:
     """Many updates in one pass over the weights, rounded at every record: the very bits that training gave.
 
+    All records are checked before the first write: either all of them are applied, or no weight has moved.
+
     Args:
         records: `blockzo.Record`s, in order.
         layout: canonical parameter name -> number of its block. Needed where records have more than one block.
+
+    Raises:
+        ValueError: a record cannot be applied (the text names step, block and number), or parameters and layout do not fit.
     """
-    records = list(records)
+    records = [check_record(record) for record in records]
     found = targets(params)
     blocks = {len(record.blocks) for record in records}
     if len(blocks) > 1:
@@ -133,6 +138,7 @@ def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int]
         block = 0 if count <= 1 else _block_of(target.name, layout or {}, count)
         groups.setdefault(block, []).append(target)
     for block, members in groups.items():
+        # built one block at a time: nothing in it can be refused any more
         steps = [record_step(record, block) for record in records]
         steps = [step for step in steps if any(step.coefficients) or step.factor != 1.0]
         if steps:
