@@ -37,7 +37,7 @@ def check_repeatable(
         evaluate_leaf: the loss of one and the same leaf, the model whole or from kept activations, made anew at every call (no
             output of an earlier call may be returned). A number or a tensor with one element. Enter `evaluation_mode` around it
             as around a step.
-        model: its device and dtype say how far its kernels may differ from run to run, and a buffer that the loss changes is named.
+        model: its device and dtype say how far its kernels may differ between runs, and a buffer that the loss changes is named.
         tolerance: largest relative difference that is let pass; where None, `tolerance_of(model)`.
 
     Returns:
