@@ -19,6 +19,7 @@ from blockzo.options import (
     RUN,
     Batch,
     BlockCount,
+    ControlTokens,
     DataDir,
     Directions,
     Distribution,
@@ -32,6 +33,7 @@ from blockzo.options import (
     Holdout,
     Inner,
     Json,
+    LabelColumn,
     Labels,
     Levels,
     MaxLength,
@@ -51,11 +53,13 @@ from blockzo.options import (
     StochasticRounding,
     TaskName,
     Template,
+    TextColumn,
     Threads,
     Train,
     Trainable,
     TrainRows,
     TrainWhere,
+    TrustRemoteCode,
     Validation,
     Variant,
     Warmup,
@@ -91,6 +95,9 @@ def finetune(
     data_dir: DataDir = None,
     template: Template = None,
     labels: Labels = None,
+    label_column: LabelColumn = None,
+    text_column: TextColumn = None,
+    control_tokens: ControlTokens = False,
     train_where: TrainWhere = None,
     train_rows: TrainRows = None,
     shots: Shots = None,
@@ -100,6 +107,7 @@ def finetune(
     overflow: Overflow = "truncate",
     dtype: Dtype = "float32",
     head: Head = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     trainable: Trainable = None,
     fallback_model: Fallback = None,
     method: MethodName = "spzo",
@@ -170,11 +178,15 @@ def evaluate(
     data_dir: DataDir = None,
     template: Template = None,
     labels: Labels = None,
+    label_column: LabelColumn = None,
+    text_column: TextColumn = None,
+    control_tokens: ControlTokens = False,
     final_rows: FinalRows = None,
     max_length: MaxLength = None,
     overflow: Overflow = "truncate",
     dtype: Dtype = "float32",
     head: Head = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     fallback_model: Fallback = None,
     batch: Annotated[int, Option("--batch", "-b", help="Rows at a time.")] = 32,
     seed: Seed = 0,
@@ -195,12 +207,13 @@ def replay(
     journal: Annotated[Path, Argument(help="Its journal.bz.")],
     out: Annotated[Path, Argument(help="New folder for the fine-tuned model.")],
     partial: Annotated[bool, Option("--partial", help="Allow a journal of a run that was not finished.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Rebuild a fine-tuned model from its base and its journal, bit for bit."""
     from blockzo import finetune as tuning
 
-    result = tuning.replay(base, journal, out, partial, _reporter())
+    result = tuning.replay(base, journal, out, partial, _reporter(), trust_remote_code)
     checked = (
         "verified against the journal's digest" if result["verified"] else "not verified: the journal has no exact end"
     )

@@ -26,10 +26,21 @@ TaskName = Annotated[
     str,
     Option(help="sst2, sst5, rte, trec, boolq, cb, agnews, custom (own data) or lm (text).", rich_help_panel=DATA),
 ]
-Validation = Annotated[str | None, Option(help="Held-out data: .tsv or .jsonl (.gz).", rich_help_panel=DATA)]
+Validation = Annotated[str | None, Option(help="Held-out data: .tsv, .csv or .jsonl (.gz).", rich_help_panel=DATA)]
 DataDir = Annotated[str | None, Option(help="Folder with the data of ready-made tasks.", rich_help_panel=DATA)]
 Template = Annotated[str | None, Option(help='Prompt, for example "{text} It was {label}."', rich_help_panel=DATA)]
 Labels = Annotated[str | None, Option(help='Label words: "0=terrible,1=great".', rich_help_panel=DATA)]
+LabelColumn = Annotated[str | None, Option(help="Column with the label, where not label.", rich_help_panel=DATA)]
+TextColumn = Annotated[
+    str | None, Option(help="Column that the template's text stands for; the text of lm rows.", rich_help_panel=DATA)
+]
+ControlTokens = Annotated[
+    bool,
+    Option("--control-tokens", help="Let </s> and the like in the data become control tokens.", rich_help_panel=DATA),
+]
+TrustRemoteCode = Annotated[
+    bool, Option("--trust-remote-code", help="Run Python code that comes with the model.", rich_help_panel=MODEL)
+]
 MaxLength = Annotated[
     int | None, Option(help="Most tokens of a row; the model's limit by default.", rich_help_panel=DATA)
 ]
@@ -41,7 +52,9 @@ Head = Annotated[
 Threads = Annotated[int | None, Option(help="CPU threads.", rich_help_panel=RUN)]
 FinalRows = Annotated[int | None, Option(help="Held-out rows that are used; all by default.", rich_help_panel=DATA)]
 Seed = Annotated[int, Option(help="Of noise, batches and chosen rows.", rich_help_panel=RUN)]
-Train = Annotated[str | None, Option(help="Training data: .tsv or .jsonl (.gz); text for lm.", rich_help_panel=DATA)]
+Train = Annotated[
+    str | None, Option(help="Training data: .tsv, .csv or .jsonl (.gz); text for lm.", rich_help_panel=DATA)
+]
 TrainWhere = Annotated[
     str | None, Option(help="Only training rows with these values: k=16,seed=13,split=train.", rich_help_panel=DATA)
 ]

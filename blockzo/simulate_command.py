@@ -86,6 +86,9 @@ def simulate(
     data_dir: o.DataDir = None,
     template: o.Template = None,
     labels: o.Labels = None,
+    label_column: o.LabelColumn = None,
+    text_column: o.TextColumn = None,
+    control_tokens: o.ControlTokens = False,
     train_where: o.TrainWhere = None,
     train_rows: o.TrainRows = None,
     shots: o.Shots = None,
@@ -95,6 +98,7 @@ def simulate(
     overflow: o.Overflow = "truncate",
     dtype: o.Dtype = "float32",
     head: o.Head = "auto",
+    trust_remote_code: o.TrustRemoteCode = False,
     trainable: o.Trainable = None,
     fallback_model: o.Fallback = None,
     method: o.MethodName = "spzo",
@@ -133,7 +137,7 @@ def simulate(
     given = dict(context.params, steps=rounds, sample=sample or None)
     try:
         if resume:
-            result = simulation.resume(folder, reporter(), fallback_model)
+            result = simulation.resume(folder, reporter(), fallback_model, trust_remote_code)
         else:
             settings = Settings(**_those_of(Settings, given))
             federation = simulation.Federation(**_those_of(simulation.Federation, given))

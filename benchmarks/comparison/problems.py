@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from blockzo.blocks import Blocks
 from blockzo.costs import measure_blocks
 from blockzo.finetune.data import Example, find_file, limit, read_examples
-from blockzo.finetune.models import HeadedEncoder, Loaded, load
+from blockzo.finetune.heads import HeadedEncoder
+from blockzo.finetune.models import Loaded, load
 from blockzo.finetune.order import BatchOrder, by_length, shuffled
 from blockzo.finetune.packages import BUILT_IN, fetch
 from blockzo.finetune.prompts import Encoded, Encoder, begin_token

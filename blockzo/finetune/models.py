@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from blockzo.finetune.checkpoint import fitted
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.heads import HEAD_FILE, HeadedEncoder, check_forward, trained_classifier
 from blockzo.finetune.packages import BUILT_IN, fetch
-from blockzo.noise import Noise
+from blockzo.finetune.weight_files import FLOATS, file_entries, weight_entries
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HEAD_FILE = "head.safetensors"
 
 
 @dataclass
@@ -31,35 +33,8 @@ class Loaded:
     source: str
     limit: int
     """Most tokens that the model takes."""
-
-
-class HeadedEncoder(nn.Module):
-    """An encoder whose hidden states are averaged over the tokens and go through a linear layer: logits [B, classes]."""
-
-    def __init__(self, encoder: Any, classes: int, seed: int = 0) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.config = encoder.config
-        width = encoder.config.hidden_size
-        self.head = nn.Linear(width, classes, dtype=encoder.dtype)
-        with torch.no_grad():
-            # a function of the seed alone, so that a replay can make the same head
-            start = Noise(seed, "gaussian").sample("head.weight", (classes, width)) * width**-0.5
-            self.head.weight.copy_(start)
-            self.head.bias.zero_()
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
-        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * weight).sum(1) / weight.sum(1)
-        return F.linear(pooled, self.head.weight, self.head.bias)
-
-    def save_pretrained(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        self.encoder.save_pretrained(folder)
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.head.state_dict().items()}
-        save_file(tensors, Path(folder) / HEAD_FILE)
+    notes: list[str] = field(default_factory=list)
+    """What was mended or left out."""
 
 
 def resolve(name: str, fallback: str | None, say: Callable[[str], None]) -> str:
@@ -80,38 +55,57 @@ def resolve(name: str, fallback: str | None, say: Callable[[str], None]) -> str:
 
 
 def load(
-    source: str, dtype: str, head: str = "auto", classes: int = 0, seed: int = 0, task: str = "classification"
+    source: str,
+    dtype: str,
+    head: str = "auto",
+    classes: int = 0,
+    seed: int = 0,
+    task: str = "classification",
+    labels: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> Loaded:
-    """Loads a folder, a GGUF file or folder, or a hub name.
+    """Loads a folder, a GGUF file or folder, or a hub name. Two loads give the same bits.
 
     Args:
         head: "auto" (by the model's architecture), "words" (its language-model head) or "mean" (mean pooling and a linear
             layer of `classes` outputs, made from `seed` unless the folder holds one).
+        labels: of the task, in the order of its classes; a trained classifier that names the same labels gets this order.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        UserError: it cannot be found or loaded, or has no head that the task can use.
+        UserError: it cannot be found or loaded, its weights are not those of its configuration, or it has no head that the
+            task can use.
     """
     transformers = quiet_transformers()
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     gguf = _gguf_file(Path(source))
     if gguf is not None:
-        model, tokenizer = read_gguf(gguf, dtype)
+        model, tokenizer, notes = read_gguf(gguf, dtype, seed)
         kind = "causal"
     else:
-        config = _attempt(source, lambda: transformers.AutoConfig.from_pretrained(source))
+        entries = weight_entries(Path(source), _raw_config(Path(source))) if Path(source).is_dir() else {}
+        trust = {"trust_remote_code": trust_remote_code}
+        config = _attempt(source, lambda: transformers.AutoConfig.from_pretrained(source, **trust))
         kind = _kind(config, source, head)
         if task == "lm" and kind != "causal":
             raise UserError(f"{source} is not a causal model; --task lm needs one that predicts the next token")
-        tokenizer = _attempt(source, lambda: transformers.AutoTokenizer.from_pretrained(source))
-        model = _attempt(source, lambda: _read(transformers, source, kind, DTYPES[dtype], config))
+        tokenizer = _attempt(source, lambda: transformers.AutoTokenizer.from_pretrained(source, **trust))
+        auto, options = _how(transformers, kind, config)
+        options.update(dtype=DTYPES[dtype], config=config, **trust)
+        model, notes = _attempt(source, lambda: fitted(source, auto, options, entries, config, seed))
+    _check_tokenizer(source, model, tokenizer)
     if kind == "head":
         model = _with_head(model, source, classes, seed)
+    elif kind == "classifier":
+        model, told = trained_classifier(model, tokenizer, source, classes, labels)
+        kind, notes = "head", [*notes, *told]
     model.eval()
     for name, parameter in model.named_parameters():
         # an encoder's pooler, where it cannot be left out, is read by no loss here
-        parameter.requires_grad_(not (kind == "head" and ".pooler." in name))
-    return Loaded(model, tokenizer, kind, source, _limit(model.config, tokenizer))
+        parameter.requires_grad_(not (isinstance(model, HeadedEncoder) and ".pooler." in name))
+    check_forward(source, model, kind)
+    return Loaded(model, tokenizer, kind, source, _limit(model, tokenizer), notes)
 
 
 def quiet_transformers() -> Any:
@@ -123,23 +117,55 @@ def quiet_transformers() -> Any:
     return transformers
 
 
-def _attempt(source: str, action: Callable[[], Any]) -> Any:
+T = TypeVar("T")
+
+
+def _attempt(source: str, action: Callable[[], T]) -> T:
+    """`action()`; whatever a library makes of a user's files becomes one message."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return action()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         kind = (
             "a folder"
             if Path(source).exists()
             else "no folder here and not a built-in model, so it was sought on the hub"
         )
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2])[:400] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"the model {source!r} brings Python code of its own, which would run with your rights: read it, then add "
+                "--trust-remote-code to run it"
+            ) from error
         raise UserError(
             f"the model {source!r} cannot be loaded ({kind}): {reason}\n"
             f"Expected a folder with config.json, tokenizer files and weights, a .gguf file, one of {', '.join(BUILT_IN)}, or "
             "a hub name where there is a network"
         ) from error
+
+
+def _raw_config(folder: Path) -> dict[str, Any]:
+    """config.json as it is; the library that reads it has its own say later."""
+    path = folder / "config.json"
+    if not path.is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        if adapter:
+            return {}
+        raise UserError(
+            f"the model {str(folder)!r} cannot be loaded (a folder): it has no config.json. Expected a folder with config.json, "
+            "tokenizer files and weights, as save_pretrained writes it, or with one .gguf file"
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a configuration: {error}; fetch or copy it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a configuration: {type(found).__name__} found, expected a JSON object")
+    return found
 
 
 def _kind(config: Any, source: str, head: str) -> str:
@@ -148,13 +174,22 @@ def _kind(config: Any, source: str, head: str) -> str:
 
     if head not in ("auto", "words", "mean"):
         raise UserError(f"head is {head!r}; expected auto, words or mean")
+    name = (getattr(config, "architectures", None) or [""])[0]
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{source} ({name or config.model_type}) is an encoder-decoder, which the command line does not train; give a causal "
+            'or masked model or an encoder, or use the Python API: bz.Blocks(model, 0.5, layers="...") and bz.ZO'
+        )
     if head == "mean" or (head == "auto" and (Path(source) / HEAD_FILE).is_file()):
         return "head"
-    name = (getattr(config, "architectures", None) or [""])[0]
-    if name.endswith("ForMaskedLM"):
+    if name.endswith("ForMaskedLM") or (
+        head == "words" and name.endswith("ForPreTraining") and config.model_type in MASKED
+    ):
         return "masked"
     if name.endswith(("ForCausalLM", "LMHeadModel")):
         return "causal"
+    if name.endswith("ForSequenceClassification") and head == "auto":
+        return "classifier"
     if config.model_type in CAUSAL and config.model_type not in MASKED:
         return "causal"
     if head == "words":
@@ -162,38 +197,85 @@ def _kind(config: Any, source: str, head: str) -> str:
     return "head"
 
 
-def _read(transformers: Any, source: str, kind: str, dtype: torch.dtype, config: Any) -> Any:
+def _how(transformers: Any, kind: str, config: Any) -> tuple[Any, dict[str, Any]]:
+    """The class that reads a model of this kind, and options of its own."""
     if kind == "causal":
-        return transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        return transformers.AutoModelForCausalLM, {}
     if kind == "masked":
-        return transformers.AutoModelForMaskedLM.from_pretrained(source, dtype=dtype)
+        return transformers.AutoModelForMaskedLM, {}
+    if kind == "classifier":
+        return transformers.AutoModelForSequenceClassification, {}
     try:
-        # a pooler would be weights that no loss reads
-        return transformers.AutoModel.from_pretrained(source, dtype=dtype, add_pooling_layer=False)
-    except TypeError:
-        return transformers.AutoModel.from_pretrained(source, dtype=dtype)
+        known = set(inspect.signature(transformers.AutoModel._model_mapping[type(config)].__init__).parameters)
+    except (KeyError, AttributeError):
+        known = set()
+    # a pooler would be weights that no loss reads
+    return transformers.AutoModel, {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
 
 
 def _with_head(encoder: Any, source: str, classes: int, seed: int) -> HeadedEncoder:
     from safetensors.torch import load_file
 
-    model = HeadedEncoder(encoder, classes, seed)
     saved = Path(source) / HEAD_FILE
-    if saved.is_file():
-        tensors = load_file(saved)
-        if tensors["weight"].shape != model.head.weight.shape:
-            raise UserError(
-                f"{saved} has {tensors['weight'].shape[0]} classes, the task has {classes}; use the task it was trained for"
-            )
-        model.head.load_state_dict(tensors)
+    if not saved.is_file():
+        return HeadedEncoder(encoder, classes, seed)
+    model = HeadedEncoder(encoder, classes, seed)
+    entries = file_entries(saved)
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    wanted = {name: tuple(t.shape) for name, t in model.head.state_dict().items()}
+    if set(shapes) == set(wanted) and shapes != wanted and len(shapes["weight"]) == 2:
+        found, width = shapes["weight"]
+        if (found, width) == (shapes["bias"] + (width,) if len(shapes["bias"]) == 1 else ()) and width == wanted[
+            "weight"
+        ][1]:
+            raise UserError(f"{saved} has {found} classes, the task has {classes}; use the task it was trained for")
+    if shapes != wanted or any(entry.dtype not in FLOATS for entry in entries.values()):
+        told = ", ".join(f"{n} {list(e.shape)} {e.dtype}" for n, e in sorted(entries.items())) or "nothing"
+        raise UserError(
+            f"{saved} holds {told}; expected weight {list(wanted['weight'])} and bias {list(wanted['bias'])} of a float dtype. "
+            "Give the folder as blockzo wrote it"
+        )
+    tensors = load_file(saved)
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+        raise UserError(f"{saved} holds NaN or infinity; use another checkpoint")
+    model.head.load_state_dict(tensors)
     return model
 
 
-def _limit(config: Any, tokenizer: Any) -> int:
-    limit = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
-        # their positions begin after the padding id
-        limit -= (config.pad_token_id or 0) + 1
+def _check_tokenizer(source: str, model: Any, tokenizer: Any) -> None:
+    """Raises UserError where the tokenizer is empty or makes ids that the embedding does not have."""
+    try:
+        ids = tokenizer.get_vocab().values()
+        most = max(ids, default=-1)
+    except Exception:  # a tokenizer of remote code may have no table
+        return
+    special = set(tokenizer.all_special_ids)
+    if len(special) >= len(ids) or not tokenizer("it was a good film", add_special_tokens=False)["input_ids"]:
+        raise UserError(
+            f"{source} has no tokenizer, or one without a vocabulary; put tokenizer.json (or vocab files) and "
+            "tokenizer_config.json of the model into its folder"
+        )
+    embedding = getattr(model.get_input_embeddings(), "weight", None)
+    if embedding is not None and most >= embedding.shape[0]:
+        raise UserError(
+            f"the tokenizer of {source} makes token ids up to {most}, the embedding has {embedding.shape[0]} rows: it belongs to "
+            "another model, or tokens were added to it. Give the model's own tokenizer, or resize the model first "
+            "(model.resize_token_embeddings(len(tokenizer)))"
+        )
+
+
+def _limit(model: Any, tokenizer: Any) -> int:
+    """Most tokens of a row: of the configuration, of tables of positions that begin after a padding id, of the tokenizer."""
+    config = model.config
+    told = getattr(config, "max_position_embeddings", None)
+    limit = told if isinstance(told, int) and told > 0 else 1 << 20
+    for name, module in model.named_modules():
+        if (
+            isinstance(module, nn.Embedding)
+            and "position" in name.rpartition(".")[2]
+            and module.padding_idx is not None
+        ):
+            limit = min(limit, module.num_embeddings - module.padding_idx - 1)
     return min(limit, int(min(tokenizer.model_max_length, 1 << 20)))
 
 
@@ -210,20 +292,22 @@ def _gguf_file(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
-    """Model and tokenizer of a GGUF file, its quantised weights expanded to `dtype`."""
+def read_gguf(path: Path, dtype: str, seed: int = 0) -> tuple[Any, Any, list[str]]:
+    """Model and tokenizer of a GGUF file, its quantised weights expanded to `dtype`, and what there is to say of them."""
     transformers = quiet_transformers()
     folder, name = str(path.parent), path.name
+    if not path.read_bytes()[:4] == b"GGUF":
+        raise UserError(f"{path} cannot be loaded: it does not begin as a GGUF file does; fetch it again")
     tokenizer = _attempt(str(path), lambda: transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name))
-    model = _attempt(
-        str(path),
-        lambda: transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=DTYPES[dtype]),
+    options = {"gguf_file": name, "dtype": DTYPES[dtype], "trust_remote_code": False}
+    model, notes = _attempt(
+        str(path), lambda: fitted(folder, transformers.AutoModelForCausalLM, options, {}, None, seed)
     )
     # it is no longer quantised; with these left, save_pretrained refuses
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
-    return model, tokenizer
+    return model, tokenizer, notes
 
 
 def save(loaded: Loaded, folder: Path) -> None:

@@ -142,7 +142,7 @@ def _convert(source: Path, weights: str, target: Path) -> None:
     from blockzo.finetune.models import quiet_transformers, read_gguf
 
     quiet_transformers()
-    model, tokenizer = read_gguf(source / weights, dtype="float32")
+    model, tokenizer, _ = read_gguf(source / weights, dtype="float32")
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 

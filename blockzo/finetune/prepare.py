@@ -103,7 +103,17 @@ def prepare(
     path = resolve(settings.model, fallback, say)
     say(f"loading {path}")
     classes = 0 if task is None else len(task.words)
-    loaded = load(path, settings.dtype, settings.head, classes, settings.seed, settings.task)
+    loaded = load(
+        path,
+        settings.dtype,
+        settings.head,
+        classes,
+        settings.seed,
+        settings.task,
+        labels=() if task is None else tuple(task.words),
+        trust_remote_code=settings.trust_remote_code,
+    )
+    notes += loaded.notes
     if settings.trainable is not None:
         freeze_others(loaded.model, settings.trainable)
     begin = begin_token(loaded.tokenizer, loaded.kind)

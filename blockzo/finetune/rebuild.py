@@ -14,11 +14,19 @@ from blockzo.finetune.settings import Settings
 from blockzo.ops.params import named_tensors
 
 
-def replay(base: str, path: Path, out: Path, partial: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+def replay(
+    base: str,
+    path: Path,
+    out: Path,
+    partial: bool = False,
+    reporter: Reporter | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
     """Rebuilds the model of `path`'s run from `base` and writes it to the new folder `out`.
 
     Args:
         partial: allow a journal that has no end yet; the model is that of its last complete step.
+        trust_remote_code: run Python code that comes with `base`; what the journal says of it does not count.
 
     Returns:
         What `--json` prints.
@@ -42,7 +50,17 @@ def replay(base: str, path: Path, out: Path, partial: bool = False, reporter: Re
     source = resolve(base, None, reporter.say)
     reporter.say(f"loading {source}")
     classes = int(journal.metadata.get("classes", 0))
-    loaded = load(source, settings.dtype, settings.head, classes, settings.seed, settings.task)
+    loaded = load(
+        source,
+        settings.dtype,
+        settings.head,
+        classes,
+        settings.seed,
+        settings.task,
+        trust_remote_code=trust_remote_code,
+    )
+    for note in loaded.notes:
+        reporter.warn(note)
     found = digest(loaded.model)
     if found != journal.base_digest:
         raise JournalError(

@@ -28,6 +28,9 @@ class Settings:
     data_dir: str | None = None
     template: str | None = None
     labels: str | None = None
+    label_column: str | None = None
+    text_column: str | None = None
+    control_tokens: bool = False
     train_where: str | None = None
     train_rows: int | None = None
     shots: int | None = None
@@ -59,6 +62,7 @@ class Settings:
     pool: int = 16
     seed: int = 0
     head: str = "auto"
+    trust_remote_code: bool = False
     trainable: str | None = None
     in_place: bool = False
     threads: int | None = None
@@ -183,7 +187,9 @@ class Settings:
         return cls(**values)
 
 
-FREE_ON_RESUME = frozenset("model train validation data_dir eval_every eval_rows final_rows threads steps".split())
+FREE_ON_RESUME = frozenset(
+    "model train validation data_dir eval_every eval_rows final_rows threads steps trust_remote_code".split()
+)
 """Settings that may differ when a run continues: model and data are compared by digest, the others do not change a step."""
 
 
@@ -207,6 +213,8 @@ def resumed(old: Settings, given: Mapping[str, Any]) -> Settings:
             f"the run cannot continue with other settings: {'; '.join(wrong)}. Leave these options out, or start another run "
             "in another --output"
         )
+    # that code was trusted once says nothing of the code that is there now
+    before["trust_remote_code"] = False
     return Settings(**{**before, **{k: v for k, v in given.items() if k in FREE_ON_RESUME}})
 
 

@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def simulate(
     return Simulation(settings, federation, folder, prepared, reporter).go(None)
 
 
-def resume(folder: Path, reporter: Reporter | None = None, fallback: str | None = None) -> dict[str, Any]:
+def resume(
+    folder: Path, reporter: Reporter | None = None, fallback: str | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """Continues the simulation in `folder`, to the bits of one that was not stopped.
 
     Raises: as `simulate`.
@@ -82,6 +85,8 @@ def resume(folder: Path, reporter: Reporter | None = None, fallback: str | None 
     if told is None:
         raise UserError(f"{path} is not the journal of a simulation; continue it with blockzo finetune --resume")
     settings, federation = Settings.from_dict(told["settings"]), Federation.from_dict(told["federation"])
+    # that code was trusted once says nothing of the code that is there now
+    settings = replace(settings, trust_remote_code=trust_remote_code)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     prepared = prepare(settings, reporter.say, fallback)

@@ -78,7 +78,7 @@ def _tokenizer(name: str) -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator([f" {line}" for line in text * 4], trainer)
-    if name == "roberta":
+    if name in ("roberta", "mpnet"):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
         )
@@ -88,7 +88,7 @@ def _tokenizer(name: str) -> Any:
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="</s>", eos_token="</s>"
     )
-    if name == "roberta":
+    if name in ("roberta", "mpnet"):
         from tokenizers import AddedToken
 
         fast.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True)})
@@ -125,6 +125,8 @@ def _model(name: str, tokenizer: Any) -> Any:
         return t.GPT2LMHeadModel(t.GPT2Config(vocab_size=size, n_embd=32, n_layer=4, n_head=4, n_positions=64))
     if name == "roberta":
         return t.RobertaForMaskedLM(t.RobertaConfig(**wide, max_position_embeddings=66))
+    if name == "mpnet":
+        return t.MPNetForMaskedLM(t.MPNetConfig(**wide, max_position_embeddings=66))
     bert = t.BertConfig(**{**wide, "pad_token_id": 0}, max_position_embeddings=64)
     return t.BertModel(bert) if name == "encoder" else t.BertForMaskedLM(bert)
 

@@ -6,6 +6,7 @@ inner, lr, batch, seed. Where "partition" is "iid", all nodes read one file and 
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,6 +18,7 @@ from blockzo.federated import partition
 from blockzo.federated.flower.plan import Plan
 from blockzo.federated.settings import RoundPolicy
 from blockzo.federated.worker import Weights, Worker
+from blockzo.finetune.errors import UserError
 from blockzo.finetune.metrics import measure, scores
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.settings import Settings
@@ -30,11 +32,19 @@ PARTITIONS = ("own", "iid")
 def settings_of(config: Mapping[str, Any]) -> Settings:
     """Settings from a Flower configuration, where "" stands for what was not given.
 
+    Python code that comes with a model is run only where the node's own environment has BLOCKZO_TRUST_REMOTE_CODE=1: the
+    configuration is partly the server's.
+
     Raises:
         UserError: one of them is wrong.
     """
     given = {f.name: config.get(f.name.replace("_", "-"), "") for f in fields(Settings)}
-    return Settings(**{name: value for name, value in given.items() if value != ""})
+    if given.pop("trust_remote_code"):
+        raise UserError(
+            "trust-remote-code cannot be set by a run; whoever owns a node sets BLOCKZO_TRUST_REMOTE_CODE=1 in its environment"
+        )
+    trust = os.environ.get("BLOCKZO_TRUST_REMOTE_CODE") == "1"
+    return Settings(**{name: value for name, value in given.items() if value != ""}, trust_remote_code=trust)
 
 
 def _weights(prepared: Prepared, settings: Settings) -> Weights:

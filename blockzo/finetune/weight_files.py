@@ -1,0 +1,170 @@
+"""The weight files of a model folder, looked at before anything is built from them: are they there, whole, and of one piece?"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockzo.finetune.errors import UserError
+
+LARGEST_HEADER = 100_000_000
+"""Bytes; as in safetensors itself."""
+FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
+SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+SIZES.update(dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1))
+TORCH = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+AGAIN = "fetch or copy the file again"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor as its file describes it; `dtype` as safetensors names them."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+
+
+def weight_entries(folder: Path, config: dict[str, Any]) -> dict[str, Entry]:
+    """The tensors of the file or the shards that transformers would read from `folder`.
+
+    Args:
+        config: of config.json; its "transformers_weights" may name the file.
+
+    Raises:
+        UserError: no weights, a shard that is missing, a file that is empty, cut, a Git LFS pointer or not what its name says.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds a PEFT adapter (adapter_config.json), not a model alone: merge it into its base model "
+            "(model.merge_and_unload().save_pretrained(FOLDER) in PEFT) and give that folder, or move the adapter's files away"
+        )
+    named = config.get("transformers_weights")
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    for name in (str(named), f"{named}.index.json") if named else names:
+        path = folder / name
+        if path.is_file() or path.is_symlink():
+            return _shards(path) if name.endswith(".index.json") else file_entries(path)
+    there = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    shards = [name for name in there if "-of-" in name]
+    told = f"; the shards {', '.join(shards[:3])} lack their index" if shards else ""
+    raise UserError(
+        f"{folder} holds no weights: expected {' or '.join(names)}, found {', '.join(there[:6]) or 'no file'}{told}. "
+        "Fetch the folder whole, or save the model with save_pretrained"
+    )
+
+
+def file_entries(path: Path) -> dict[str, Entry]:
+    """The tensors of one file, of safetensors or, by the name's end, of torch.save.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(200)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; {AGAIN}") from None
+    if not size:
+        raise UserError(f"{path} is empty; {AGAIN}")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository, or {AGAIN}"
+        )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise UserError(f"{path} is a web page, not weights; {AGAIN}, by its download link")
+    return _safetensors(path, size) if path.suffix == ".safetensors" else _pickled(path)
+
+
+def _safetensors(path: Path, size: int) -> dict[str, Entry]:
+    def broken(reason: str) -> UserError:
+        return UserError(f"{path} is not a whole safetensors file: {reason}; {AGAIN}")
+
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(LARGEST_HEADER, size - 8):
+            raise broken(f"{size} bytes, of which the header alone should be {length}")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        entries, end = {}, 0
+        for name, told in header.items():
+            if name == "__metadata__":
+                continue
+            first, last = told["data_offsets"]
+            shape = tuple(int(n) for n in told["shape"])
+            if not 0 <= first <= last or min(shape, default=0) < 0:
+                raise ValueError(name)
+            width = SIZES.get(told["dtype"])
+            if width is not None and last - first != width * math.prod(shape):
+                raise broken(f"{name} of shape {list(shape)} takes {last - first} bytes")
+            entries[name], end = Entry(str(told["dtype"]), shape, path), max(end, last)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise broken("its header cannot be read") from None
+    if 8 + length + end != size:
+        raise broken(
+            f"{size} bytes where the header says {8 + length + end}" + (" (cut)" if size < 8 + length + end else "")
+        )
+    return entries
+
+
+def _pickled(path: Path) -> dict[str, Entry]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # data alone: a pickle may run any program
+            found = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as weights alone: {reason}. It is cut, or a pickle that holds more than tensors, which is "
+            "never run; fetch the .safetensors file of the model, or save its state_dict again"
+        ) from None
+    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
+        odd = (
+            next((k for k, v in found.items() if not isinstance(v, torch.Tensor)), "")
+            if isinstance(found, dict)
+            else ""
+        )
+        raise UserError(
+            f"{path} is not a state_dict (names and tensors{f'; {odd!r} is none' if odd else ''}); save model.state_dict() alone"
+        )
+    return {str(k): Entry(TORCH.get(t.dtype, str(t.dtype)), tuple(t.shape), path) for k, t in found.items()}
+
+
+def _shards(index: Path) -> dict[str, Entry]:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(places.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{index} is not an index of shards (no weight_map can be read); {AGAIN}") from None
+    missing = [name for name in files if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{index.parent} lacks {len(missing)} of {len(files)} files that {index.name} names: {', '.join(missing[:4])}; "
+            "fetch them too"
+        )
+    entries: dict[str, Entry] = {}
+    for name in files:
+        for key, entry in file_entries(index.parent / name).items():
+            if key in entries:
+                raise UserError(
+                    f"{key} is in {entries[key].file.name} and in {name}: shards of different files; fetch the folder anew"
+                )
+            entries[key] = entry
+    for key, name in places.items():
+        if key not in entries or entries[key].file.name != name:
+            raise UserError(
+                f"{index.name} says that {key} is in {name}, which does not hold it: they belong to different files; fetch the "
+                "folder anew"
+            )
+    return entries
