@@ -15,11 +15,19 @@ from blockzo import ops
 from blockzo.blocks import Blocks
 from blockzo.costs import measure_seconds
 from blockzo.estimators import Method, MeZO, Scalars, default_blocks
-from blockzo.evaluate import Evaluation, InPlaceExecutor, LossFunction, PerturbedExecutor, hugging_face_loss
+from blockzo.evaluate import (
+    Evaluation,
+    InPlaceExecutor,
+    LossFunction,
+    PerturbedExecutor,
+    evaluation_mode,
+    hugging_face_loss,
+)
 from blockzo.groups import MaxGroup
 from blockzo.journal import Journal, JournalError
 from blockzo.noise import Noise, check_seed
 from blockzo.ops.params import named_tensors, targets, whole_targets
+from blockzo.perturb import hidden_reads
 from blockzo.planner import Auto, Planner, StepPlan, fine_blocks, planned_method
 from blockzo.record import BlockUpdate, Record, check_record, float32
 from blockzo.tree import EvaluationTree
@@ -141,6 +149,8 @@ class ZO:
         self.step_number = 0
         self.journal = journal
         self._unused_checked = False
+        self._reads_checked_at: int | None = 0
+        """The step before which it is tried again whether the loss reads weights that are not moved; None: never again."""
         self.rates(0)
         if journal is not None:
             self._attach(journal)
@@ -216,6 +226,7 @@ class ZO:
                 return result
 
         def run(plan: StepPlan, tree: EvaluationTree) -> Evaluation:
+            self._check_reads(batch)
             walker = PerturbedExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.max_group)
             return walker.run(tree, lambda: self.loss_fn(self.model, batch))
 
@@ -276,12 +287,33 @@ class ZO:
         )
         return StepResult(math.fsum(losses) / len(losses), scalars, losses, plan.seed, len(losses), found.flops, record)
 
-    def _check_used(self, found: Evaluation) -> None:
-        if self._unused_checked:
+    def _check_reads(self, batch: Any) -> None:
+        """Does the loss read weights that are not moved? Tried at the first step, and at 1, 2, 4, ... while some are unused.
+
+        Raises:
+            ValueError: it does; no weight has changed.
+        """
+        if self._reads_checked_at is None or self.step_number < self._reads_checked_at:
             return
-        self._unused_checked = True
+        with evaluation_mode(self.model):
+            whole = whole_targets(self.model, "a perturbed forward")
+            names = hidden_reads(whole, lambda: self.loss_fn(self.model, batch))
+        if names:
+            raise ValueError(
+                f"the loss reads parameter {', '.join(map(repr, names))} in a way that a perturbed forward cannot see (scripted "
+                "code, another thread, an extension, torch functions switched off), so it would be updated but never moved; "
+                'use evaluate="in_place", which moves the weights themselves, or freeze it with requires_grad_(False)'
+            )
+        self._reads_checked_at = max(1, 2 * self.step_number)
+
+    def _check_used(self, found: Evaluation) -> None:
+        if self._unused_checked and self._reads_checked_at is None:
+            return
         unused = [name for name, tensor in named_tensors(self.model).items() if id(tensor) not in found.used]
-        if unused:
+        if not unused or self.evaluate == "in_place":
+            self._reads_checked_at = None
+        first, self._unused_checked = not self._unused_checked, True
+        if unused and first:
             warnings.warn(
                 f"{len(unused)} trainable parameters are not used by the loss ({', '.join(unused[:3])}"
                 f"{', ...' if len(unused) > 3 else ''}); updates would only add noise to them: freeze them with "

@@ -2,7 +2,8 @@
 
 `perturbed` is what users hold; `PerturbedForward` (mode.py) is the mode behind it, `parameters.py` what it moves, `moves.py`
 how, `functions.py` and `kinds.py` what it knows of torch's functions, `small.py` the norm weights and biases, `batched.py`
-several groups at once, `traced.py` what torch.compile sees of it, `materialised.py` weights that are written, for checks.
+several groups at once, `transforms.py` torch.func in a model's own code, `traced.py` what torch.compile sees of it. Checks:
+`hidden.py` tries whether weights are read past the mode, `materialised.py` writes them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 
 from blockzo.noise import Noise
 from blockzo.ops.params import check_finite, whole_targets
+from blockzo.perturb.hidden import hidden_reads
 from blockzo.perturb.kinds import is_fact
 from blockzo.perturb.materialised import materialised
 from blockzo.perturb.mode import PerturbedForward
@@ -85,6 +87,7 @@ __all__ = [
     "Moves",
     "PackedMove",
     "PerturbedForward",
+    "hidden_reads",
     "is_fact",
     "make_move",
     "materialised",

@@ -1,4 +1,5 @@
-"""Tensors that differ from group to group, as `torch.vmap` carries them: taken apart and put together again.
+"""Tensors that differ from group to group, as `torch.vmap` carries them, and all that `torch.func` wraps: taken apart and put
+together again.
 
 The C functions are those that `torch.vmap` itself is made of; they are asked for here and nowhere else.
 """
@@ -34,3 +35,33 @@ def lift(tensor: Tensor, level: int) -> Tensor:
     """A tensor whose dimension 0 is the groups, as one that each group sees its own part of."""
     lifted: Tensor = _functorch._add_batch_dim(tensor, 0, level)
     return lifted
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """By `torch.vmap`, or by a derivative of `torch.func`?"""
+    found: bool = _functorch.is_functorch_wrapped_tensor(tensor)
+    return found
+
+
+def layers(tensor: Tensor) -> list[Tensor]:
+    """The tensor as each transform at work sees it, inside first; the last is what the outermost was given."""
+    found = [tensor]
+    while is_wrapped(found[-1]):
+        found.append(_functorch.get_unwrapped(found[-1]))
+    return found
+
+
+def is_functional(tensor: Tensor) -> bool:
+    """Does `torch.func.functionalize` hold it?"""
+    found: bool = _functorch.is_functionaltensor(tensor)
+    return found
+
+
+def wrap_like(pattern: Tensor, plain: Tensor) -> Tensor:
+    """`plain`, of the shape of the last of `layers(pattern)`, given to the same `torch.vmap`s along the same dimensions."""
+    for layer in reversed(layers(pattern)):
+        if is_batched(layer):
+            plain = _functorch._add_batch_dim(
+                plain, _functorch.maybe_get_bdim(layer), _functorch.maybe_get_level(layer)
+            )
+    return plain

@@ -11,7 +11,7 @@ from typing import Any
 _FACTS = frozenset(
     "size dim stride numel nelement ndimension is_contiguous is_floating_point is_complex storage_offset element_size "
     "get_device __len__ __hash__ is_inference has_names is_same_size __repr__ __format__ is_pinned is_shared "
-    "is_signed requires_grad_ register_hook is_set_to _is_view __deepcopy__".split()
+    "is_signed requires_grad_ register_hook is_set_to _is_view __deepcopy__ grad backward".split()
 )
 _DATA_PROPERTIES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))
 _ADDRESSES = frozenset(("data_ptr", "untyped_storage", "storage", "_typed_storage", "share_memory_", "__dlpack__"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from blockzo.flops import count_flops
-from blockzo.perturb import batched, traced
+from blockzo.perturb import batched, traced, transforms
 from blockzo.perturb.functions import GROUPED, ROWS, TAUGHT
 from blockzo.perturb.kinds import Kind, kind_of
 from blockzo.perturb.moves import Moves
@@ -120,7 +121,7 @@ class PerturbedForward(TorchFunctionMode):
             return parameter, 0
         if not self._by_storage or not isinstance(value, Tensor):
             return None
-        if batched.is_batched(value) or value.layout is not torch.strided:
+        if batched.is_wrapped(value) or value.layout is not torch.strided:
             return None
         storage = self._by_storage.get(value.untyped_storage().data_ptr())
         return None if storage is None else storage.find(value)
@@ -147,13 +148,13 @@ class PerturbedForward(TorchFunctionMode):
         return dense.as_strided((self.groups, *view.shape), strides, dense.storage_offset() + start)
 
     def lower(self, tensor: Tensor) -> tuple[Tensor, bool] | None:
-        """A tensor without its groups, see `batched.lower`; None where a `vmap` of the model's own is at work."""
-        if not batched.is_batched(tensor):
+        """A tensor without its groups, see `batched.lower`; None where a transform of the model's own is at work."""
+        if not batched.is_wrapped(tensor):
             return tensor, False
         if self.level is None:
             return None
         plain, grouped = batched.lower(tensor, self.level)
-        return (plain, True) if grouped and not batched.is_batched(plain) else None
+        return (plain, True) if grouped and not batched.is_wrapped(plain) else None
 
     def lower_all(self, tensor: Tensor) -> Tensor | None:
         """The same with the groups in dimension 0, shared or not; without that dimension where one runs alone."""
@@ -177,19 +178,24 @@ class PerturbedForward(TorchFunctionMode):
 
     def _on_moved(self, func: Callable[..., Any], kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = NotImplemented
-        if kind is Kind.VIEW:
+        transformed = transforms.at_work(self, (*args, *kwargs.values()))
+        if kind is Kind.VIEW and not transformed:
             result = self._view(func, args, kwargs)
-        if result is NotImplemented and func in TAUGHT and "out" not in kwargs:
+        if result is NotImplemented and func in TAUGHT and "out" not in kwargs and not transformed:
             result = TAUGHT[func](self, *args, **kwargs)
         if result is not NotImplemented:
             return result
         written = [kwargs["out"]] if "out" in kwargs else list(args[:1]) if kind is Kind.WRITES else []
         if kind is Kind.ADDRESS or any(
-            self.find(leaf) is not None for leaf in (tree_leaves(written) if written else ())
+            transforms.base(self, leaf) is not None for leaf in (tree_leaves(written) if written else ())
         ):
             self._refuse(func, args)
-        self._tell(func, (*args, *kwargs.values()))
-        return func(*_each(self.moved, args), **{name: _each(self.moved, value) for name, value in kwargs.items()})
+        change = self.moved
+        if transformed:
+            change = partial(transforms.moved, self)
+        else:
+            self._tell(func, (*args, *kwargs.values()))
+        return func(*_each(change, args), **{name: _each(change, value) for name, value in kwargs.items()})
 
     def _view(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A view of a parameter is moved when it is read, so that a slice or a transpose costs nothing."""
@@ -208,11 +214,14 @@ class PerturbedForward(TorchFunctionMode):
         moved = False
         for value in values:
             if isinstance(value, Tensor):
-                if type(value) is not Tensor and isinstance(value, nn.Parameter):
-                    self.used.add(id(value))
-                    if id(value) in self.barred:
-                        raise ValueError(self.barred[id(value)])
-                moved = moved or self.find(value) is not None
+                plain = value
+                if type(value) is Tensor and batched.is_wrapped(value):
+                    plain = batched.layers(value)[-1]
+                if type(plain) is not Tensor and isinstance(plain, nn.Parameter):
+                    self.used.add(id(plain))
+                    if id(plain) in self.barred:
+                        raise ValueError(self.barred[id(plain)])
+                moved = moved or transforms.base(self, value) is not None
             elif isinstance(value, (list, tuple)):
                 moved = self._look(value) or moved
         return moved
