@@ -68,7 +68,10 @@ def _certificate(
 
 
 def server_files(folder: Path, hosts: Sequence[str] = ("localhost", "127.0.0.1"), days: int = 90) -> ServerFiles:
-    """Certificate of the SuperLink for these names and addresses; made once. The authority's key is not kept."""
+    """Certificate of the SuperLink for these names and addresses, and this machine's own; made once.
+
+    The authority's key is not kept.
+    """
     private_folder(folder)
     files = ServerFiles(folder / "authority.pem", folder / "server.pem", folder / "server.key")
     if files.certificate.exists():
@@ -79,7 +82,8 @@ def server_files(folder: Path, hosts: Sequence[str] = ("localhost", "127.0.0.1")
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     signed = authority.add_extension(usage, True).sign(authority_key, hashes.SHA384())
     names: list[x509.GeneralName] = []
-    for host in hosts:
+    # Flower's own processes beside the SuperLink call it by the address of the machine itself
+    for host in dict.fromkeys((*hosts, "localhost", "127.0.0.1")):
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:

@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from blockzo.federated.flower.certificates import node_files, server_files
-from blockzo.federated.flower.plan import server_folder
+from blockzo.federated.flower.submit import Submission, flwr
 from blockzo.federated.flower.supervise import Supervised
 
 log = logging.getLogger("blockzo.federated")
@@ -113,12 +112,6 @@ class Deployment:
         command += ["--auth-supernode-private-key", os.fspath(keys.private)]
         return Supervised(command, self.environment, self.folder / f"{name}.log")
 
-    def flwr(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
-        """Flower's command line, against this SuperLink."""
-        return subprocess.run(
-            ["flwr", *arguments], env=self.environment, capture_output=True, text=True, timeout=seconds, check=False
-        )
-
     def __enter__(self) -> Deployment:
         self.superlink.start()
         try:
@@ -152,27 +145,10 @@ class Deployment:
             if mark.exists():
                 continue
             public = os.fspath(node_files(self.folder / "keys", name).public)
-            found = self.flwr("supernode", "register", public, CONNECTION, "--name", name)
+            found = flwr("supernode", "register", public, CONNECTION, "--name", name, environment=self.environment)
             if found.returncode and "already" not in found.stdout + found.stderr:
                 raise RuntimeError(f"{name} could not be registered: {(found.stdout + found.stderr).strip()[-500:]}")
             mark.touch()
-
-    def submit(self, app: Path, run_config: list[str]) -> str:
-        """Starts the app; Flower's number of the run."""
-        options = [part for setting in run_config for part in ("--run-config", setting)]
-        found = self.flwr("run", os.fspath(app), CONNECTION, "--format", "json", *options)
-        try:
-            return str(json.loads(found.stdout)["run-id"])
-        except (ValueError, KeyError):
-            raise RuntimeError(f"the run was not taken: {(found.stdout + found.stderr).strip()[-500:]}") from None
-
-    def failed(self, number: str) -> bool:
-        """Did a run end? One whose SuperLink was killed did, whatever its successor thinks."""
-        found = self.flwr("list", "--run-id", number, CONNECTION, "--format", "json")
-        try:
-            return str(json.loads(found.stdout)["runs"][0]["status"]).startswith("finished")
-        except (ValueError, KeyError, IndexError):
-            return False
 
     def run(self, app: Path, run_name: str, run_config: list[str], seconds: float) -> dict[str, Any]:
         """Runs the app to its end, submitting it again when SuperLink or ServerApp died; what the server wrote as result.
@@ -180,33 +156,13 @@ class Deployment:
         Raises:
             TimeoutError: no result within so many seconds.
         """
-        result = (
-            server_folder({"server-state": os.fspath(self.folder / "server"), "run-name": run_name}) / "result.json"
-        )
-        result.unlink(missing_ok=True)
-        run_config = [f'run-name="{run_name}"', f"clients={len(self.nodes)}", *run_config]
-        number, starts, looked, end = "", 0, 0.0, time.monotonic() + seconds
-        while time.monotonic() < end:
-            if result.exists():
-                found: dict[str, Any] = json.loads(result.read_text())
-                return found
-            if not number or starts != self.superlink.starts:
-                starts, looked = self.superlink.starts, time.monotonic()
-                try:
-                    self.wait_until_up()
-                    number = self.submit(app, run_config)
-                    log.warning("run %s was started", number)
-                except (RuntimeError, TimeoutError) as error:
-                    log.warning("%s; again in 2 s", error)
-                    number = ""
-                    time.sleep(2)
-            elif time.monotonic() - looked > 15:
-                looked = time.monotonic()
-                if self.failed(number) and not result.exists():
-                    log.warning("run %s ended without a result; see superlink.log", number)
-                    number = ""
-            time.sleep(0.2)
-        raise TimeoutError(f"no result within {seconds:g} s; see superlink.log and client-*.log in {self.folder}")
+        config = [f"clients={len(self.nodes)}", *run_config]
+        state = self.folder / "server"
+        submission = Submission(app, CONNECTION, run_name, config, state, self.environment)
+        try:
+            return submission.result(seconds, lambda: self.superlink.starts)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; see superlink.log and client-*.log in {self.folder}") from None
 
 
 def main() -> None:

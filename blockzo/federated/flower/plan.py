@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,6 @@ def open_server(config: Mapping[str, Any]) -> Server:
     path = server_folder(config) / "journal"
     if not path.exists():
         return Server.create(path, plan.settings, plan.base_digest, plan.layout, plan.policy, plan.replica)
-    _wait_for_writer(path)
     server = Server.resume(path, plan.policy, plan.replica)
     found, wanted = server.settings.as_dict(), plan.settings.as_dict()
     others = [f"{name} {found[name]!r}, now {wanted[name]!r}" for name in found if found[name] != wanted[name]]
@@ -70,13 +70,40 @@ def open_server(config: Mapping[str, Any]) -> Server:
     return server
 
 
-def _wait_for_writer(path: Path, seconds: float = 20) -> None:
-    """The ServerApp of a SuperLink that was killed ends a little after it."""
-    with open(path, "rb") as file:
+@contextmanager
+def serving(folder: Path, seconds: float = 20) -> Iterator[None]:
+    """Held by the one server of a run. The ServerApp of a SuperLink that was killed ends a little after it: it is waited for.
+
+    Raises:
+        RuntimeError: another server of this run goes on.
+    """
+    file = os.open(folder / "serving", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError:
-                time.sleep(0.2)
+        while not _locked(file, fcntl.LOCK_EX):
+            if time.monotonic() > end:
+                raise RuntimeError(f"another server runs in {folder}; end it, or choose another run-name")
+            time.sleep(0.2)
+        yield
+    finally:
+        os.close(file)
+
+
+def is_served(folder: Path) -> bool:
+    """Is there a server of this run?"""
+    try:
+        file = os.open(folder / "serving", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _locked(file, fcntl.LOCK_SH)
+    finally:
+        os.close(file)
+
+
+def _locked(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False

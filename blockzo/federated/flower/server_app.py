@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from blockzo.federated.flower.exchange import Exchange
 from blockzo.federated.flower.identity import Identities
-from blockzo.federated.flower.plan import open_server, server_folder
+from blockzo.federated.flower.plan import open_server, server_folder, serving
 from blockzo.federated.flower.rounds import Rounds
 from blockzo.federated.open_round import RoundResult
 from blockzo.federated.server import Server
@@ -42,12 +42,13 @@ def server_app() -> ServerApp:
 
 def run(grid: Grid, config: dict[str, Any]) -> None:
     folder = server_folder(config)
-    (folder / "result.json").unlink(missing_ok=True)
-    server = open_server(config)
-    try:
-        write(folder / "result.json", _run(grid, config, server, folder))
-    finally:
-        server.close()
+    with serving(folder):
+        (folder / "result.json").unlink(missing_ok=True)
+        server = open_server(config)
+        try:
+            write(folder / "result.json", _run(grid, config, server, folder))
+        finally:
+            server.close()
 
 
 def _run(grid: Grid, config: dict[str, Any], server: Server, folder: Path) -> dict[str, Any]:
