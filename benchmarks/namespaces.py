@@ -71,8 +71,15 @@ def remove_leftovers() -> None:
     """Of earlier networks whose maker was killed."""
     for name in sorted(path.name for path in _NAMES.glob("bz*-*")) if _NAMES.is_dir() else ():
         found = re.fullmatch(r"bz(\d+)-\w+", name)
-        if found and not Path(f"/proc/{found[1]}").exists():
+        if found and not _lives(int(found[1])):
             _remove(name)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @dataclass

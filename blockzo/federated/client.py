@@ -19,6 +19,7 @@ from blockzo.federated.privacy import PrivacySettings
 from blockzo.federated.records import decode_record
 from blockzo.federated.releases import Releases
 from blockzo.federated.settings import RunSettings, run_tag
+from blockzo.federated.signing import Signer, SignerError, check_signer
 from blockzo.federated.sum_messages import StaleSum
 from blockzo.journal import Journal, JournalError
 
@@ -35,14 +36,15 @@ class Client:
 
     Args:
         journal: path of the client's own journal; made where it does not exist.
+        signer: long-term key and roster, for runs with secure sums; who has one takes part in signed sums alone.
     """
 
-    def __init__(self, worker: ClientWorker, journal: Path | None = None) -> None:
+    def __init__(self, worker: ClientWorker, journal: Path | None = None, signer: Signer | None = None) -> None:
         self.worker = worker
         self.position = 0
         self.settings: RunSettings | None = None
         self.tag = m.NO_TAG
-        self._path = journal
+        self._path, self._signer = journal, signer
         self._journal: Journal | None = None
         self._pending: m.Task | None = None
         self._answer: tuple[m.Task, bytes] | None = None
@@ -146,7 +148,8 @@ class Client:
             from blockzo.federated.sum_crypto import need_cryptography
 
             need_cryptography()
-            self._secure = SecurePart(settings, tag)
+            check_signer(self._signer, settings.signed_sum)
+            self._secure = SecurePart(settings, tag, self._signer)
         self.settings, self.tag = settings, tag
 
     def _welcome(self, welcome: m.Welcome) -> bytes:
@@ -156,8 +159,8 @@ class Client:
         if self.settings is None:
             try:
                 self._take(settings)
-            except ImportError as error:
-                # what is missing, and how to install it
+            except (ImportError, SignerError) as error:
+                # what is missing, and how to get it
                 return self._refuse(m.MISMATCH, str(error))
         if self._path is not None and self._journal is None:
             self._journal = self._new_journal()
@@ -185,7 +188,7 @@ class Client:
 
     def _work(self, task: m.Task) -> bytes:
         assert self.settings is not None
-        if bool(task.nonce) != self.settings.secure_sum or (task.nonce and task.evaluate):
+        if bool(task.nonce) != bool(self.settings.secure_sum) or (task.nonce and task.evaluate):
             raise ValueError(
                 f"a task {'for' if task.nonce else 'without'} a secure sum, evaluate={task.evaluate}, in a run with "
                 f"secure_sum={self.settings.secure_sum}; where it is True nothing of this client alone is told"

@@ -10,17 +10,21 @@ from blockzo.federated.estimate import Estimate
 from blockzo.federated.secure_sum import SumClient
 from blockzo.federated.secure_values import encoded, length_of
 from blockzo.federated.settings import RunSettings
+from blockzo.federated.signing import Signer
 from blockzo.federated.sum_messages import StaleSum
 
 
 class SecurePart:
-    """`begin` with every task, then `answer` to what the server sends in that sum.
+    """Args:
+    signer: in a run whose sums are signed.
+
+    `begin` with every task, then `answer` to what the server sends in that sum.
 
     Every sum has keys and masks of its own, also where a round is tried again. What was found on the data is kept for the round.
     """
 
-    def __init__(self, settings: RunSettings, tag: bytes) -> None:
-        self.settings, self.tag = settings, tag
+    def __init__(self, settings: RunSettings, tag: bytes, signer: Signer | None = None) -> None:
+        self.settings, self.tag, self.signer = settings, tag, signer
         self._number: int | None = None
         self._values: list[int] = []
         self._sum: SumClient | None = None
@@ -41,7 +45,8 @@ class SecurePart:
             self._values = encoded(estimate(), self.settings)
             self._number = task.number
         session = s.session_of(self.tag, task.number, task.attempt, task.nonce)
-        self._sum = SumClient(session, length_of(self.settings))
+        address = s.address_of(self.tag, task.number, task.attempt)
+        self._sum = SumClient(session, length_of(self.settings), self.signer, address)
         return self._sum.advertise()
 
     def answer(self, body: bytes) -> bytes:
@@ -51,6 +56,7 @@ class SecurePart:
             StaleSum: of another sum or phase; nothing changed.
             SumError: this client will not go on with the sum.
         """
+        s.check_form(body[0])
         current = self._sum
         if current is None or body[1 : 1 + s.SESSION] != current.session:
             raise StaleSum("a message of a sum that this client is not in, or no longer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from blockzo.federated import messages as m
 from blockzo.federated import sum_messages as s
@@ -14,6 +15,7 @@ from blockzo.federated.secure_sum import threshold_of
 from blockzo.federated.secure_sum_server import SumServer
 from blockzo.federated.secure_values import decoded, length_of
 from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.federated.signing import Roster
 from blockzo.federated.sum_messages import SumError
 
 log = logging.getLogger("blockzo.federated")
@@ -30,6 +32,8 @@ def check_policy(policy: RoundPolicy) -> None:
     Raises:
         ValueError: with what is needed.
     """
+    if policy.roster is not None:
+        Roster.load(Path(policy.roster))
     needed = max(2, threshold_of(policy.clients or 2))
     if policy.quorum < needed or (policy.clients or 2) > s.MOST_CLIENTS:
         raise ValueError(
@@ -51,7 +55,9 @@ class SecureRound:
         self.settings, self.policy, self.number = settings, policy, number
         self.nonce = os.urandom(s.NONCE)
         self.session = s.session_of(tag, number, attempt, self.nonce)
-        self.sum = SumServer(self.session, length_of(settings))
+        known = None if policy.roster is None else Roster.load(Path(policy.roster)).names
+        address = s.address_of(tag, number, attempt)
+        self.sum = SumServer(self.session, length_of(settings), settings.signed_sum, address, known)
         self.phase = 0
         self.due = set(asked)
         self.taken: dict[str, bytes] = {}
@@ -67,6 +73,10 @@ class SecureRound:
 
     def problem_of(self, name: str, body: bytes) -> tuple[str, str] | None:
         """Why a message does not belong here, as code and reason; None where it may be taken."""
+        try:
+            s.check_form(body[0])
+        except SumError as error:
+            return m.INVALID, str(error)
         if body[1 : 1 + s.SESSION] != self.session:
             return m.STALE, "a message of another sum; every attempt at a round has one of its own"
         if self.over or body[0] in KINDS[: self.phase]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from blockzo.federated import shamir
 from blockzo.federated import sum_messages as s
 from blockzo.federated.fixed_point import from_words
 from blockzo.federated.secure_sum import threshold_of
+from blockzo.federated.signing import fingerprint, verified
 from blockzo.federated.sum_crypto import agreed, key_from, need_cryptography, new_key, stream
 from blockzo.federated.sum_messages import Keys, SumError
 
@@ -24,12 +25,27 @@ class SumServer:
     Methods that take a client's message raise SumError where it is wrong; the client then counts as gone. Methods that end a
     phase raise it where too few clients are left; the sum is over then, and nothing was learned.
 
-    Attributes: `numbers`, client -> its number from 1, once the roster stands; `wrong_shares`, how many by client.
+    Args:
+        signed: clients sign their keys (secure_sum.py).
+        roster: public keys that clients know, where the server has the list too: who is not in it is refused at once, or the
+            others would refuse the whole sum.
+
+    Attributes: `bound`, session and roster as one; `numbers`, client -> its number from 1, once the roster stands;
+    `wrong_shares`, how many by client.
     """
 
-    def __init__(self, session: bytes, length: int) -> None:
+    def __init__(
+        self,
+        session: bytes,
+        length: int,
+        signed: bool = False,
+        address: bytes = b"",
+        roster: Collection[bytes] | None = None,
+    ) -> None:
         need_cryptography()
         self.session, self.length = session, length
+        self.signed, self._address, self._known = signed, address, roster
+        self.bound = b""
         self.numbers: dict[str, int] = {}
         self.wrong_shares: Counter[str] = Counter()
         self._phase = 0
@@ -67,15 +83,27 @@ class SumServer:
     def advertised(self, name: str, data: bytes) -> None:
         if self._phase or name in self._keys:
             raise SumError(f"keys of {name!r} came late or twice")
-        channel, mask = s.pieces(s.unpack(data, s.ADVERTISE, self.session), s.KEY, 2)
-        if any(channel == other.channel or mask == other.mask for other in self._keys.values()):
+        (entry,) = s.pieces(s.unpack(data, s.ADVERTISE, self.session), Keys.size(self.signed), 1)
+        keys = Keys.unpack(entry)
+        if any(keys.channel == other.channel or keys.mask == other.mask for other in self._keys.values()):
             raise SumError(f"keys of {name!r} are another client's")
-        for key in (channel, mask):
+        if self.signed:
+            self._vouch(name, keys)
+        for key in (keys.channel, keys.mask):
             try:
                 agreed(new_key(), key, self.session, b"check")
             except ValueError as error:
                 raise SumError(f"a key of {name!r} agrees on nothing secret ({error})") from None
-        self._keys[name] = Keys(channel, mask)
+        self._keys[name] = keys
+
+    def _vouch(self, name: str, keys: Keys) -> None:
+        """The other clients would refuse the whole sum for one of these."""
+        if self._known is not None and keys.public not in self._known:
+            raise SumError(f"the key of {name!r}, {fingerprint(keys.public)}, is not in the roster")
+        if any(keys.public == other.public for other in self._keys.values()):
+            raise SumError(f"the long-term key of {name!r} is another client's")
+        if not verified(keys.public, keys.signature, keys.statement(self._address, self.session)):
+            raise SumError(f"{name!r} did not sign its keys for this sum")
 
     def withdraw(self, name: str) -> None:
         """Takes a client's keys back, before the roster stands."""
@@ -85,8 +113,9 @@ class SumServer:
     def roster(self) -> dict[str, bytes]:
         self._end(0, len(self._keys), 2)
         self.numbers = {name: number for number, name in enumerate(sorted(self._keys), 1)}
-        keys = [self._keys[name] for name in self.numbers]
-        data = s.pack(s.ROSTER, self.session, *(k.channel + k.mask for k in keys))
+        payload = b"".join(self._keys[name].pack() for name in self.numbers)
+        self.bound = s.bound(self.session, payload)
+        data = s.pack(s.ROSTER, self.session, payload)
         return dict.fromkeys(self.numbers, data)
 
     def dealt(self, name: str, data: bytes) -> None:
@@ -159,7 +188,7 @@ class SumServer:
             if key.public_key().public_bytes_raw() != keys[dealer - 1].mask:
                 raise self._bad(dealer, "they give another key than it advertised")
             for number in self._alive:
-                pair = stream(agreed(key, keys[number - 1].mask, self.session, b"mask"), self.length)
+                pair = stream(agreed(key, keys[number - 1].mask, self.bound, b"mask"), self.length)
                 # what the survivor added or took away
                 total = total - pair if dealer > number else total + pair
         return from_words([int(word) for word in total])

@@ -45,7 +45,9 @@ class RunSettings:
             a sum over it (FedKSeed, arXiv 2312.06353), so that whoever was away for long loads that many numbers at most.
         rebase: rounds after which a pool's weights are made from the base again, rounded once.
         privacy: settings of `blockzo.federated.privacy.PrivacySettings`; None: no clipping, no noise.
-        secure_sum: clients hide their scalars, loss and number of examples under masks that cancel in the sum (docs/privacy.md).
+        secure_sum: clients hide their scalars, loss and number of examples under masks that cancel in the sum (docs/privacy.md),
+            and sign what they promise one another with long-term keys; "unsigned": without, so that a server that does not follow
+            the protocol could invent clients.
     """
 
     run: str
@@ -67,7 +69,7 @@ class RunSettings:
     pool: int = 0
     rebase: int = 100
     privacy: Mapping[str, Any] | None = None
-    secure_sum: bool = False
+    secure_sum: bool | str = False
 
     def __post_init__(self) -> None:
         for name in ("directions", "lr", "eps", "distributions"):
@@ -115,8 +117,8 @@ class RunSettings:
                 f"pool is {self.pool} with weight_decay {self.weight_decay} and {self.local_steps} local steps of "
                 f"{self.directions} directions; expected no decay, and at least as many as a round draws"
             )
-        if not isinstance(self.secure_sum, bool):
-            raise ValueError(f"secure_sum is {self.secure_sum!r}; expected True or False")
+        if not isinstance(self.secure_sum, bool) and self.secure_sum != "unsigned":
+            raise ValueError(f'secure_sum is {self.secure_sum!r}; expected True, False or "unsigned"')
         if self.secure_sum and (self.aggregate != "mean" or self.own_directions or self.privacy is not None):
             raise ValueError(
                 f"secure_sum with aggregate {self.aggregate!r}, own_directions {self.own_directions}, privacy {self.privacy}: a "
@@ -132,6 +134,11 @@ class RunSettings:
     def private(self) -> PrivacySettings | None:
         """`privacy` as an object."""
         return None if self.privacy is None else PrivacySettings(**self.privacy)
+
+    @property
+    def signed_sum(self) -> bool:
+        """Do clients sign in the secure sums?"""
+        return self.secure_sum is True
 
     @property
     def blocks(self) -> int:
@@ -195,6 +202,8 @@ class RoundPolicy:
         most_bytes: of records in one message to a client (one record always goes). What comes in may be as large as a reply.
         most_messages: of one client in a round.
         snapshot_every: rounds between snapshots beside the journal, which is then cut; 0: the journal keeps every round.
+        roster: file with the public keys of the clients of signed secure sums (blockzo.federated.signing), where the server shall
+            refuse others by name; None: the clients do it.
     """
 
     clients: int | None = None
@@ -206,6 +215,7 @@ class RoundPolicy:
     most_bytes: int = 1 << 24
     most_messages: int = 64
     snapshot_every: int = 0
+    roster: str | None = None
 
     def __post_init__(self) -> None:
         if self.quorum < 1 or (self.clients is not None and self.clients < self.quorum):

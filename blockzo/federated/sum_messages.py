@@ -6,7 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ADVERTISE, ROSTER, SHARES, DELIVERY, MASKED, SURVIVORS, UNMASK = range(1, 8)
+from blockzo.federated.signing import PUBLIC, SIGNATURE
+
+ADVERTISE, ROSTER, SHARES, DELIVERY, MASKED, SURVIVORS, UNMASK = range(0x21, 0x28)
+"""The second form. The first, 1 to 7, had neither signatures nor masks that are bound to the roster."""
 KEY, COMMITMENT, SESSION, NONCE = 32, 16, 16, 16
 CIPHER = 2 * 33 + 16
 """Two shares and the tag of the cipher."""
@@ -28,10 +31,52 @@ class StaleSum(SumError):
 
 @dataclass(frozen=True)
 class Keys:
-    """Public keys of one client for one round: `channel` for shares between clients, `mask` for masks."""
+    """Public keys of one client for one round: `channel` for shares between clients, `mask` for masks.
+
+    In a signed sum `public` is the client's long-term key, `signature` that of `statement`; else both are empty.
+    """
 
     channel: bytes
     mask: bytes
+    public: bytes = b""
+    signature: bytes = b""
+
+    def pack(self) -> bytes:
+        return self.channel + self.mask + self.public + self.signature
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Keys:
+        """From the bytes of `pack`, of a signed sum where there are as many."""
+        return cls(data[:KEY], data[KEY : 2 * KEY], data[2 * KEY : 2 * KEY + PUBLIC], data[2 * KEY + PUBLIC :])
+
+    @staticmethod
+    def size(signed: bool) -> int:
+        return 2 * KEY + (PUBLIC + SIGNATURE) * signed
+
+    def statement(self, address: bytes, session: bytes) -> bytes:
+        """What a client signs: these keys are its own, in this phase of this attempt at this round of this run, and no other."""
+        return (
+            b"blockzo secure sum 2\0" + address + session + bytes((ADVERTISE,)) + self.public + self.channel + self.mask
+        )
+
+
+def address_of(tag: bytes, number: int, attempt: int) -> bytes:
+    """Run, round and attempt."""
+    return tag + number.to_bytes(8, "little") + attempt.to_bytes(4, "little")
+
+
+def bound(session: bytes, roster: bytes) -> bytes:
+    """Session and roster as one: clients that were given different rosters share no masks and read nothing of one another."""
+    return hashlib.blake2s(roster, key=session, digest_size=SESSION, person=b"bz-rost").digest()
+
+
+def check_form(kind: int) -> None:
+    """Raises SumError for a message of the first form."""
+    if 1 <= kind <= 7:
+        raise SumError(
+            f"message {kind} is of the first form of secure sums, which nobody signs; install the same version of blockzo "
+            "everywhere"
+        )
 
 
 def session_of(tag: bytes, number: int, attempt: int = 0, nonce: bytes = b"") -> bytes:
@@ -40,8 +85,7 @@ def session_of(tag: bytes, number: int, attempt: int = 0, nonce: bytes = b"") ->
     Args:
         nonce: random bytes of the server, new with every attempt: one that is started again counts attempts from 0.
     """
-    address = tag + number.to_bytes(8, "little") + attempt.to_bytes(4, "little") + nonce
-    return hashlib.blake2s(address, digest_size=SESSION, person=b"bz-sum").digest()
+    return hashlib.blake2s(address_of(tag, number, attempt) + nonce, digest_size=SESSION, person=b"bz-sum").digest()
 
 
 def commitment(what: bytes, session: bytes, dealer: int, holder: int) -> bytes:

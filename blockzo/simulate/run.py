@@ -19,6 +19,7 @@ from blockzo.federated.secure_sum import threshold_of
 from blockzo.federated.seeds import chosen
 from blockzo.federated.server import Server
 from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.federated.signing import new_signers
 from blockzo.federated.worker import Weights, Worker
 from blockzo.finetune import output
 from blockzo.finetune.errors import UserError
@@ -207,7 +208,9 @@ class Simulation:
             else:
                 workers.append(Worker(self.weights, batches, self.prepared.scorer.loss))
         self.workers = workers
-        return {name_of(number): Client(worker) for number, worker in enumerate(workers)}
+        names = [name_of(number) for number in range(len(workers))]
+        signers = new_signers(names) if self.federation.secure_sum and len(names) > 1 else {}
+        return {name: Client(worker, signer=signers.get(name)) for name, worker in zip(names, workers, strict=True)}
 
     def _round(
         self, server: Server, transport: LocalTransport, metrics: output.Metrics, interrupts: Interrupts

@@ -16,6 +16,7 @@ from blockzo.federated.client import Client
 from blockzo.federated.local import LocalTransport
 from blockzo.federated.server import Server
 from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.federated.signing import new_signers
 from blockzo.federated.worker import Weights, Worker, directions_of
 
 RUN = "00112233445566778899aabbccddeeff"
@@ -95,7 +96,12 @@ class Federation:
         self.server = Server.create(
             folder / "server.bz", self.settings, base.base_digest, base.layout, policy, self.replica
         )
-        self.clients = {f"c{i}": Client(worker(i, dtype), folder / f"c{i}.bz") for i in range(clients)}
+        names = [f"c{i}" for i in range(clients)]
+        self.signers = new_signers(names) if self.settings.signed_sum else {}
+        self.clients = {
+            name: Client(worker(i, dtype), folder / f"{name}.bz", self.signers.get(name))
+            for i, name in enumerate(names)
+        }
         self.transport = LocalTransport(self.server, self.clients)
         self.transport.join()
 
@@ -107,7 +113,9 @@ class Federation:
 
     def restart_client(self, name: str) -> None:
         self.clients[name].close()
-        self.clients[name] = Client(worker(int(name[1:]), self.dtype), self.folder / f"{name}.bz")
+        self.clients[name] = Client(
+            worker(int(name[1:]), self.dtype), self.folder / f"{name}.bz", self.signers.get(name)
+        )
         self.transport.clients[name] = self.clients[name]
         self.transport.join([name])
 

@@ -15,6 +15,7 @@ from blockzo.federated.client import Client
 from blockzo.federated.messages import CatchUp, encode
 from blockzo.federated.server import Server
 from blockzo.federated.settings import RoundPolicy
+from blockzo.federated.signing import Signer
 from tests.federated.problem import settings, worker
 
 CLIENTS, ROUNDS = 3, 40
@@ -92,7 +93,9 @@ def server(folder: Path, secure: bool) -> None:
 
 
 def client(folder: Path, number: int) -> None:
-    machine = Client(worker(number), folder / f"c{number}.bz")
+    roster = folder / "roster"
+    signer = Signer.load(folder / f"c{number}.signing", roster) if roster.exists() else None
+    machine = Client(worker(number), folder / f"c{number}.bz", signer)
     while True:
         try:
             end = socket.socket(socket.AF_UNIX)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from blockzo.federated.signing import make_key, make_roster
 from blockzo.journal import Journal, JournalError
 from tests.federated.processes import CLIENTS, ROUNDS
 
@@ -37,6 +38,8 @@ def rounds_of(folder: Path) -> int:
 def deployment(folder: Path, kills: int, seed: int, *kind: str) -> list[str]:
     """Runs to the end with so many kills on the way; the digests of server and clients. `kind`: "secure" for secure sums."""
     folder.mkdir()
+    if kind:
+        make_roster(folder / "roster", [make_key(folder, f"c{number}") for number in range(len(CLIENT_ROLES))])
     roles = [("server", *kind), *CLIENT_ROLES]
     chance = random.Random(seed)
     running = {role: start(folder, role) for role in roles}

@@ -56,7 +56,7 @@ def test_bad_messages_are_refused_counted_and_named_and_the_round_goes_on(
     for other in range(phase + 1, 4):
         assert sent("c1", bytes([(0, s.SHARES, s.MASKED, s.UNMASK)[other]]) + body[1:]) == m.INVALID
     if phase == 0:
-        assert sent("c1", body[:17] + bytes(64)) == m.INVALID
+        assert sent("c1", body[:17] + bytes(160)) == m.INVALID
         assert m.kind_of(server.receive("c0", good["c0"])) == m.ACCEPTED
         # keys of another client under its own name
         assert sent("c1", inner(good["c0"], federation)) == m.INVALID
@@ -210,7 +210,7 @@ def test_a_dealer_of_wrong_shares_is_blamed_and_left_out(tmp_path: Path) -> None
             part._sum.stage = 1
             server = sum_of(federation).sum
             keys = [server._keys[other] for other in server.numbers]
-            roster = s.pack(s.ROSTER, part._sum.session, *(k.channel + k.mask for k in keys))
+            roster = s.pack(s.ROSTER, part._sum.session, *(k.pack() for k in keys))
             data = sealed(part._sum.share(roster), federation)
             part._sum._mask_key = honest
         return None if name == "c2" and federation.server.phase >= 2 else data
@@ -278,7 +278,7 @@ def test_rounds_that_would_hide_too_little_are_refused(policy: RoundPolicy, tmp_
 
 def test_without_cryptography_a_client_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     federation = make(tmp_path)
-    lacking = Client(worker(7), tmp_path / "new.bz")
+    lacking = Client(worker(7), tmp_path / "new.bz", federation.signers["c0"])
     welcome = federation.server.receive("new", lacking.hello())
     base = worker(9)
     with monkeypatch.context() as hidden:

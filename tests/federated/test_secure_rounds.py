@@ -244,6 +244,6 @@ def test_payloads_are_what_the_page_says(clients: int, tmp_path: Path) -> None:
     federation.transport.round()
     count, accepted = federation.settings.scalars, 4 * 18
     for name in federation.clients:
-        assert federation.transport.up[name] - up[name] == 8 * count + 147 * clients + 256
-        assert federation.transport.down[name] - down[name] - accepted == 4 * count + 154 * clients + 166
+        assert federation.transport.up[name] - up[name] == 8 * count + 147 * clients + 352
+        assert federation.transport.down[name] - down[name] - accepted == 4 * count + 250 * clients + 166
     assert m.sum_bytes(federation.settings, clients) >= 32 + 16 + 114 * clients

@@ -137,7 +137,9 @@ def test_masked_integers_tell_nothing_alone() -> None:
         left = seen[-1]
         for name, other in run.server.numbers.items():
             if name != "c2":
-                pair = sum_crypto.stream(sum_crypto.agreed(key, run.server._keys[name].mask, SESSION, b"mask"), 512)
+                pair = sum_crypto.stream(
+                    sum_crypto.agreed(key, run.server._keys[name].mask, run.server.bound, b"mask"), 512
+                )
                 left = left - pair if other > number else left + pair
         assert len(set(left.tolist())) > 500
         with pytest.raises(SumError, match="late"):

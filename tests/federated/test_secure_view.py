@@ -80,7 +80,7 @@ def test_what_the_server_holds_does_not_unmask_one_client(tmp_path: Path) -> Non
         total = np.zeros(server.length, dtype=np.uint64)
         for other, number in server.numbers.items():
             if other != name:
-                shared = sum_crypto.agreed(key, server._keys[other].mask, server.session, b"mask")
+                shared = sum_crypto.agreed(key, server._keys[other].mask, server.bound, b"mask")
                 mask = sum_crypto.stream(shared, server.length)
                 total = total + mask if number > server.numbers[name] else total - mask
         return total

@@ -15,6 +15,7 @@ from blockzo.federated.client import Client
 from blockzo.federated.flower import tiny
 from blockzo.federated.local import LocalTransport
 from blockzo.federated.server import Server
+from blockzo.federated.signing import new_signers
 
 APP = Path(__file__).parents[2] / "examples" / "flower"
 RUN = "00112233445566778899aabbccddeeff"
@@ -44,9 +45,11 @@ def _run(folder: Path, config: dict[str, Any], task: Any) -> str:
     assert plan.replica is not None
     server = Server.create(folder / "journal", plan.settings, plan.base_digest, plan.layout, plan.policy, plan.replica)
     names = [f"client-{number}" for number in range(config["clients"])]
+    signers = new_signers(names) if plan.settings.signed_sum else {}
     clients = {}
     for number, name in enumerate(names):
-        clients[name] = Client(task.worker({**config, "partition-id": number, "num-partitions": len(names)}))
+        own = task.worker({**config, "partition-id": number, "num-partitions": len(names)})
+        clients[name] = Client(own, signer=signers.get(name))
     transport = LocalTransport(server, clients)
     transport.join()
     while not server.finished:

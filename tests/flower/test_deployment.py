@@ -82,7 +82,7 @@ def test_secure_sums_over_tls(tmp_path: Path) -> None:
         result = deployment.run(APP, "demo", flower_config(config), 200)
     check(result, secure, CONFIG["rounds"])
     # keys, shares, masked scalars and what unmasks them: docs/federated.md, "Bytes"
-    assert all(up > CONFIG["rounds"] * (147 * 2 + 256) for up in result["payload_up"].values())
+    assert all(up > CONFIG["rounds"] * (147 * 2 + 352) for up in result["payload_up"].values())
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from blockzo.federated.flower.identity import Identities
 from blockzo.federated.flower.plan import open_server
 from blockzo.federated.flower.rounds import Rounds
 from blockzo.federated.server import Server
+from blockzo.federated.signing import new_signers
 from tests.flower.conftest import CONFIG, digest_in_process
 from tests.flower.local_grid import LocalGrid
 
@@ -30,9 +31,16 @@ SECURE: dict[str, Any] = {
 }
 
 
+SIGNERS = new_signers([f"client-{node}" for node in NODES])
+
+
+def client(node: int) -> Client:
+    return Client(tiny.worker({"partition-id": node}), signer=SIGNERS[f"client-{node}"])
+
+
 def make() -> tuple[Server, LocalGrid, Rounds]:
     server = open_server(SECURE)
-    grid = LocalGrid({node: Client(tiny.worker({"partition-id": node})) for node in NODES})
+    grid = LocalGrid({node: client(node) for node in NODES})
     exchange = Exchange(grid, server.settings.run, Identities("registered"), ttl=2.0)
     return server, grid, Rounds(server, exchange, len(NODES))
 
@@ -65,7 +73,7 @@ def test_four_messages_a_round_and_the_digest_of_one_process(secure: str, expect
     count = server.settings.scalars
     up = rounds.exchange.up["client-0"] - len(envelope.pack([grid.residents[0].client.hello()])) - 4
     # docs/federated.md, "Bytes", and a length before each message
-    assert up == CONFIG["rounds"] * (8 * count + 147 * len(NODES) + 256 + 4 * 4)
+    assert up == CONFIG["rounds"] * (8 * count + 147 * len(NODES) + 352 + 4 * 4)
     check(server, grid, rounds, secure)
 
 
@@ -95,7 +103,7 @@ def test_a_worker_that_is_restarted_in_the_middle_of_a_sum_is_asked_anew(secure:
         nonlocal killed
         if server.number == 1 and server.phase == 2 and not killed:
             killed = True
-            grid.residents[1].client = Client(tiny.worker({"partition-id": 1}))
+            grid.residents[1].client = client(1)
         step()
 
     rounds._step = watched  # type: ignore[method-assign]

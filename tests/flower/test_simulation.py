@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 
 from blockzo.federated.flower import text
 from blockzo.federated.flower.loopback import OFFLINE, Deployment, free_port, wait_for_port
+from blockzo.federated.flower.places import private_folder
 from blockzo.federated.flower.plan import server_folder
 from blockzo.federated.flower.supervise import Supervised
+from blockzo.federated.signing import make_key, make_roster
 from tests.flower.conftest import APP, CONFIG, RUN_CONFIG, digest_in_process, flower_config
 
 
@@ -57,6 +60,13 @@ def test_simulation_ends_with_the_digest_of_one_process(expected: str, tmp_path:
 def test_simulation_with_secure_sums_ends_with_the_digest_of_one_process(tmp_path: Path) -> None:
     config = {**CONFIG, "secure-sum": True}
     expected = digest_in_process(tmp_path, config)
+    # no node has a configuration of its own there: keys and roster lie in the clients' state folders
+    state = Path(os.environ["BLOCKZO_STATE"])
+    keys = [make_key(tmp_path / "keys", f"client-{number}") for number in range(config["clients"])]
+    for key in keys:
+        own = private_folder(private_folder(state) / key.stem)
+        shutil.copy(key, own / "signing-key")
+        make_roster(own / "roster", keys)
     result = simulate(tmp_path, flower_config(config))
     assert {result["digest"], *(c["digest"] for c in result["clients"].values())} == {expected}
     assert result["rounds"] == CONFIG["rounds"] and not result["refusals"]

@@ -22,6 +22,7 @@ from typing import Any
 from blockzo.federated.flower.certificates import node_files, server_files
 from blockzo.federated.flower.submit import Submission, flwr
 from blockzo.federated.flower.supervise import Supervised
+from blockzo.federated.signing import make_key, make_roster
 
 log = logging.getLogger("blockzo.federated")
 
@@ -75,6 +76,8 @@ class Deployment:
         self._write_config()
         path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
         self.environment = {**os.environ, **OFFLINE, "FLWR_HOME": os.fspath(self.home), "PATH": path}
+        # every node knows all keys of clients; on several hosts their owners exchange them (docs/privacy.md)
+        make_roster(self.folder / "keys" / "roster", [make_key(self.folder / "keys", name) for name in self.names])
         self.superlink = self._superlink()
         self.nodes = {name: self._node(number, name, relay_port) for number, name in enumerate(self.names)}
 
@@ -99,8 +102,10 @@ class Deployment:
 
     def _node(self, number: int, name: str, relay_port: int | None) -> Supervised:
         keys = node_files(self.folder / "keys", name)
+        signing = self.folder / "keys" / f"{name}.signing"
         # what names a node, its data and its state is the node's own, never the server's
         config = f'name="{name}" partition-id={number} num-partitions={len(self.names)} state="{self.folder / "nodes"}"'
+        config += f' signing-key="{signing}" roster="{self.folder / "keys" / "roster"}"'
         command = [
             "flower-supernode",
             "--superlink",

@@ -32,8 +32,19 @@ def client_name(node: Mapping[str, Any]) -> str:
     return checked_name(str(node.get("name") or f"client-{node.get('partition-id', 0)}"))
 
 
-def config_digest(factory: str, config: Mapping[str, Any], run: str) -> bytes:
-    text = json.dumps([factory, dict(config), run, sys.path], sort_keys=True)
+def signing_files(node: Mapping[str, Any], state: Path) -> tuple[str, str, int] | None:
+    """Signing key, roster and least number of clients in a secure sum: of the node's own configuration, never the run's.
+
+    Else "signing-key" and "roster" in the client's state folder, where they are there.
+    """
+    key, roster = (str(node.get(name) or state / name) for name in ("signing-key", "roster"))
+    if not node.get("signing-key") and not os.path.exists(key):
+        return None
+    return os.path.abspath(key), os.path.abspath(roster), int(node.get("least-clients", 2))
+
+
+def config_digest(factory: str, config: Mapping[str, Any], run: str, signing: object = None) -> bytes:
+    text = json.dumps([factory, dict(config), run, sys.path, signing], sort_keys=True)
     return hashlib.blake2s(text.encode("utf-8"), digest_size=wire.DIGEST_BYTES, person=b"bz-cfg").digest()
 
 
@@ -56,14 +67,16 @@ class Shim:
         self.folder = socket_folder(state)
         self.state = state
         factory = str(config.get("factory") or FACTORY)
+        signing = signing_files(node, state)
         self._order = WorkerOrder(
             os.fspath(self.folder),
             os.fspath(state / checked_name(run) / "journal"),
             os.getppid() if owner is None else owner,
-            config_digest(factory, config, run).hex(),
+            config_digest(factory, config, run, signing).hex(),
             factory,
             config,
             float(config.get("idle-seconds", 900)),
+            signing,
         )
         self._start_seconds = float(config.get("start-seconds", 300))
         self._answer_seconds = float(config.get("answer-seconds", 3600))

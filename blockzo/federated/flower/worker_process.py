@@ -39,7 +39,8 @@ ALREADY_RUNNING = 3
 class WorkerOrder:
     """What a worker is started with (JSON on its standard input).
 
-    `owner`: process whose end is the worker's end; `digest`: of the configuration, hexadecimal; `journal`: of the client.
+    `owner`: process whose end is the worker's end; `digest`: of the configuration, hexadecimal; `journal`: of the client;
+    `signing`: files of its signing key and roster and the least number of clients in a sum, where it has them.
     """
 
     sockets: str
@@ -49,6 +50,7 @@ class WorkerOrder:
     factory: str
     config: dict[str, Any]
     idle_seconds: float
+    signing: tuple[str, str, int] | None = None
 
 
 def watch(owner: int) -> None:
@@ -165,7 +167,13 @@ def make_client(order: WorkerOrder) -> Client:
     worker = named.load(order.factory, "factory")(dict(order.config))
     journal = Path(order.journal)
     private_folder(journal.parent)
-    return Client(worker, journal)
+    signer = None
+    if order.signing is not None:
+        from blockzo.federated.signing import Signer
+
+        key, roster, least = order.signing
+        signer = Signer.load(Path(key), Path(roster), least)
+    return Client(worker, journal, signer)
 
 
 def run(order: WorkerOrder) -> None:
