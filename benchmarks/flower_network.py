@@ -125,11 +125,18 @@ class Calamities(threading.Thread):
         super().__init__(daemon=True)
         self.rounds, self.plan, self.happened = rounds, sorted(plan, key=lambda one: one[0]), []
         self.over = threading.Event()
+        self.error: BaseException | None = None
 
     def done(self) -> int:
         return len(self.rounds.read_bytes().splitlines()) if self.rounds.exists() else 0
 
     def run(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self.error = error
+
+    def _run(self) -> None:
         for after, what, act in self.plan:
             while self.done() < after:
                 if self.over.wait(0.2):
@@ -195,6 +202,8 @@ def measure(
         watcher.start()
         try:
             while not (place / "result.json").exists():
+                if watcher.error is not None:
+                    raise watcher.error
                 if time.monotonic() - began > seconds:
                     raise TimeoutError(f"no result within {seconds:g} s after {watcher.done()} rounds")
                 if not bad_days and watcher.done() and not sum(node.resets for node in hosts.nodes):

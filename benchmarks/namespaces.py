@@ -152,8 +152,9 @@ class Host:
 
         Returns how many processes it had. `connect` and `boot` bring it back.
         """
-        self.link(False)
         count = len(self.pids())
+        # the kernel clears a namespace some time after it was taken away, and its links with it
+        _ip("-n", self.network.hub, "link", "del", self.name)
         _remove(self.namespace)
         for process in self._begun:
             process.wait()

@@ -73,16 +73,27 @@ class Rounds:
         return self.server.close_round()
 
     def synchronize(self, seconds: float) -> dict[str, Peer]:
-        """Sends every client the records it lacks, and asks what it holds then; waits for so long at most."""
-        for name, peer in self.exchange.joined().items():
-            position = m.CatchUp(self.server.positions.get(name, 0))
-            answer = self.server.receive(name, m.encode(position, self.server.tag))
-            peer.about = {}
-            peer.queue = [answer, b""]
+        """Sends every client the records it lacks, and asks what it holds then; waits for so long at most.
+
+        Who took part and is there, but has to introduce itself again (its last answer got lost, say), is waited for too.
+        """
+        told: set[str] = set()
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not all(peer.about for peer in self.exchange.joined().values()):
+        while True:
+            for name, peer in self.exchange.joined().items():
+                # an answer that got lost may have been the one that it needed
+                behind = peer.about.get("position") != self.server.number and not (peer.queue or peer.sent)
+                if name not in told or behind:
+                    told.add(name)
+                    position = m.CatchUp(self.server.positions.get(name, 0))
+                    answer = self.server.receive(name, m.encode(position, self.server.tag))
+                    peer.about = {}
+                    peer.queue = [answer, b""]
+            there = [peer for peer in self.exchange.peers.values() if peer.node in self.exchange.online]
+            due = [peer for peer in there if peer.name in self.server.positions]
+            if all(peer.name in told and peer.about for peer in due) or time.monotonic() > end:
+                return self.exchange.joined()
             self._step()
-        return self.exchange.joined()
 
     def scores(self, seconds: float) -> tuple[int, float, float] | None:
         """Rows, loss and accuracy of the present weights on all clients' held-out rows; None where nobody answered in time."""
