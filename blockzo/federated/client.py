@@ -17,7 +17,7 @@ from blockzo.federated.digests import layout_digest
 from blockzo.federated.estimate import ClientWorker, Estimate
 from blockzo.federated.privacy import PrivacySettings
 from blockzo.federated.records import decode_record
-from blockzo.federated.releases import Releases
+from blockzo.federated.releases import Releases, SpentRound
 from blockzo.federated.settings import RunSettings, run_tag
 from blockzo.federated.signing import Signer, SignerError, check_signer
 from blockzo.federated.sum_messages import StaleSum
@@ -125,6 +125,8 @@ class Client:
                     return b""
         except Exception as error:
             self._pending = None
+            if isinstance(error, SpentRound):
+                return self._refuse(m.SPENT, str(error))
             if isinstance(error, (ValueError, RuntimeError, OSError)):
                 return self._refuse(m.INVALID, str(error))
             # words of other errors may tell of the data
@@ -149,7 +151,9 @@ class Client:
 
             need_cryptography()
             check_signer(self._signer, settings.signed_sum)
-            self._secure = SecurePart(settings, tag, self._signer)
+            path = None if self._path is None else self._path.with_suffix(".released")
+            spent = None if settings.private is None else Releases(path, tag)
+            self._secure = SecurePart(settings, tag, self._signer, spent)
         self.settings, self.tag = settings, tag
 
     def _welcome(self, welcome: m.Welcome) -> bytes:
@@ -208,7 +212,7 @@ class Client:
             return m.encode(m.Scores(task.number, examples, loss, accuracy), self.tag)
         digest = self.worker.digest() if task.wants_digest else None
         if self._secure is not None:
-            body = self._secure.begin(task, lambda: self._estimate(task))
+            body = self._secure.begin(task, lambda: self._added(task))
             self._answer = (task, m.encode(m.SumMessage(body, digest), self.tag))
             return self._answer[1]
         try:
@@ -238,6 +242,18 @@ class Client:
             # its words may tell of the data
             log.exception("the estimate of round %d failed", task.number)
             raise RuntimeError(f"the estimate failed: {type(error).__name__}") from error
+
+    def _added(self, task: m.Task) -> Estimate:
+        """What goes into a sum. With privacy always something: that something is wrong with the data must not show."""
+        assert self.settings is not None
+        private = self.settings.private
+        if private is None:
+            return self._estimate(task)
+        try:
+            return _protected(self._estimate(task), private)
+        except (ValueError, RuntimeError):
+            log.exception("no estimate in round %d; noise alone is added", task.number)
+            return Estimate((0.0,) * self.settings.scalars, 0.0, 1)
 
     def _in_sum(self, message: m.SumMessage) -> bytes:
         if self._secure is None:

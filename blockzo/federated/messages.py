@@ -22,8 +22,10 @@ OVERHEAD = 14
 DIGEST_PREFIX = "bz1-"
 
 DIVERGED, INVALID, STALE, UNWANTED, MISMATCH = "diverged", "invalid", "stale", "unwanted", "mismatch"
-CODES = (DIVERGED, INVALID, STALE, UNWANTED, MISMATCH)
-"""Why something is refused: weights differ; the message is wrong; its round is over; nobody asked; another run."""
+SPENT = "spent"
+CODES = (DIVERGED, INVALID, STALE, UNWANTED, MISMATCH, SPENT)
+"""Why something is refused: weights differ; the message is wrong; its round is over; nobody asked; another run; a client is in a
+sum of the round already, and privacy allows one."""
 
 _STEP = struct.Struct("<IIHBI")
 _REPLY = struct.Struct("<IIfB")

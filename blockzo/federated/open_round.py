@@ -52,6 +52,8 @@ class OpenRound:
     """Of this attempt, in a run with secure sums."""
     spent: set[str] = field(default_factory=set)
     """In the last attempt's sum, which may be known: another with almost the same clients would tell of one."""
+    exhausted: set[str] = field(default_factory=set)
+    """In a run with privacy: said that they are in a sum of this round already."""
     blamed: set[str] = field(default_factory=set)
     """Let the last attempt at a sum fail."""
 

@@ -26,4 +26,4 @@ def check_run(settings: RunSettings, policy: RoundPolicy) -> None:
         from blockzo.federated.sum_crypto import need_cryptography
 
         need_cryptography()
-        check_policy(policy)
+        check_policy(policy, private.survivors if private is not None else 0)

@@ -42,6 +42,8 @@ class PrivacySettings:
             system's generator (Poisson); 1: whoever the server asks, and no gain from sampling is counted.
         unit: "client": the whole data of a client is one unit; "example": one row is, whose own scalars are clipped.
         batch: unit "example": rows of a client's batch at most; a client's sum is divided by it.
+        survivors: with secure sums: the least number of clients in a sum whose noise counts; every client adds a share for so
+            many (noise_shares.py), and gives nothing to a sum of fewer. 0: without secure sums.
     """
 
     mode: str
@@ -52,6 +54,7 @@ class PrivacySettings:
     sampling_rate: float = 1.0
     unit: str = "client"
     batch: int = 1
+    survivors: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.unit not in UNITS:
@@ -73,6 +76,10 @@ class PrivacySettings:
             raise ValueError(f"privacy batch is {self.batch!r}; expected a number of rows from 1 to {1 << 14}")
         if self.unit == "client" and self.batch != 1:
             raise ValueError(f'privacy batch is {self.batch} with unit "client"; it belongs to unit "example"')
+        if isinstance(self.survivors, bool) or not isinstance(self.survivors, int) or self.survivors < 0:
+            raise ValueError(
+                f"privacy survivors is {self.survivors!r}; expected a number of clients, 0 without secure sums"
+            )
         if self.sampling_rate < 1 and (self.mode, self.unit) != ("central", "client"):
             raise ValueError(
                 f"privacy sampling_rate is {self.sampling_rate} in mode {self.mode!r} with unit {self.unit!r}; sampling is "
@@ -80,7 +87,11 @@ class PrivacySettings:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if not self.survivors:
+            # a run that has no use for it is the run that it was before this setting
+            del found["survivors"]
+        return found
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrivacySettings:
@@ -155,6 +166,14 @@ class PrivacySettings:
         bound = self.levels * self.batch
         return _cut(_integers(values, self.clip / bound, round), bound)
 
+    def integers(self, values: Sequence[float]) -> list[int]:
+        """The grid's integers of a client's scalars (of `mean_of`), their L2 norm at most `levels` x `batch`."""
+        return self._sums(values)
+
+    def scaled(self, sums: Sequence[int]) -> tuple[float, ...]:
+        """Central: the record's scalars from a sum over all clients, noise included."""
+        return self._values(sums, self.clients * self.batch)
+
     def noisy(self, values: Sequence[float]) -> tuple[float, ...]:
         """Local: a client's scalars (of `mean_of`) with noise of its own."""
         return self._values([v + discrete_gaussian(self.variance) for v in self._sums(values)], self.batch)
@@ -187,7 +206,12 @@ class PrivacySettings:
             return 0.0
         from dp_accounting import rdp
 
-        orders, divergences = _one_round(self.noise_multiplier, self.sampling_rate)
+        noise = self.noise_multiplier
+        if self.survivors:
+            from blockzo.federated.noise_shares import multiplier
+
+            noise = multiplier(self)
+        orders, divergences = _one_round(noise, self.sampling_rate)
         return float(rdp.compute_epsilon(orders, rounds * divergences, self.delta)[0])
 
 

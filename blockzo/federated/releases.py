@@ -12,6 +12,10 @@ import os
 from pathlib import Path
 
 
+class SpentRound(ValueError):
+    """A round in which a client has nothing more to give."""
+
+
 class Releases:
     """Args:
     path: of the file; None: kept in memory, and lost with the process.

@@ -72,6 +72,7 @@ def round_record(settings: RunSettings, number: int, replies: Sequence[Reply]) -
 
 def _together(settings: RunSettings, given: Sequence[Contribution]) -> list[float]:
     private = settings.private
-    if private is not None and private.mode == "central":
+    # in a secure sum the clients have added the noise
+    if private is not None and private.mode == "central" and not settings.secure_sum:
         return private.noisy_mean([c.scalars for c in given], settings.scalars)
     return combine(given, settings)

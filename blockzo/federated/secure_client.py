@@ -7,6 +7,7 @@ from collections.abc import Callable
 from blockzo.federated import messages as m
 from blockzo.federated import sum_messages as s
 from blockzo.federated.estimate import Estimate
+from blockzo.federated.releases import Releases, SpentRound
 from blockzo.federated.secure_sum import SumClient
 from blockzo.federated.secure_values import encoded, length_of
 from blockzo.federated.settings import RunSettings
@@ -17,14 +18,17 @@ from blockzo.federated.sum_messages import StaleSum
 class SecurePart:
     """Args:
     signer: in a run whose sums are signed.
+    spent: in a run with privacy: the rounds in whose sums this client's integers may be already.
 
     `begin` with every task, then `answer` to what the server sends in that sum.
 
     Every sum has keys and masks of its own, also where a round is tried again. What was found on the data is kept for the round.
     """
 
-    def __init__(self, settings: RunSettings, tag: bytes, signer: Signer | None = None) -> None:
-        self.settings, self.tag, self.signer = settings, tag, signer
+    def __init__(
+        self, settings: RunSettings, tag: bytes, signer: Signer | None = None, spent: Releases | None = None
+    ) -> None:
+        self.settings, self.tag, self.signer, self._spent = settings, tag, signer, spent
         self._number: int | None = None
         self._values: list[int] = []
         self._sum: SumClient | None = None
@@ -40,13 +44,16 @@ class SecurePart:
             ValueError: nothing was found that could be added.
         """
         self._sum = None
+        self._check_unspent(task.number)
         if self._number != task.number:
             self.forget()
             self._values = encoded(estimate(), self.settings)
             self._number = task.number
         session = s.session_of(self.tag, task.number, task.attempt, task.nonce)
         address = s.address_of(self.tag, task.number, task.attempt)
-        self._sum = SumClient(session, length_of(self.settings), self.signer, address)
+        private = self.settings.private
+        least = 2 if private is None else private.survivors
+        self._sum = SumClient(session, length_of(self.settings), self.signer, address, least)
         return self._sum.advertise()
 
     def answer(self, body: bytes) -> bytes:
@@ -66,6 +73,32 @@ class SecurePart:
         self._sum = None
         if current.stage == 3:
             return current.unmask(body)
-        answer = current.share(body) if current.stage == 1 else current.mask(body, self._values)
+        if current.stage == 1:
+            answer = current.share(body)
+        else:
+            assert self._number is not None
+            self._check_unspent(self._number)
+            answer = current.mask(body, self._values)
+            if self._spent is not None:
+                self._spent.add(self._number, b"in a sum")
         self._sum = current
         return answer
+
+    def _check_unspent(self, number: int) -> None:
+        """With privacy a client's integers are in one sum a round, whatever became of it: two would cost twice.
+
+        Raises:
+            SpentRound: they may be in one already.
+        """
+        if self._spent is None:
+            return
+        if number >= self.settings.rounds:
+            raise SpentRound(f"round {number} of {self.settings.rounds}: nothing is added after the last")
+        try:
+            before = self._spent.before(number)
+        except ValueError as error:
+            raise SpentRound(str(error)) from None
+        if before is not None:
+            raise SpentRound(
+                f"this client is in a sum of round {number} already; another would spend its privacy twice"
+            )

@@ -26,14 +26,19 @@ KINDS = (s.ADVERTISE, s.SHARES, s.MASKED, s.UNMASK)
 """What clients send, a phase each."""
 
 
-def check_policy(policy: RoundPolicy) -> None:
-    """Refuses rounds whose sum could be of too few to hide anybody.
+def check_policy(policy: RoundPolicy, survivors: int = 0) -> None:
+    """Refuses rounds whose sum could be of too few to hide anybody, or to hold the noise of `survivors` clients.
 
     Raises:
         ValueError: with what is needed.
     """
     if policy.roster is not None:
         Roster.load(Path(policy.roster))
+    if policy.quorum < survivors:
+        raise ValueError(
+            f"quorum is {policy.quorum}, and the noise of {survivors} clients counts in every sum (privacy survivors): "
+            "expected as many or more"
+        )
     needed = max(2, threshold_of(policy.clients or 2))
     if policy.quorum < needed or (policy.clients or 2) > s.MOST_CLIENTS:
         raise ValueError(
@@ -135,7 +140,9 @@ class SecureRound:
         try:
             mean = decoded(total, self.settings, len(names))
             reply = m.Reply(self.number, mean.examples, mean.loss, mean.scalars)
-            problem = problem_of(reply, 0, self.settings, self.policy, len(names))
+            # noise may be larger than any change of the loss
+            noisy = self.settings.private is not None
+            problem = None if noisy else problem_of(reply, 0, self.settings, self.policy, len(names))
             if problem is not None:
                 raise SumError(problem)
         except SumError as error:

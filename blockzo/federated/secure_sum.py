@@ -50,6 +50,7 @@ class SumClient:
         session: `session_of(tag, round, attempt, nonce)`.
         length: integers in the sum.
         signer: in a signed sum: the own long-term key and whom this client knows.
+        least: clients in a sum; with fewer this client goes no further. The signer's is used where it is larger.
         address: `address_of(tag, round, attempt)`, for signatures.
 
     Every method but `advertise` takes what the server sent and raises SumError where it will not go on; the client's integers
@@ -58,8 +59,11 @@ class SumClient:
     Attributes: `stage`, how many of the four were called.
     """
 
-    def __init__(self, session: bytes, length: int, signer: Signer | None = None, address: bytes = b"") -> None:
+    def __init__(
+        self, session: bytes, length: int, signer: Signer | None = None, address: bytes = b"", least: int = 2
+    ) -> None:
         need_cryptography()
+        self._least = max(least, signer.least if signer is not None else 0)
         self.session, self.length, self._signer, self._address = session, length, signer, address
         self._bound = b""
         self._channel, self._mask_key, self._seed = new_key(), new_key(), os.urandom(shamir.SECRET_BYTES)
@@ -101,11 +105,10 @@ class SumClient:
                 )
         if len({keys.public for keys in self._roster}) != len(self._roster):
             raise SumError("a client is in the roster twice")
-        self._enough(len(self._roster), "are in the roster")
 
     def _enough(self, count: int, what: str) -> None:
-        if self._signer is not None and count < self._signer.least:
-            raise SumError(f"{count} clients {what}; this client takes part with {self._signer.least} or more")
+        if count < self._least:
+            raise SumError(f"{count} clients {what}; this client takes part with {self._least} or more")
 
     def share(self, roster: bytes) -> bytes:
         """Commitment to the own mask's seed; for every client, the commitments to its shares and the shares, sealed."""
@@ -116,6 +119,7 @@ class SumClient:
             raise SumError("the roster does not hold this client's keys once, or others' twice")
         if self._signer is not None:
             self._vouch()
+        self._enough(len(self._roster), "are in the roster")
         self._bound = s.bound(self.session, payload)
         self._number = own = self._roster.index(self.keys) + 1
         self._threshold = threshold_of(len(self._roster))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from blockzo.federated.combine import Contribution
 from blockzo.federated.estimate import Estimate
 from blockzo.federated.fixed_point import FixedPoint
+from blockzo.federated.noise_shares import mean_of_sum, noisy_integers
 from blockzo.federated.settings import RunSettings
 from blockzo.federated.sum_messages import MOST_CLIENTS, SumError
 
@@ -25,9 +26,15 @@ def length_of(settings: RunSettings) -> int:
 def encoded(found: Estimate, settings: RunSettings) -> list[int]:
     """n, n x loss, n x every scalar, as integers; n is the number of examples, 1 with equal weighting.
 
+    With privacy 1, 0, and the clipped scalars on the grid, each with a share of the noise.
+
     Raises:
         ValueError: a value is not finite or too large. The text does not tell it, since it goes to the server.
     """
+    private = settings.private
+    if private is not None:
+        # the loss would be a release of its own
+        return [FIXED.encode(1.0), 0, *noisy_integers(private, found.scalars)]
     times = found.examples if settings.weighting == "examples" else 1
     if len(found.scalars) != settings.scalars or times < 1:
         raise ValueError(
@@ -55,4 +62,7 @@ def decoded(total: Sequence[int], settings: RunSettings, clients: int) -> Contri
     examples = weight >> FIXED.bits
     if settings.weighting == "equal" and examples != clients:
         raise SumError(f"the sum of {clients} clients claims {examples}; expected each to count as one")
+    private = settings.private
+    if private is not None:
+        return Contribution(mean_of_sum(private, scalars, clients), examples, 0.0)
     return Contribution(tuple(value / weight for value in scalars), examples, loss / weight)

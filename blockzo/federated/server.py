@@ -239,6 +239,10 @@ class Server:
             self.refusals.update((name, m.INVALID) for name in blamed)
             # for the next attempt alone, or a round could wait for ever for those who are not among them
             current.spent, current.blamed = current.sum.spent, set(blamed)
+            if not names and self.private is not None and self._given_away(current):
+                # clients add their values to one sum a round: this one counts, and moves nothing
+                log.warning("round %d: no sum, and no second one with privacy; the weights stay", current.number)
+                return self._closed(current, (), [m.Reply(current.number, 1, 0.0, (0.0,) * self.settings.scalars)])
         else:
             for name in self._outvoted({n: reply.digest for n, reply in current.replies.items()}):
                 del current.replies[name]
@@ -249,6 +253,15 @@ class Server:
             log.warning("round %d: %d of %d replies, no quorum", current.number, len(names), self.policy.quorum)
             self._attempt += 1
             return result
+        return self._closed(current, names, replies)
+
+    def _given_away(self, current: OpenRound) -> bool:
+        """May clients' values be in a sum of this round, so that no other one can be had?"""
+        assert current.sum is not None
+        left = len(current.asked - current.exhausted)
+        return current.sum.phase >= 2 or bool(current.exhausted) and left < self.policy.quorum
+
+    def _closed(self, current: OpenRound, names: tuple[str, ...], replies: list[m.Reply]) -> RoundResult:
         record, examples = round_record(self.settings, self.number, replies)
         self.history.append(record)
         self._round, self._attempt = None, 0
@@ -308,6 +321,8 @@ class Server:
                 # its words go into the log as it wrote them, quoted and short
                 log.warning("%s refused: %.300r (%.40r)", name, message.reason, message.code)
                 self.refusals[name, message.code if message.code in m.CODES else m.INVALID] += 1
+                if message.code == m.SPENT and self._round is not None:
+                    self._round.exhausted.add(name)
                 self.gone(name)
                 return m.encode(m.Accepted(self.number), self.tag)
         return self._refuse(name, m.INVALID, f"a {type(message).__name__} comes from servers, not from clients")

@@ -119,15 +119,21 @@ class RunSettings:
             )
         if not isinstance(self.secure_sum, bool) and self.secure_sum != "unsigned":
             raise ValueError(f'secure_sum is {self.secure_sum!r}; expected True, False or "unsigned"')
-        if self.secure_sum and (self.aggregate != "mean" or self.own_directions or self.privacy is not None):
+        if self.secure_sum and (self.aggregate != "mean" or self.own_directions):
             raise ValueError(
-                f"secure_sum with aggregate {self.aggregate!r}, own_directions {self.own_directions}, privacy {self.privacy}: a "
-                'secure sum gives the mean over shared directions alone; expected "mean", False and None, or no secure_sum'
+                f"secure_sum with aggregate {self.aggregate!r}, own_directions {self.own_directions}: a secure sum gives the "
+                'mean over shared directions alone; expected "mean" and False, or no secure_sum'
             )
         factor(self.schedule, 0, self.rounds, self.warmup)
         if self.privacy is not None:
             private = PrivacySettings.from_dict(self.privacy)
             private.check(self)
+            if self.secure_sum:
+                from blockzo.federated.noise_shares import check_shares
+
+                check_shares(private, self.scalars)
+            elif private.survivors:
+                raise ValueError(f"privacy survivors is {private.survivors} without secure_sum, to which it belongs")
             object.__setattr__(self, "privacy", private.as_dict())
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from blockzo.federated.partition import PARTITIONS
+from blockzo.federated.secure_sum import threshold_of
 from blockzo.federated.settings import AGGREGATES, WEIGHTINGS, RunSettings
 from blockzo.federated.worker import directions_of
 from blockzo.finetune.errors import UserError
@@ -79,9 +80,10 @@ class Federation:
         told = (self.clip is not None, self.noise_multiplier is not None)
         if any(told) != (self.privacy is not None) or any(told) != all(told):
             raise UserError("--privacy, --clip and --noise-multiplier go together; give all three or none")
-        if self.secure_sum and (self.aggregate != "mean" or self.own_directions or self.privacy is not None):
+        if self.secure_sum and (self.aggregate != "mean" or self.own_directions or self.privacy == "local"):
             raise UserError(
-                "--secure-sum gives the mean over shared directions alone; leave out --aggregate, --own-directions and --privacy"
+                "--secure-sum gives the mean over shared directions alone; leave out --aggregate, --own-directions and "
+                "--privacy local (--privacy central, with noise that the clients add, goes with it)"
             )
         for name in ("drop", "liars"):
             if not 0 <= getattr(self, name) < 1:
@@ -104,6 +106,8 @@ class Federation:
             "noise_multiplier": self.noise_multiplier,
             "delta": self.delta,
             "clients": float(self.sample or clients),
+            # every client's share of the noise is sized for the quorum
+            **({"survivors": threshold_of(min(self.sample or clients, clients))} if self.secure_sum else {}),
         }
 
     def as_dict(self) -> dict[str, Any]:

@@ -135,6 +135,11 @@ def test_privacy_tells_epsilon_in_every_round_and_no_loss(tiny: Tiny, rows: Rows
     assert [line["loss"] for line in found] == [None] * 3
     spent = [line["epsilon"] for line in found]
     assert 0 < spent[0] < spent[1] < spent[2] == result["epsilon"]
+    # in secure sums the clients add it, and it costs the same
+    shared = simulate(told, Federation(clients=4, sample=4, secure_sum=True, **given), tmp_path / "sums")  # type: ignore[arg-type]
+    assert [line["epsilon"] for line in lines(tmp_path / "sums")[1:]] == spent and shared["epsilon"] == spent[2]
+    with pytest.raises(UserError, match="--privacy central"):
+        Federation(clients=4, secure_sum=True, **{**given, "privacy": "local"})  # type: ignore[arg-type]
 
 
 def test_secure_sums_end_as_plain_ones_but_for_rounding(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ class Submission:
                 continue
             # of this run, or none yet
             gone = alive > begun and now - alive > GONE or now - max(alive, begun) > START
-            if not gone and now - looked > LOOK:
+            if not gone and alive <= begun and now - looked > LOOK:
+                # one that failed before it began
                 looked, gone = now, self.ended(number)
             if gone and not path.exists():
                 log.warning("run %s ended without a result; see the log of the SuperLink", number)
