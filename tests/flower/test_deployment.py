@@ -67,7 +67,7 @@ def test_deployment_goes_on_after_its_superlink_was_killed(expected: str, tmp_pa
         # SuperExec and ServerApp die with it
         killer = Killer(tmp_path, 1, [deployment.superlink])
         killer.start()
-        result = deployment.run(APP, "demo", RUN_CONFIG, 200)
+        result = deployment.run(APP, "demo", RUN_CONFIG, 400)
     assert killer.killed_at is not None and killer.killed_at < CONFIG["rounds"]
     # nothing is left of the deployment: the workers ended with their nodes
     assert all(gone(client["pid"]) for client in result["clients"].values())
@@ -79,7 +79,7 @@ def test_secure_sums_over_tls(tmp_path: Path) -> None:
     config = {**CONFIG, "secure-sum": True}
     secure = digest_in_process(tmp_path, config)
     with Deployment(tmp_path, 2) as deployment:
-        result = deployment.run(APP, "demo", flower_config(config), 200)
+        result = deployment.run(APP, "demo", flower_config(config), 400)
     check(result, secure, CONFIG["rounds"])
     # keys, shares, masked scalars and what unmasks them: docs/federated.md, "Bytes"
     assert all(up > CONFIG["rounds"] * (147 * 2 + 352) for up in result["payload_up"].values())

@@ -93,6 +93,7 @@ def test_keys_are_made_once_and_are_the_users_alone(tmp_path: Path) -> None:
     assert node.public.read_text().startswith("ecdsa-sha2-nistp384 ")
     certificate = x509.load_pem_x509_certificate(server.certificate.read_bytes())
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(server.authority.read_bytes()))
+    # Flower's own processes call the SuperLink by this machine's address
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["superlink.example"]
-    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1"]
+    assert names.get_values_for_type(x509.DNSName) == ["superlink.example", "localhost"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1", "127.0.0.1"]
