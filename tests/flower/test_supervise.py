@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from blockzo.federated.flower import supervise
+from blockzo.federated.flower import supervise, waits
 from blockzo.federated.flower.certificates import node_files, server_files
 from blockzo.federated.flower.supervise import Supervised
 
@@ -97,3 +97,29 @@ def test_keys_are_made_once_and_are_the_users_alone(tmp_path: Path) -> None:
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["superlink.example", "localhost"]
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1", "127.0.0.1"]
+
+
+def test_content_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower looks for it for more than an hour, and hears of nothing else."""
+    from flwr.supercore.inflatable import inflatable_utils
+
+    defaults = inflatable_utils.pull_objects.__kwdefaults__
+    for name, value in dict(defaults).items():
+        monkeypatch.setitem(defaults, name, value)
+    assert waits.bound_waits(0.5)
+
+    def missing(number: str) -> bytes:
+        raise inflatable_utils.ObjectUnavailableError(number)
+
+    began = time.monotonic()
+    with pytest.raises(inflatable_utils.ObjectPullError, match="timeout"):
+        inflatable_utils.pull_objects(["a", "b"], missing)
+    assert time.monotonic() - began < 10
+    # as server and nodes are started: the code that calls it has the same function
+    from flwr.superlink.grid import http_grid
+    from flwr.supernode import start_client_internal
+
+    assert http_grid.pull_objects is start_client_internal.pull_objects is inflatable_utils.pull_objects
+    command = Supervised(["flower-supernode", "--help"]).command
+    assert command[1:] == ["-m", "blockzo.federated.flower.waits", "flower-supernode", "--help"]
+    assert "--superlink" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -17,6 +17,7 @@ from blockzo.federated.flower.exchange import Exchange
 from blockzo.federated.flower.identity import Identities
 from blockzo.federated.flower.plan import open_server, server_folder, serving
 from blockzo.federated.flower.rounds import Rounds
+from blockzo.federated.flower.waits import bound_waits
 from blockzo.federated.open_round import RoundResult
 from blockzo.federated.server import Server
 
@@ -41,6 +42,7 @@ def server_app() -> ServerApp:
 
 
 def run(grid: Grid, config: dict[str, Any]) -> None:
+    bound_waits()
     folder = server_folder(config)
     with serving(folder):
         (folder / "result.json").unlink(missing_ok=True)

@@ -37,7 +37,7 @@ class Supervised:
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, output: Path | None = None
     ) -> None:
-        self.command, self.environment, self.output = list(command), environment, output
+        self.command, self.environment, self.output = _with_end(command), environment, output
         self.starts = 0
         self.process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
@@ -115,6 +115,13 @@ class Supervised:
             log.warning("%s ended with status %d; again in %g s", self.command[0], status, rest)
             self._stopping.wait(rest)
             rest = min(2 * rest, LONGEST_REST)
+
+
+def _with_end(command: Sequence[str]) -> list[str]:
+    """A SuperNode's waits for content that was cut off get an end (waits.py)."""
+    if command[0] == "flower-supernode":
+        return [sys.executable, "-m", "blockzo.federated.flower.waits", *command]
+    return list(command)
 
 
 def _end_group(leader: int) -> None:
