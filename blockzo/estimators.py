@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 
 from blockzo.blocks import Blocks
+from blockzo.outside import MOST_BLOCKS, MOST_EVALUATIONS, shown
 from blockzo.tree import BlockMove, EvaluationTree, Node, joined
 
 Scalars = list[dict[int, float]]
@@ -71,6 +72,19 @@ def _counts(what: str, values: Sequence[int]) -> tuple[int, ...]:
     return values
 
 
+def _affordable(what: str, nodes: Sequence[int]) -> None:
+    """Raises ValueError before a tree is grown that no step could evaluate.
+
+    Args:
+        nodes: of every block, as they lie in the tree; the largest number is about that of the leaves.
+    """
+    if len(nodes) > MOST_BLOCKS or max(nodes) > MOST_EVALUATIONS or sum(nodes) > 2 * MOST_EVALUATIONS:
+        raise ValueError(
+            f"{what} of {len(nodes)} blocks are too many for one step; expected at most {MOST_EVALUATIONS} evaluations of at "
+            f"most {MOST_BLOCKS} blocks: take fewer directions"
+        )
+
+
 @dataclass(frozen=True)
 class Tree(_Described):
     """Split perturbations of any depth: block d has levels[d] directions under each direction of the moved block before it.
@@ -98,6 +112,10 @@ class Tree(_Described):
     def tree(self, blocks: int) -> EvaluationTree:
         if blocks != len(self.levels):
             raise ValueError(f"{len(self.levels)} levels of directions for {blocks} blocks; expected one level a block")
+        width, nodes = 2 if self.signs == "crossed" else 1, [1 if self.one_sided or self.signs == "crossed" else 2]
+        for count in self.levels[: MOST_BLOCKS + 1]:
+            nodes.append(min(nodes[-1] * (width * count or 1), 1 << 60))
+        _affordable(f"levels {shown(self.levels)}", nodes[1:])
 
         def grow(depth: int, parent: int, signs: tuple[int, ...]) -> tuple[Node, ...]:
             if depth == blocks:
@@ -151,6 +169,7 @@ class Decoupled(_Described):
             raise ValueError(
                 f"{len(self.directions)} numbers of directions for {blocks} blocks; expected one number a block"
             )
+        _affordable(f"directions {shown(self.directions)}", [2 * count for count in self.directions])
         last = max(block for block, count in enumerate(self.directions) if count)
         signs = (1,) if self.one_sided else (1, -1)
 

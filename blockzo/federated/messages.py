@@ -5,7 +5,6 @@ message = u8 kind, u8 protocol, 8 bytes run tag, payload, u32 CRC-32 of all befo
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 import zlib
@@ -15,6 +14,8 @@ from typing import Any
 from blockzo.federated.records import pack_signs, unpack_signs
 from blockzo.federated.settings import PROTOCOL, RunSettings
 from blockzo.federated.sum_messages import CIPHER, COMMITMENT, NONCE, SESSION
+from blockzo.outside import MOST_MESSAGE, Position, Refusal, Word, build, printable, read_json, write_json
+from blockzo.record import pack_floats, unpack_floats
 
 HELLO, WELCOME, STEP, EVALUATE, REPLY, SCORES, CATCH_UP, RECORDS, ACCEPTED, REFUSED, SUM = range(1, 12)
 NO_TAG = bytes(8)
@@ -33,7 +34,7 @@ _SCORES = struct.Struct("<IIff")
 _WANTS_DIGEST, _IN_SUM, _HAS_DIGEST, _HAS_SLOT, _LAST = 1, 2, 1, 2, 1
 
 
-class MessageError(ValueError):
+class MessageError(Refusal):
     """Bytes that are not a message of this run; the text says what was found."""
 
 
@@ -41,17 +42,17 @@ class MessageError(ValueError):
 class Hello:
     """A participant that comes or comes back; `position`: records that its weights hold."""
 
-    contract: str
-    base_digest: str
-    layout_digest: str
-    position: int
+    contract: Word
+    base_digest: Word
+    layout_digest: Word
+    position: Position
 
 
 @dataclass(frozen=True)
 class Welcome:
     settings: dict[str, Any]
-    base_digest: str
-    position: int
+    base_digest: Word
+    position: Position
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,14 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Refused:
-    code: str
+    """`reason` is cut, and of characters that a terminal only prints, whoever wrote it."""
+
+    code: Word
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code", printable(self.code, 40))
+        object.__setattr__(self, "reason", printable(self.reason, 1000))
 
 
 Message = Hello | Welcome | Task | Reply | SumMessage | Scores | CatchUp | Records | Accepted | Refused
@@ -158,11 +165,11 @@ def encode(message: Message, tag: bytes = NO_TAG, settings: RunSettings | None =
 def _payload(message: Message, settings: RunSettings | None) -> tuple[int, bytes]:
     match message:
         case Hello():
-            return HELLO, _json(vars(message))
+            return HELLO, write_json(vars(message), "a hello")
         case Welcome():
-            return WELCOME, _json(vars(message))
+            return WELCOME, write_json(vars(message), "a welcome")
         case Refused():
-            return REFUSED, _json(vars(message))
+            return REFUSED, write_json(vars(message), "a refusal")
         case Task():
             flags = _WANTS_DIGEST * message.wants_digest | _IN_SUM * bool(message.nonce)
             head = _STEP.pack(message.number, message.first, message.slot, flags, len(message.records))
@@ -180,7 +187,7 @@ def _payload(message: Message, settings: RunSettings | None) -> tuple[int, bytes
             if settings.aggregate == "sign":
                 parts.append(pack_signs(list(message.scalars)))
             else:
-                parts.append(struct.pack(f"<{len(message.scalars)}f", *message.scalars))
+                parts.append(pack_floats(message.scalars))
             return REPLY, b"".join(parts)
         case SumMessage():
             if message.digest is None:
@@ -191,7 +198,7 @@ def _payload(message: Message, settings: RunSettings | None) -> tuple[int, bytes
         case CatchUp():
             return CATCH_UP, struct.pack("<I", message.position)
         case Records():
-            text = b"" if message.snapshot is None else _json(message.snapshot)
+            text = b"" if message.snapshot is None else write_json(message.snapshot, "a snapshot", MOST_MESSAGE)
             head = struct.pack("<IIBI", message.first, message.count, _LAST * message.last, len(text))
             return RECORDS, head + text + message.records
         case Accepted():
@@ -213,8 +220,8 @@ def decode(data: bytes, tag: bytes | None = None, settings: RunSettings | None =
     Raises:
         MessageError: `data` is anything else.
     """
-    if len(data) < OVERHEAD:
-        raise MessageError(f"{len(data)} bytes are no message; expected at least {OVERHEAD}")
+    if not OVERHEAD <= len(data) <= MOST_MESSAGE:
+        raise MessageError(f"{len(data)} bytes are no message; expected {OVERHEAD} to {MOST_MESSAGE}")
     head, (crc,) = data[:-4], struct.unpack("<I", data[-4:])
     if zlib.crc32(head) != crc:
         raise MessageError("the checksum is wrong: the message was damaged on its way")
@@ -224,8 +231,10 @@ def decode(data: bytes, tag: bytes | None = None, settings: RunSettings | None =
             f"protocol {protocol} was found, expected {PROTOCOL}; install the same version of blockzo everywhere"
         )
     try:
-        if kind in (HELLO, WELCOME, REFUSED):
-            return _from_json(kind, payload)
+        if kind in _FORMS:
+            what, form = _FORMS[kind]
+            message: Message = build(form, read_json(payload, what, 1 << 20), what)
+            return message
         if tag is None or found != tag:
             raise MessageError("the message belongs to another run: contract, base model, blocks or settings differ")
         return _from_bytes(kind, payload, settings)
@@ -233,7 +242,7 @@ def decode(data: bytes, tag: bytes | None = None, settings: RunSettings | None =
         raise MessageError(f"the message is shorter than its counts say ({error})") from None
     except MessageError:
         raise
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except ValueError as error:
         raise MessageError(f"the message does not make sense ({error})") from None
 
 
@@ -264,7 +273,7 @@ def _from_bytes(kind: int, payload: bytes, settings: RunSettings | None) -> Mess
         text, records = payload[13 : 13 + size], payload[13 + size :]
         if flags & ~_LAST or len(text) != size:
             raise MessageError("records whose head does not fit them")
-        snapshot = json.loads(text) if size else None
+        snapshot = read_json(text, "a snapshot", MOST_MESSAGE) if size else None
         if snapshot is not None and not isinstance(snapshot, dict):
             raise MessageError("a snapshot that is not a JSON object")
         return Records(first, count, records, bool(flags & _LAST), snapshot)
@@ -292,7 +301,7 @@ def _reply(payload: bytes, settings: RunSettings) -> Reply:
     else:
         if len(payload) - at != 4 * settings.scalars:
             raise MessageError(f"a reply has {len(payload) - at} bytes of scalars; expected {4 * settings.scalars}")
-        scalars = struct.unpack_from(f"<{settings.scalars}f", payload, at)
+        scalars = unpack_floats(payload, settings.scalars, at)
         at = len(payload)
     if at != len(payload):
         raise MessageError(f"a reply has {len(payload) - at} bytes after its end")
@@ -306,20 +315,8 @@ def _sum_message(payload: bytes) -> SumMessage:
     return SumMessage(payload[at:], DIGEST_PREFIX + payload[1:at].hex() if at > 1 else None)
 
 
-def _json(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("utf-8")
-
-
-def _from_json(kind: int, payload: bytes) -> Message:
-    values = json.loads(payload)
-    if not isinstance(values, dict):
-        raise MessageError("expected a JSON object")
-    form: Any = {HELLO: Hello, WELCOME: Welcome, REFUSED: Refused}[kind]
-    message: Message = form(**values)
-    for name, value in vars(message).items():
-        wanted: type = {"position": int, "settings": dict}.get(name, str)
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise MessageError(f"{name} is {value!r}; expected {wanted.__name__}")
-    if isinstance(message, (Hello, Welcome)) and not 0 <= message.position < 1 << 32:
-        raise MessageError(f"position is {message.position}; expected a number of records")
-    return message
+_FORMS: dict[int, tuple[str, Any]] = {
+    HELLO: ("a hello", Hello),
+    WELCOME: ("a welcome", Welcome),
+    REFUSED: ("a refusal", Refused),
+}

@@ -14,6 +14,7 @@ from typing import Any
 
 from blockzo.federated.records import make_record
 from blockzo.federated.settings import RunSettings
+from blockzo.outside import shown
 from blockzo.record import Record, float32
 
 
@@ -64,15 +65,19 @@ class Pool:
         found = cls(settings)
         blocks, number = snapshot.get("pool"), snapshot.get("round")
         if not isinstance(blocks, list) or len(blocks) != settings.blocks or not isinstance(number, int):
-            raise ValueError(f"a pool of {settings.blocks} blocks was expected; found {snapshot.keys()}")
-        if not settings.pool or number % settings.rebase:
+            raise ValueError(f"a pool of {settings.blocks} blocks was expected; found {shown(list(snapshot))}")
+        if not settings.pool or not 0 <= number < 1 << 32 or number % settings.rebase:
             raise ValueError(f"the pool of round {number} does not belong to this run")
         for sums, text in zip(found._sums, blocks, strict=True):
+            if not isinstance(text, str) or len(text) > 16 * settings.pool + 4:
+                raise ValueError(
+                    f"a pool of {settings.pool} directions is {shown(text)}; expected as many pairs at most"
+                )
             data = base64.b64decode(text, validate=True)
             if len(data) % 12:
                 raise ValueError("a pool is not made of pairs")
             for direction, value in struct.iter_unpack("<Id", data):
-                if direction >= settings.pool or abs(value) > 3e38:
+                if direction >= settings.pool or not abs(value) <= 3e38:
                     raise ValueError(f"a pool of {settings.pool} holds direction {direction} with {value}")
                 sums[direction] = value
         found.position = number

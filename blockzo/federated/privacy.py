@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from blockzo.federated.discrete_gaussian import bernoulli, discrete_gaussian
+from blockzo.outside import build
 
 if TYPE_CHECKING:
     from blockzo.federated.settings import RunSettings
@@ -100,14 +101,7 @@ class PrivacySettings:
         Raises:
             ValueError: a setting is unknown, missing or out of range.
         """
-        known = [f.name for f in fields(cls)]
-        if not isinstance(values, Mapping) or not set(values) <= set(known):
-            found = sorted(values) if isinstance(values, Mapping) else type(values).__name__
-            raise ValueError(f"privacy is {found}; expected settings among {known}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"privacy lacks a setting ({error})") from None
+        return build(cls, values, "privacy")
 
     def check(self, run: RunSettings) -> None:
         """Refuses runs for which the accounting does not hold.

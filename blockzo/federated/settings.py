@@ -11,6 +11,8 @@ from typing import Any
 
 from blockzo.contract import CONTRACT, DISTRIBUTIONS, ROUNDING_DIRECTION
 from blockzo.federated.privacy import PrivacySettings
+from blockzo.outside import MOST_BLOCKS, MOST_EVALUATIONS, MOST_SCALARS, build, shown
+from blockzo.record import float32
 from blockzo.schedules import factor
 
 PROTOCOL = 1
@@ -19,8 +21,10 @@ WEIGHTINGS = ("examples", "equal")
 
 
 def _numbers(name: str, values: tuple[float, ...], blocks: int, lowest: float) -> None:
-    if len(values) != blocks or not all(math.isfinite(v) and v >= lowest for v in values):
-        raise ValueError(f"{name} is {values}; expected {blocks} finite numbers, one a block, of {lowest} or more")
+    if len(values) != blocks or not all(math.isfinite(float32(v)) and v >= lowest for v in values):
+        raise ValueError(
+            f"{name} is {shown(values)}; expected {blocks} finite float32 numbers, one a block, of {lowest} or more"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,27 +80,45 @@ class RunSettings:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "method", dict(self.method))
         blocks = len(self.directions)
+        for name, lowest, most in (
+            ("rounds", 1, (1 << 32) - 2),
+            ("local_steps", 1, MOST_SCALARS),
+            ("warmup", 0, 1 << 32),
+            ("pool", 0, MOST_SCALARS),
+            ("rebase", 1, 1 << 32),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= most:
+                raise ValueError(f"{name} is {shown(value)}; expected an integer from {lowest} to {most}")
         if len(self.distributions) == 1:
             object.__setattr__(self, "distributions", self.distributions * blocks)
         if len(self.run) != 32 or not set(self.run) <= set("0123456789abcdef"):
-            raise ValueError(f"run is {self.run!r}; expected 32 hexadecimal digits (secrets.token_hex(16))")
+            raise ValueError(f"run is {shown(self.run)}; expected 32 hexadecimal digits (secrets.token_hex(16))")
         if not blocks or not any(self.directions) or any(not isinstance(n, int) or n < 0 for n in self.directions):
-            raise ValueError(f"directions is {self.directions}; expected a number for each block, not all of them 0")
+            raise ValueError(
+                f"directions is {shown(self.directions)}; expected a number for each block, not all of them 0"
+            )
+        if blocks > MOST_BLOCKS or sum(self.directions) > MOST_EVALUATIONS or self.scalars > MOST_SCALARS:
+            raise ValueError(
+                f"{blocks} blocks with {sum(self.directions)} directions in each of {self.local_steps} local steps; expected at "
+                f"most {MOST_BLOCKS} blocks, {MOST_EVALUATIONS} directions and {MOST_SCALARS} scalars in a round"
+            )
         _numbers("lr", self.lr, blocks, 0.0)
         _numbers("eps", self.eps, blocks, 1e-30)
-        for name, lowest in (("rounds", 1), ("local_steps", 1), ("warmup", 0), ("pool", 0), ("rebase", 1)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < lowest:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected an integer of {lowest} or more")
         if len(self.distributions) != blocks or not set(self.distributions) <= set(DISTRIBUTIONS):
-            raise ValueError(f"distributions is {self.distributions}; expected {blocks} of {', '.join(DISTRIBUTIONS)}")
+            raise ValueError(
+                f"distributions is {shown(self.distributions)}; expected {blocks} of {', '.join(DISTRIBUTIONS)}"
+            )
         if self.aggregate not in AGGREGATES or self.weighting not in WEIGHTINGS:
             raise ValueError(
-                f"aggregate is {self.aggregate!r}, weighting {self.weighting!r}; expected one of {', '.join(AGGREGATES)} "
-                f"and one of {', '.join(WEIGHTINGS)}"
+                f"aggregate is {shown(self.aggregate)}, weighting {shown(self.weighting)}; expected one of "
+                f"{', '.join(AGGREGATES)} and one of {', '.join(WEIGHTINGS)}"
             )
-        if not 0 <= self.trim < 0.5 or not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+        decays = [self.weight_decay, *(lr * self.weight_decay for lr in self.lr)]
+        if not 0 <= self.trim < 0.5 or not all(math.isfinite(float32(d)) and d >= 0 for d in decays):
             raise ValueError(
-                f"trim is {self.trim}, weight_decay {self.weight_decay}; expected 0 <= trim < 0.5, and 0 or more"
+                f"trim is {self.trim}, weight_decay {self.weight_decay}; expected 0 <= trim < 0.5, and 0 or more, finite in "
+                "float32 times every rate"
             )
         if self.local_steps * max(self.directions) > ROUNDING_DIRECTION:
             raise ValueError(
@@ -177,14 +199,10 @@ class RunSettings:
         Raises:
             ValueError: a setting is missing, unknown or out of range.
         """
-        known = {f.name for f in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != known:
-            found = sorted(values) if isinstance(values, Mapping) else type(values).__name__
-            raise ValueError(f"settings are {found}; expected {sorted(known)} (another version of blockzo?)")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"a setting has the wrong type ({error})") from None
+        lacking = sorted({f.name for f in fields(cls)} - set(values)) if isinstance(values, Mapping) else []
+        if lacking:
+            raise ValueError(f"settings lack {', '.join(lacking)} (another version of blockzo?)")
+        return build(cls, values, "settings")
 
 
 def run_tag(settings: RunSettings, base_digest: str, layout: Mapping[str, int]) -> bytes:

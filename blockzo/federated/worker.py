@@ -20,6 +20,7 @@ from blockzo.federated.settings import RunSettings
 from blockzo.federated.weights import Weights
 from blockzo.groups import MaxGroup
 from blockzo.noise import Noise
+from blockzo.outside import build, shown
 from blockzo.record import BlockUpdate, Record
 
 BatchOf = Callable[[int, int], tuple[Any, int]]
@@ -36,11 +37,10 @@ def method_of(described: Mapping[str, Any]) -> Method:
     """
     name, arguments = described.get("name"), {k: v for k, v in described.items() if k != "name"}
     if name not in METHODS:
-        raise ValueError(f"method is {name!r}; expected one of {', '.join(METHODS)} (a planner cannot run in rounds)")
-    try:
-        method: Method = getattr(estimators, name)(**arguments)
-    except TypeError as error:
-        raise ValueError(f"method {name} cannot have these settings: {error}") from None
+        raise ValueError(
+            f"method is {shown(name)}; expected one of {', '.join(METHODS)} (a planner cannot run in rounds)"
+        )
+    method: Method = build(getattr(estimators, name), arguments, f"method {name}")
     return method
 
 
