@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from blockzo.outside import Refusal
 
-class UserError(ValueError):
+
+class UserError(Refusal):
     """Says what was found, what was expected and what to do."""
 
 

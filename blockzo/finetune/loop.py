@@ -18,6 +18,8 @@ import blockzo
 from blockzo import ZO, Journal, JournalError, MeZO, Record, cost, digest
 from blockzo.finetune import diagnostics, output
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.facts import RunFacts
+from blockzo.finetune.identity import identity_of
 from blockzo.finetune.interrupt import Interrupts
 from blockzo.finetune.metrics import Scores, measure, scores
 from blockzo.finetune.models import DTYPES, save, weight_bytes
@@ -75,9 +77,9 @@ def resume(
     try:
         if journal.left_out is not None:
             reporter.warn(f"{path}: {journal.left_out} and done again")
-        header = journal.metadata
-        settings = resumed(Settings.from_dict(header.get("settings", {})), given)
-        settings = _with_source(settings, header, given)
+        facts = RunFacts.of(journal)
+        settings = resumed(Settings.from_dict(facts.settings), given)
+        settings = _with_source(settings, facts, given)
         if settings.steps < len(journal):
             raise UserError(f"the run has {len(journal)} steps already, --steps is {settings.steps}; give that or more")
         if journal.finished and settings.steps != len(journal):
@@ -85,11 +87,11 @@ def resume(
                 f"the run ended after {len(journal)} steps and cannot be made longer; start another from its model"
             )
         if "threads" not in given:
-            settings = replace(settings, threads=header.get("threads"))
+            settings = replace(settings, threads=facts.threads)
         _threads(settings.threads)
         prepared = prepare(settings, reporter.say, fallback)
         run = Run(settings, folder, prepared, reporter)
-        run.check(journal)
+        run.check(journal, facts)
     except BaseException:
         journal.close()
         raise
@@ -153,6 +155,7 @@ class Run:
             "source": self.prepared.loaded.source,
             "classes": len(self.prepared.task.words) if self.prepared.task else 0,
             "threads": torch.get_num_threads(),
+            "identity": identity_of(self.prepared.loaded).as_dict(),
             "versions": {
                 "blockzo": blockzo.__version__,
                 "torch": str(torch.__version__),
@@ -160,8 +163,8 @@ class Run:
             },
         }
 
-    def check(self, journal: Journal) -> None:
-        """Raises UserError where model or data are not those of the journal."""
+    def check(self, journal: Journal, facts: RunFacts) -> None:
+        """Raises UserError where model, tokenizer or data are not those of the journal."""
         if journal.base_digest != self.base_digest:
             raise UserError(
                 f"the model {self.prepared.loaded.source} is not the one that the run began with: its digest is "
@@ -171,17 +174,13 @@ class Run:
             raise UserError(
                 "this version cuts the model into other blocks than the journal says; use the version that wrote it"
             )
-        now = self.prepared.data_facts()
-        for name, before in journal.metadata["data"].items():
-            if before["digest"] != now[name]["digest"]:
-                raise UserError(
-                    f"the {name} data differ from those of the journal: {now[name]['path']} has {now[name]['rows']} rows "
-                    f"(digest {now[name]['digest'][:12]}), it was {before['path']} with {before['rows']} rows (digest "
-                    f"{before['digest'][:12]}); give the same data with --{name}"
-                )
+        unchecked = facts.check_model(self.prepared.loaded)
+        if unchecked is not None:
+            self._warn(unchecked)
+        facts.check_data(self.prepared.data_facts())
         versions = self.header()["versions"]
-        for name, old in journal.metadata["versions"].items():
-            if name != "blockzo" and versions[name] != old:
+        for name, old in facts.versions.items():
+            if name != "blockzo" and versions.get(name) not in (None, old):
                 self._warn(f"{name} was {old}, now it is {versions[name]}: later losses may differ in their last bits")
 
     def go(self, journal: Journal) -> dict[str, Any]:
@@ -343,9 +342,9 @@ def _threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def _with_source(settings: Settings, header: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+def _with_source(settings: Settings, facts: RunFacts, given: Mapping[str, Any]) -> Settings:
     """The model that was really used: a fallback, where there was one, stays the same when the run continues."""
-    source = header.get("source", settings.model)
+    source = facts.source or settings.model
     if "model" in given or Path(source).name.lower() == settings.model.lower():
         return settings
     return replace(settings, model=source)

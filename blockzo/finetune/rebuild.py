@@ -7,6 +7,7 @@ from typing import Any
 
 from blockzo import Journal, JournalError, digest, replay_
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.models import load, resolve, save
 from blockzo.finetune.output import write_whole
 from blockzo.finetune.progress import Reporter
@@ -32,8 +33,8 @@ def replay(
         What `--json` prints.
 
     Raises:
-        JournalError: the journal is damaged or not finished, `base` is another model, or the result has other bits.
-        UserError: `base` cannot be loaded, `out` exists or cannot be written.
+        JournalError: the journal is damaged or not finished, `base` has other weights, or the result has other bits.
+        UserError: `base` cannot be loaded, or has another configuration or tokenizer; `out` exists or cannot be written.
     """
     reporter = reporter or Reporter()
     if out.exists():
@@ -46,15 +47,15 @@ def replay(
         )
     if not partial:
         journal.verify()
-    settings = Settings.from_dict(journal.metadata.get("settings", {}))
+    facts = RunFacts.of(journal)
+    settings = Settings.from_dict(facts.settings)
     source = resolve(base, None, reporter.say)
     reporter.say(f"loading {source}")
-    classes = int(journal.metadata.get("classes", 0))
     loaded = load(
         source,
         settings.dtype,
         settings.head,
-        classes,
+        facts.classes,
         settings.seed,
         settings.task,
         trust_remote_code=trust_remote_code,
@@ -67,6 +68,9 @@ def replay(
             f"{base} is not the model this journal begins at: its weights have the digest {found}, the journal says "
             f"{journal.base_digest} ({settings.model}, {settings.dtype}). Nothing was written"
         )
+    unchecked = facts.check_model(loaded)
+    if unchecked is not None:
+        reporter.warn(unchecked)
     reporter.say(f"replaying {len(journal)} steps")
     trained = {n: t for n, t in named_tensors(loaded.model, trainable_only=False).items() if n in journal.layout}
     replay_(trained, journal.records(), journal.layout)
@@ -95,5 +99,6 @@ def replay(
         "exact": journal.exact,
         "base_digest": found,
         "digest": final,
+        "checked": "weights" if unchecked else "weights, configuration and tokenizer",
         "verified": journal.finished and final == journal.final_digest,
     }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from blockzo import estimators
 from blockzo.contract import DISTRIBUTIONS
 from blockzo.finetune.errors import UserError
+from blockzo.outside import MOST_BLOCKS, Refusal, build, shown
 from blockzo.planner import Auto
 from blockzo.schedules import SCHEDULES
 
@@ -81,6 +82,9 @@ class Settings:
             _at_least(name, getattr(self, name), 1)
         for name in ("blocks", "directions", "eval_every", "eval_rows", "final_rows", "train_rows", "shots", "threads"):
             _at_least(name, getattr(self, name), 1)
+        for name, most in (("blocks", MOST_BLOCKS), ("threads", 1 << 12)):
+            if (getattr(self, name) or 0) > most:
+                raise UserError(f"--{name} is {shown(getattr(self, name))}; expected {most} at most")
         _at_least("holdout", self.holdout, 1)
         _at_least("max_length", self.max_length, 3)
         _at_least("warmup", self.warmup, 0)
@@ -122,7 +126,7 @@ class Settings:
         if self.split is not None:
             if self.split == "auto":
                 return "auto"
-            return [_boundary(entry.strip()) for entry in self.split.split(",")]
+            return [_boundary(entry.strip()) for entry in _entries("--split", self.split)]
         count = self.blocks
         if count is None and self.method == "auto":
             return "fine"
@@ -177,14 +181,14 @@ class Settings:
         Raises:
             UserError: they lack the model, or hold something this version does not know.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown or "model" not in values:
+        try:
+            return build(cls, values, "settings")
+        except UserError:
+            raise
+        except Refusal as error:
             raise UserError(
-                f"the journal's settings do not fit this version of blockzo (unknown: {', '.join(unknown) or 'none'}); "
-                "use the version that wrote it"
-            )
-        return cls(**values)
+                f"the journal's settings do not fit this version of blockzo ({error}); use the version that wrote it"
+            ) from None
 
 
 FREE_ON_RESUME = frozenset(
@@ -227,15 +231,23 @@ def _same(name: str, one: Any, other: Any) -> bool:
 def numbers(option: str, text: str) -> list[float]:
     """Comma-separated finite numbers."""
     result = []
-    for entry in str(text).split(","):
+    for entry in _entries(option, str(text)):
         try:
             value = float(entry)
         except ValueError:
-            raise UserError(f"{option} is {text!r}; expected a number, or numbers with commas (one a block)") from None
+            raise UserError(
+                f"{option} is {shown(text)}; expected a number, or numbers with commas (one a block)"
+            ) from None
         if not math.isfinite(value):
-            raise UserError(f"{option} is {text!r}; expected finite numbers")
+            raise UserError(f"{option} is {shown(text)}; expected finite numbers")
         result.append(value)
     return result
+
+
+def _entries(option: str, text: str) -> list[str]:
+    if text.count(",") >= MOST_BLOCKS or len(text) > 64 * MOST_BLOCKS:
+        raise UserError(f"{option} is {shown(text)}; expected {MOST_BLOCKS} numbers at most")
+    return text.split(",")
 
 
 def _boundary(text: str) -> int | float | str:
@@ -248,7 +260,7 @@ def _boundary(text: str) -> int | float | str:
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"--split has {text!r}; expected layer numbers (12,24), fractions (0.5) or head") from None
+        raise UserError(f"--split has {shown(text)}; expected layer numbers (12,24), fractions (0.5) or head") from None
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

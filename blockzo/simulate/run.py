@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from blockzo.federated.client import Client
 from blockzo.federated.local import LocalTransport
@@ -23,6 +24,8 @@ from blockzo.federated.signing import new_signers
 from blockzo.federated.worker import Weights, Worker
 from blockzo.finetune import output
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.facts import RunFacts
+from blockzo.finetune.identity import identity_of
 from blockzo.finetune.interrupt import Interrupts
 from blockzo.finetune.metrics import Scores, measure, scores
 from blockzo.finetune.models import save
@@ -82,10 +85,12 @@ def resume(
     if not path.is_file():
         raise UserError(f"{path} does not exist, so there is nothing to resume; start the simulation without --resume")
     journal = Journal.open(path)
-    told = journal.metadata.get("simulation")
+    facts = RunFacts.of(journal)
+    told = facts.simulation
     if told is None:
         raise UserError(f"{path} is not the journal of a simulation; continue it with blockzo finetune --resume")
-    settings, federation = Settings.from_dict(told["settings"]), Federation.from_dict(told["federation"])
+    settings = Settings.from_dict(told.get("settings", {}))
+    federation = Federation.from_dict(told.get("federation", {}))
     # that code was trusted once says nothing of the code that is there now
     settings = replace(settings, trust_remote_code=trust_remote_code)
     if settings.threads is not None:
@@ -157,7 +162,12 @@ class Simulation:
         path = self.folder / output.JOURNAL
         if journal is None:
             told = {"settings": self.settings.as_dict(), "federation": self.federation.as_dict()}
-            facts = {"simulation": told, "data": self.prepared.data_facts()}
+            facts = {
+                "simulation": told,
+                "data": self.prepared.data_facts(),
+                "identity": identity_of(self.prepared.loaded).as_dict(),
+                "versions": {"transformers": transformers.__version__},
+            }
             base, layout = self.weights.base_digest, self.blocks.layout
             server = Server.create(path, self.run_settings(), base, layout, self.policy, metadata=facts)
         else:
@@ -194,10 +204,11 @@ class Simulation:
                 f"the model is not the one that the simulation began with: its digest is {self.weights.base_digest}, the "
                 f"journal's {journal.base_digest}"
             )
-        now = self.prepared.data_facts()
-        for name, old in journal.metadata["data"].items():
-            if old["digest"] != now[name]["digest"]:
-                raise UserError(f"the {name} data differ from those of the journal; give the same data")
+        facts = RunFacts.of(journal)
+        unchecked = facts.check_model(self.prepared.loaded)
+        if unchecked is not None:
+            self.reporter.warn(unchecked)
+        facts.check_data(self.prepared.data_facts())
 
     def _clients(self) -> dict[str, Client]:
         liars = round(self.federation.liars * len(self.parts))

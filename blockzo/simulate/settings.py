@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from blockzo.federated.partition import PARTITIONS
@@ -12,6 +12,7 @@ from blockzo.federated.settings import AGGREGATES, WEIGHTINGS, RunSettings
 from blockzo.federated.worker import directions_of
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.settings import Settings, numbers
+from blockzo.outside import Refusal, build
 from blockzo.planner import Auto
 
 ENGINES = ("zo", "fedavg")
@@ -115,12 +116,14 @@ class Federation:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Federation:
-        known = {field.name for field in fields(cls)}
-        if set(values) != known:
+        try:
+            return build(cls, values, "the simulation")
+        except UserError:
+            raise
+        except Refusal as error:
             raise UserError(
-                "the journal's simulation does not fit this version of blockzo; use the version that wrote it"
-            )
-        return cls(**values)
+                f"the journal's simulation does not fit this version of blockzo ({error}); use the version that wrote it"
+            ) from None
 
 
 def run_settings(settings: Settings, blocks: int, run: str, rounds: int, **federated: Any) -> RunSettings:

