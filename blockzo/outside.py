@@ -57,6 +57,8 @@ def printable(text: str, most: int = MOST_TEXT) -> str:
         text = "".join(
             c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "backslashreplace").decode() for c in text
         )
+        if len(text) > 2 * most:
+            text, whole = text[: 2 * most], max(whole, most + 1)
     return text if whole <= most else f"{text} ... ({whole} characters)"
 
 
@@ -151,9 +153,8 @@ def build(form: type[T], values: Any, what: str, exact: bool = True) -> T:
     known = {field.name for field in fields(form)}  # type: ignore[arg-type]
     unknown = sorted(str(name) for name in set(values) - known)
     if unknown and exact:
-        raise Refusal(
-            f"{what} has the unknown {shown(unknown)}; expected {', '.join(sorted(known))} (another version of blockzo?)"
-        )
+        told = ", ".join(shown(name) for name in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        raise Refusal(f"{what} has the unknown {told} (another version of blockzo?)")
     try:
         return msgspec.convert({name: values[name] for name in known & set(values)}, form)
     except msgspec.ValidationError as error:

@@ -222,10 +222,10 @@ def decode(data: bytes, tag: bytes | None = None, settings: RunSettings | None =
     """
     if not OVERHEAD <= len(data) <= MOST_MESSAGE:
         raise MessageError(f"{len(data)} bytes are no message; expected {OVERHEAD} to {MOST_MESSAGE}")
-    head, (crc,) = data[:-4], struct.unpack("<I", data[-4:])
-    if zlib.crc32(head) != crc:
+    (crc,) = struct.unpack("<I", data[-4:])
+    if zlib.crc32(memoryview(data)[:-4]) != crc:
         raise MessageError("the checksum is wrong: the message was damaged on its way")
-    kind, protocol, found, payload = head[0], head[1], head[2:10], head[10:]
+    kind, protocol, found, payload = data[0], data[1], data[2:10], data[10:-4]
     if protocol != PROTOCOL:
         raise MessageError(
             f"protocol {protocol} was found, expected {PROTOCOL}; install the same version of blockzo everywhere"

@@ -90,5 +90,5 @@ def test_resuming_allows_what_does_not_change_a_step() -> None:
 
 
 def test_settings_of_another_version_are_refused() -> None:
-    with pytest.raises(UserError, match="unknown: speed"):
+    with pytest.raises(UserError, match="unknown 'speed'"):
         Settings.from_dict({"model": "m", "speed": 9})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from flwr.serverapp import Grid
 
 from blockzo.federated.flower import envelope
 from blockzo.federated.flower.identity import Identities
+from blockzo.outside import read_json
 
 log = logging.getLogger("flwr")
 
@@ -120,7 +120,7 @@ class Exchange:
             data = bytes(record[envelope.KEY])
             messages = tuple(envelope.unpack(data))
             if envelope.ABOUT in record:
-                peer.about = dict(json.loads(bytes(record[envelope.ABOUT])))
+                peer.about = dict(read_json(bytes(record[envelope.ABOUT]), "what the node tells of itself", 1 << 16))
                 peer.name = peer.name or self.identities.reported(peer.about)
         except (KeyError, TypeError, ValueError) as error:
             return Arrival(peer, error=f"its answer does not make sense ({error})")
