@@ -12,6 +12,7 @@ from blockzo.contract import DISTRIBUTIONS
 from blockzo.finetune.errors import UserError
 from blockzo.outside import MOST_BLOCKS, Refusal, build, shown
 from blockzo.planner import Auto
+from blockzo.record import float32
 from blockzo.schedules import SCHEDULES
 
 METHODS = ("mezo", "spsa", "spzo", "one-sided", "fzoo", "tree", "auto")
@@ -238,8 +239,8 @@ def numbers(option: str, text: str) -> list[float]:
             raise UserError(
                 f"{option} is {shown(text)}; expected a number, or numbers with commas (one a block)"
             ) from None
-        if not math.isfinite(value):
-            raise UserError(f"{option} is {shown(text)}; expected finite numbers")
+        if not math.isfinite(float32(value)):
+            raise UserError(f"{option} is {shown(text)}; expected numbers that are finite in float32: give lower ones")
         result.append(value)
     return result
 

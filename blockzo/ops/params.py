@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from blockzo.noise import canonical_name, stream_id
 from blockzo.ops import distributed
 from blockzo.ops.distributed import Spread, is_dtensor
+from blockzo.ops.overlap import check_disjoint
 from blockzo.ops.shards import Place, Shard, place_of
 
 Params = Mapping[str, Tensor] | Mapping[str, Shard] | Mapping[str, Tensor | Shard] | nn.Module
@@ -125,7 +126,7 @@ def _targets(params: Params) -> list[Target]:
             )
         streams[target.stream] = name
         result.append(target)
-    check_disjoint(result)
+    check_disjoint([(target.name, target.tensor) for target in result])
     return result
 
 
@@ -171,28 +172,6 @@ def check_tensor(name: str, tensor: Tensor) -> None:
         raise ValueError(
             f"parameter {name!r} is an expanded view whose elements share memory; pass the tensor it expands"
         )
-
-
-def check_disjoint(found: list[Target]) -> None:
-    """Two tensors that share memory would be moved twice (and by two threads at once)."""
-    first: dict[int, str] = {}
-    for target in found:
-        if target.tensor.numel() and target.tensor.device.type == "cpu":
-            other = first.setdefault(target.tensor.data_ptr(), target.name)
-            if other != target.name:
-                raise overlap(other, target.name)
-    ranges = sorted(
-        (t.tensor.data_ptr(), t.tensor.data_ptr() + t.tensor.numel() * t.tensor.element_size(), t.name)
-        for t in found
-        if t.tensor.numel() and t.tensor.is_contiguous() and t.tensor.device.type == "cpu"
-    )
-    for (_, end, name), (begin, _, other) in zip(ranges, ranges[1:], strict=False):
-        if begin < end:
-            raise overlap(name, other)
-
-
-def overlap(name: str, other: str) -> ValueError:
-    return ValueError(f"parameters {name!r} and {other!r} overlap in memory; pass the tensor that holds both, once")
 
 
 def check_finite(what: str, value: float) -> float:

@@ -269,8 +269,8 @@ def test_fedavg_learns_and_counts_the_weights_that_travel(tiny: Tiny, rows: Rows
 def test_losses_that_are_not_finite_end_the_run_with_words(
     engine: str, model: str, lr: str, tiny: Tiny, rows: Rows, tmp_path: Path
 ) -> None:
-    told = settings(tiny(model), rows, lr=lr, eval_every=100, weight_decay=0.0, steps=5)
     with pytest.raises(UserError, match="lower"):
+        told = settings(tiny(model), rows, lr=lr, eval_every=100, weight_decay=0.0, steps=5)
         simulate(told, Federation(engine=engine, clients=4, sample=2), tmp_path / "run")
 
 
