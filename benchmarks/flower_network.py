@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -21,6 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.namespaces import Host, Network, Weather, environment_of
 from blockzo.federated.flower.certificates import node_files, server_files
@@ -240,13 +243,24 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=BAD.delay, help="seconds each way")
     parser.add_argument("--stall", type=float, default=BAD.stall, help="chance of a piece of data")
     parser.add_argument("--reset-every", type=float, default=BAD.reset_every, help="seconds; 0: never")
+    parser.add_argument(
+        "--run", default="", help="32 hexadecimal digits, of which the digest is a function; else made up"
+    )
     parser.add_argument("--folder", type=Path, help="keeps keys, state and logs")
     given = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s")
+    # namespaces and what runs in them are taken away then too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     weather = Weather(given.delay, given.stall, BAD.stalled, given.reset_every)
     with tempfile.TemporaryDirectory(prefix="blockzo-") as folder:
         found = measure(
-            given.folder or Path(folder), given.rounds, given.local_steps, weather, given.nodes, not given.calm
+            given.folder or Path(folder),
+            given.rounds,
+            given.local_steps,
+            weather,
+            given.nodes,
+            not given.calm,
+            {"run": given.run},
         )
     per = found["rounds"] * given.nodes
     assert {found["digest"]} == set(found["clients"].values()), found
