@@ -10,6 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from blockzo.federated import messages as m
 from blockzo.federated import sum_messages as s
@@ -86,6 +89,40 @@ def test_a_client_refuses_rosters_that_a_server_made_up(attack: str) -> None:
     # the honest one it takes
     honest = [client(name, least=3) for name in NAMES]
     assert honest[0].share(packed(roster_of(*honest)))[0] == s.SHARES
+
+
+@given(st.data())
+@hypothesis_settings(max_examples=150, deadline=None)
+def test_whatever_a_server_makes_of_a_roster(data: st.DataObject) -> None:
+    """Entries of this sum and others, strangers, parts of one put into another, flipped bits: a client that goes on does so with
+    three or more entries that their owners made for this sum, its own among them."""
+    clients = [client(name, least=3) for name in NAMES]
+    honest = roster_of(*clients)
+    stock = [
+        *honest,
+        *(roster_of(client(name, number=2))[0] for name in NAMES[1:]),
+        invented(),
+        roster_of(client("c1"))[0],
+    ]
+    entries = []
+    for _ in range(data.draw(st.integers(0, 6))):
+        one, other = (data.draw(st.sampled_from(stock)) for _ in range(2))
+        fields = data.draw(st.sets(st.sampled_from(["channel", "mask", "public", "signature"]), max_size=1))
+        entries.append(replace(one, **{name: getattr(other, name) for name in fields}))
+    if data.draw(st.booleans()):
+        entries = data.draw(st.permutations(honest[: data.draw(st.integers(1, 4))]))
+    payload = bytearray(b"".join(keys.pack() for keys in entries))
+    if payload and data.draw(st.integers(0, 2)) == 0:
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        clients[0].share(s.pack(s.ROSTER, address()[0], bytes(payload)))
+    except SumError:
+        return
+    taken = read_roster(bytes(payload), True)
+    # the second keys of c1 are its own too, should it have begun this sum twice
+    assert {keys.public for keys in taken} <= {keys.public for keys in honest} and len(taken) >= 3
+    assert all(keys in (*honest, stock[-1]) for keys in taken) and honest[0] in taken
+    assert len({keys.public for keys in taken}) == len(taken)
 
 
 @pytest.mark.parametrize("change", ["round", "attempt", "run", "session", "phase", "client"])
