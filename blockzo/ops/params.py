@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from blockzo.noise import canonical_name, stream_id
 from blockzo.ops import distributed
@@ -76,9 +77,14 @@ def _identity(tensor: Tensor | Shard) -> tuple[object, ...]:
     held = tensor
     if isinstance(tensor, Tensor) and is_dtensor(tensor):
         held = distributed.local_tensor(tensor)
-    if isinstance(held, Shard) or held.layout != torch.strided or not held.numel():
+    if isinstance(held, Shard) or held.layout != torch.strided or not held.numel() or without_address(held):
         return (id(tensor),)
     return (held.device, held.data_ptr(), held.dtype, held.shape, held.stride())
+
+
+def without_address(tensor: Tensor) -> bool:
+    """Has it no memory of its own: a tensor of the device meta, a fake one, or one that is made of others?"""
+    return tensor.is_meta or type(tensor).__name__ == "FakeTensor" or is_traceable_wrapper_subclass(tensor)
 
 
 def targets(params: Params) -> list[Target]:
@@ -108,7 +114,7 @@ _checked: WeakKeyDictionary[nn.Module, tuple[Any, list[tuple[str, int, int]]]] =
 
 def _facts(name: str, tensor: Tensor) -> tuple[object, ...] | None:
     """All that a check looks at; None where it looks at more, as of a DTensor."""
-    if is_dtensor(tensor) or tensor.layout != torch.strided or tensor.is_meta:
+    if is_dtensor(tensor) or tensor.layout != torch.strided or without_address(tensor):
         return None
     return name, id(tensor), tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
@@ -164,9 +170,10 @@ def check_tensor(name: str, tensor: Tensor) -> None:
             f"parameter {name!r} has dtype {tensor.dtype}; expected float32, bfloat16 or float16 "
             "(convert it, or freeze it with requires_grad_(False))"
         )
-    if tensor.layout != torch.strided or tensor.is_meta:
+    if tensor.layout != torch.strided or without_address(tensor):
         raise ValueError(
-            f"parameter {name!r} is {tensor.layout} on {tensor.device}; expected a strided tensor in memory"
+            f"parameter {name!r} is {tensor.layout} on {tensor.device}, a {type(tensor).__name__}; expected a strided tensor in "
+            "memory of its own (freeze it with requires_grad_(False))"
         )
     if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         raise ValueError(

@@ -1,0 +1,118 @@
+"""A digest tells any two models apart, and is of bits alone."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
+
+import blockzo as bz
+from blockzo.quantized import QuantizedLinear
+
+
+def by_hand(tensors: dict[str, Tensor]) -> str:
+    """As docs/noise.md and the first version defined it, for plain tensors."""
+    lines = sorted(
+        f"{name} {str(t.dtype)[6:]} {'x'.join(map(str, t.shape))} "
+        f"{hashlib.sha256(t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()}\n"
+        for name, t in tensors.items()
+    )
+    return "bz1-" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+class Plain(nn.Module):
+    """Buffers of many kinds that are no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+        self.register_buffer("position_ids", torch.arange(5).unsqueeze(0))
+        self.register_buffer("inv_freq", torch.rand(4))
+        self.register_buffer("bias", torch.ones(1, 1, 4, 4, dtype=torch.uint8))
+        self.register_buffer("masked_bias", torch.tensor(-1e4))
+
+
+class Masks(nn.Module):
+    """As old attention layers had them: no weight, and no quantised one either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.register_buffer("bias", torch.ones(1, 1, 4, 4, dtype=torch.uint8))
+        self.register_buffer("masked_bias", torch.tensor(-1e4))
+
+
+@pytest.mark.parametrize("make", [Plain, Masks, lambda: nn.Sequential(nn.Linear(3, 2).bfloat16(), nn.LayerNorm(2))])
+def test_plain_models_have_the_digest_that_journals_name(make: object) -> None:
+    model = make()  # type: ignore[operator]
+    assert bz.digest(model) == by_hand(dict(model.named_parameters()))
+
+
+def quantised(bits: int, scale: float = 1.0) -> nn.Module:
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 6)
+    with torch.no_grad():
+        linear.weight.mul_(scale)
+    return nn.Sequential(QuantizedLinear.from_linear(linear, bits), nn.Linear(6, 2))
+
+
+def test_quantised_bases_are_told_apart() -> None:
+    eight, four, other = quantised(8), quantised(4), quantised(8, 2.0)
+    for model in (four, other):
+        model[1].load_state_dict(eight[1].state_dict())  # type: ignore[index]
+    assert torch.equal(eight[0].data, other[0].data), "they differ in their scales alone"  # type: ignore[index]
+    found = [bz.digest(eight), bz.digest(four), bz.digest(other)]
+    assert len(set(found)) == 3 and found[0] == bz.digest(copy.deepcopy(eight))
+    for name in ("data", "scale", "bias"):
+        changed = copy.deepcopy(eight)
+        getattr(changed[0], name).view(-1)[0] += 1  # type: ignore[index]
+        assert bz.digest(changed) != found[0]
+    # alike under the wrappers of other trainers
+    assert bz.digest(nn.ModuleDict({"module": eight})) == found[0]
+
+
+def test_tensors_without_bits_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
+    with pytest.raises(ValueError, match=r"'1\.weight' is on the device meta.*load"):
+        bz.digest(model)
+    with FakeTensorMode():
+        fake = nn.Linear(2, 2)
+    for tensor, message in (
+        (fake.weight, "has no bits"),
+        (torch.eye(3).to_sparse(), "to_dense"),
+        (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8), "int_repr"),
+    ):
+        with pytest.raises(ValueError, match=f"'w' .*{message}"):
+            bz.digest({"w": tensor})
+
+
+def test_a_tensor_made_of_others_has_the_digest_of_what_it_holds() -> None:
+    a, b = torch.randn(3, 4), torch.randn(3, 4)
+    model = nn.Linear(4, 3, bias=False)
+    model.weight = nn.Parameter(TwoTensor(a, b), requires_grad=False)
+    found = bz.digest(model)
+    assert found == bz.digest(copy.deepcopy(model)) == bz.digest({"weight": TwoTensor(a.clone(), b.clone())})
+    others = [TwoTensor(a, a), TwoTensor(b, a), TwoTensor(a, b + 1e-6), a, TwoTensor(a.double(), b.double())]
+    assert len({found, *(bz.digest({"weight": t}) for t in others)}) == 6
+    with pytest.raises(ValueError, match="no bits"):
+        bz.digest({"weight": TwoTensor(a.to("meta"), b.to("meta"))})
+
+
+def test_tensors_without_an_address_are_not_taken_for_one() -> None:
+    a, b, c = (torch.randn(3, 4) for _ in range(3))
+    pairs = [{"v": TwoTensor(a, b), "w": second} for second in (TwoTensor(a, b), TwoTensor(a, c))]
+    assert bz.digest(pairs[0]) != bz.digest(pairs[1])
+    with pytest.raises(ValueError, match="'v' is .* a TwoTensor; expected a strided tensor in memory of its own"):
+        bz.perturb_(pairs[0], bz.Noise(1), 0.5)
+
+
+def test_lazy_signs_are_bits() -> None:
+    values = torch.randn(4, dtype=torch.complex64)
+    assert bz.digest({"w": values.conj()}) == bz.digest({"w": values.conj().resolve_conj().clone()})
+    assert bz.digest({"w": values.conj().imag}) == bz.digest({"w": -values.imag})
