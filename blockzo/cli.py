@@ -51,7 +51,10 @@ def run(action: Callable[[], object]) -> None:
 
 
 def fail(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr)
+    from blockzo.outside import printable
+
+    # it may quote a journal or a file that came from anyone
+    print(printable(f"error: {text}"), file=sys.stderr)
     raise SystemExit(WRONG)
 
 

@@ -65,6 +65,7 @@ from blockzo.options import (
     Warmup,
     WeightDecay,
 )
+from blockzo.outside import printable
 from blockzo.simulate_command import simulate
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -289,7 +290,7 @@ def _stoppable(folder: Path, as_json: bool, action: Any) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any], as_json: bool, text: str) -> None:
-    print(json.dumps(result, indent=2) if as_json else text)
+    print(json.dumps(result, indent=2) if as_json else printable(text, 1 << 20))
 
 
 def _told(result: dict[str, Any]) -> str:

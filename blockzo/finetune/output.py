@@ -27,7 +27,8 @@ def new_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         # a kill while the journal was made leaves its unfinished file; there was no step yet
-        found = sorted(entry.name for entry in path.iterdir() if not entry.match(f"{JOURNAL}.*.new"))
+        # (an empty journal, where the file system has no links)
+        found = sorted(e.name for e in path.iterdir() if not e.match(f"{JOURNAL}.*.new") and not _reserved(e))
         if JOURNAL in found:
             raise UserError(
                 f"{path} holds a run already: continue it with --resume --output {path}, or choose another --output"
@@ -43,6 +44,10 @@ def new_folder(path: Path) -> None:
         raise UserError(f"{path} (or a folder above it) is a file: choose another --output") from None
     except OSError as error:
         raise disk_error(error, path) from None
+
+
+def _reserved(path: Path) -> bool:
+    return path.name == JOURNAL and path.is_file() and not path.stat().st_size
 
 
 def check_space(path: Path, needed: int) -> None:

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from blockzo.outside import printable
+
 
 class Reporter:
     """Says nothing; the interface of all reporters."""
@@ -39,7 +41,7 @@ class Lines(Reporter):
         self._said = 0.0
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
@@ -82,10 +84,10 @@ class Bar(Lines):
         self._best = ""
 
     def say(self, text: str) -> None:
-        self.console.print(text, style="dim", markup=False, highlight=False)
+        self.console.print(printable(text), style="dim", markup=False, highlight=False)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False)
+        self.console.print(printable(f"warning: {text}"), style="yellow", markup=False, highlight=False)
 
     def start(self, done: int, steps: int) -> None:
         super().start(done, steps)

@@ -84,3 +84,16 @@ def test_settings_of_a_header(values: dict, named: str) -> None:
     with pytest.raises(UserError, match=named) as caught:
         Settings.from_dict({"model": "m", **values})
     assert len(str(caught.value)) < 1500
+
+
+def test_escape_sequences_of_a_header_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\u202e"
+    metadata = {"settings": {"model": evil, "task": evil, "steps": 1}, "source": evil, "classes": 2}
+    with bz.Journal.create(tmp_path / "j", evil, journals.LAYOUT, metadata) as journal:
+        journal.append(journals.record(0))
+        journal.finish("bz1-" + "0" * 64)
+    for base in ("minilm-none", evil):
+        command = [sys.executable, "-m", "blockzo", "replay", base, str(tmp_path / "j"), str(tmp_path / "out")]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith(("error: ", "loading ")), done.stderr
+        assert all(c.isprintable() or c == "\n" for c in done.stdout + done.stderr), done.stderr
