@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from blockzo.graphed import GraphedStep
     from blockzo.groups import perturbed_losses
     from blockzo.journal import Journal, JournalError
+    from blockzo.micro_batches import MicroBatches
     from blockzo.noise import Noise, stream_id
     from blockzo.ops import perturb_, project, replay_, shift_, update_
     from blockzo.ops.digest import digest
@@ -42,6 +43,7 @@ __all__ = [
     "Journal",
     "JournalError",
     "MeZO",
+    "MicroBatches",
     "Noise",
     "OneSided",
     "Record",
@@ -73,6 +75,7 @@ _HOMES = {
     "Journal": "blockzo.journal",
     "JournalError": "blockzo.journal",
     "MeZO": "blockzo.estimators",
+    "MicroBatches": "blockzo.micro_batches",
     "Noise": "blockzo.noise",
     "OneSided": "blockzo.estimators",
     "Record": "blockzo.record",

@@ -1,9 +1,4 @@
-"""Cutting a model into consecutive blocks, and running some of them on activations that earlier blocks left.
-
-The model's own forward always runs. Layers before the first wanted block are bypassed: each returns the kept output of the
-layer just before that block, so whatever the model does around its layers (masks, rotary tables, position biases, tuples or
-tensors) is its own code on its own arguments. After the last wanted block the forward is stopped by an exception.
-"""
+"""Cutting a model into consecutive blocks; `passes.py` runs some of them on activations that earlier blocks left."""
 
 from __future__ import annotations
 
@@ -14,19 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from blockzo.noise import canonical_name
 from blockzo.ops.params import named_tensors
-from blockzo.perturb import is_fact
-
-
-class _Stop(Exception):
-    """Carries the output of the last layer that was wanted through the model's forward."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__("block finished")
-        self.output = output
+from blockzo.passes import Kept, Path, Run, no_drift
+from blockzo.perturb.kinds import Kind, kind_of
 
 
 class Blocks:
@@ -60,6 +47,8 @@ class Blocks:
         self.layers_name, self.layers = _find_layers(model, layers) if needs_layers or layers is not None else ("", [])
         self.starts = [0, *_layer_numbers(boundaries, len(self.layers))]
         self._configs = _configs_with_cache(model)
+        self.calls: dict[int, int] = {}
+        """Block -> how often the loss calls the layer before it, as last seen; the forward is left after that call."""
         every = named_tensors(model, trainable_only=False)
         self.places = self._assign(every, example) if len(self.starts) > 1 else dict.fromkeys(every, 0)
         self.layout = {name: self.places[name] for name in named_tensors(model)}
@@ -76,63 +65,53 @@ class Blocks:
         """Trainable parameters of one block under their canonical names."""
         return {n: t for n, t in named_tensors(self.model).items() if self.layout[n] == block}
 
-    def run(self, forward: Callable[[], Any], first: int, stop: int, kept: Any = None) -> Any:
+    def run(
+        self,
+        forward: Callable[[], Any],
+        first: int,
+        stop: int,
+        kept: Kept | None = None,
+        beyond: Callable[[], None] | None = None,
+    ) -> Any:
         """Runs blocks first .. stop-1.
 
         Args:
-            forward: calls the model on the batch (and computes the loss).
+            forward: calls the model on the batch (and computes the loss); it may call the layers any number of times.
             kept: what the run that stopped before block `first` returned; it is not changed.
+            beyond: called when code after block stop-1 begins to run on activations that are not the model's.
 
         Returns:
-            The activations after block stop-1, or what `forward` returns where that is the last block.
+            Activations after block stop-1, or what `forward` returns where that is the last block.
+
+        Raises:
+            PathChanged: `forward` does not call the layers as it did when activations were kept.
+            ValueError: it does not call the last layer of block stop-1.
         """
-        last = stop == len(self)
-        with self._without_cache(), self._bypassed(self.starts[first], kept):
-            if last:
-                return forward()
-            with self._stopped(self.starts[stop] - 1):
-                try:
-                    forward()
-                except _Stop as reached:
-                    return reached.output
-        raise ValueError(
-            f"the model's forward ended without running layer {self.starts[stop] - 1} of {self.layers_name!r}; "
-            "blocks need a model that runs its layers once each, in order (pass layers= to name another list)"
-        )
+        if stop == len(self):
+            return self.run_to_loss(forward, first, kept)[0]
+        run = Run(self.model, self.layers, self.starts[first], self.starts[stop], kept, self.calls.get(stop), beyond)
+        with self._without_cache():
+            found = run.to_end(forward)
+        self.calls.setdefault(stop, len(found.outputs))
+        return found
 
-    @contextmanager
-    def _bypassed(self, count: int, kept: Any) -> Iterator[None]:
-        def skip(*args: Any, **kwargs: Any) -> Any:
-            return kept
+    def run_whole(self, forward: Callable[[], Any]) -> Any:
+        """What `forward` returns, with nothing kept or looked at."""
+        with self._without_cache():
+            return forward()
 
-        def leave(*args: Any, **kwargs: Any) -> Any:
-            # a copy, so that a layer which works in place cannot change what other runs still need
-            return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, kept)
-
-        before = [(layer, layer.__dict__.get("forward")) for layer in self.layers[:count]]
-        try:
-            for layer, _ in before:
-                layer.__dict__["forward"] = skip
-            if before:
-                before[-1][0].__dict__["forward"] = leave
-            yield
-        finally:
-            for layer, own in before:
-                if own is None:
-                    layer.__dict__.pop("forward", None)
-                else:
-                    layer.__dict__["forward"] = own
-
-    @contextmanager
-    def _stopped(self, layer: int) -> Iterator[None]:
-        def stop(module: nn.Module, args: Any, output: Any) -> None:
-            raise _Stop(output)
-
-        handle = self.layers[layer].register_forward_hook(stop)
-        try:
-            yield
-        finally:
-            handle.remove()
+    def run_to_loss(
+        self, forward: Callable[[], Any], first: int = 0, kept: Kept | None = None
+    ) -> tuple[Any, Tensor, Path]:
+        """What `forward` returns, run from block `first` on, with its drift (`Kept`) and the way it went."""
+        if len(self) == 1:
+            return self.run_whole(forward), no_drift(), frozenset()
+        run = Run(self.model, self.layers, self.starts[first], None, kept)
+        with self._without_cache():
+            value, drift = run.to_loss(forward)
+        if first == 0:
+            self.calls = {block: run.counts[self.starts[block] - 1] for block in range(1, len(self))}
+        return value, drift, run.path
 
     @contextmanager
     def _without_cache(self) -> Iterator[None]:
@@ -192,7 +171,9 @@ def _find_layers(model: nn.Module, given: str | nn.ModuleList | nn.Sequential | 
 
 
 def _alike(layers: list[nn.Module]) -> bool:
-    return len({type(layer) for layer in layers}) == 1 and any(True for _ in layers[0].parameters())
+    """Layers with weights, of one kind or of few that recur (hybrids of attention and state-space layers)."""
+    weighted = all(any(True for _ in layer.parameters()) for layer in layers)
+    return weighted and 2 * len({type(layer) for layer in layers}) <= len(layers)
 
 
 def _layer_numbers(boundaries: str | float | Sequence[float | str], count: int) -> list[int]:
@@ -241,7 +222,8 @@ class _UseOrder(TorchFunctionMode):
         self.seen: dict[int, int] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not is_fact(func):
+        # a weight that a model rescales first is used where it is multiplied
+        if kind_of(func) not in (Kind.FACT, Kind.WRITES):
             for value in (*args, *(kwargs or {}).values()):
                 if isinstance(value, nn.Parameter):
                     self.seen.setdefault(id(value), max(0, self.begun - 1))
@@ -261,18 +243,22 @@ def _first_use(
         if not isinstance(own, Mapping):
             return {}
     order = _UseOrder()
-    begun = 0
+    # a module may stand in the list twice, or be called twice
+    places: dict[int, list[int]] = {}
+    for number, layer in enumerate(layers):
+        places.setdefault(id(layer), []).append(number)
+    calls = dict.fromkeys(places, 0)
 
     def begin(module: nn.Module, args: Any) -> None:
-        nonlocal begun
-        begun += 1
-        order.begun = begun
+        turn = calls[id(module)]
+        calls[id(module)] = turn + 1
+        order.begun = places[id(module)][turn % len(places[id(module)])] + 1
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
-        if begun == len(layers):
+        if order.begun == len(layers):
             order.begun = len(layers) + 1
 
-    handles = [layer.register_forward_pre_hook(begin) for layer in layers]
+    handles = [layer.register_forward_pre_hook(begin) for layer in {id(layer): layer for layer in layers}.values()]
     handles += [layers[-1].register_forward_hook(end)] if layers else []
     training = model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from blockzo.blocks import Blocks
 from blockzo.estimators import Method, default_blocks
-from blockzo.evaluate import LossFunction, evaluation_mode, hugging_face_loss
+from blockzo.evaluate import LossFunction, UnmovedTrial, evaluation_mode, hugging_face_loss
 from blockzo.ops.params import named_tensors
+from blockzo.passes import kept_bytes
 from blockzo.perturb import PerturbedForward
+from blockzo.reuse import Reuse
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Cost:
         weight_passes: writes of all weights: 1 (the update) for perturbed evaluation.
         in_place_weight_passes: the same for `evaluate="in_place"`, the last restore folded into the update.
         block_flops: forward FLOPs of one run of each block.
+        whole: None; or why every loss runs the whole model, nothing being kept (`blockzo.reuse`).
     """
 
     flops: float
@@ -41,6 +43,7 @@ class Cost:
     weight_passes: float
     in_place_weight_passes: float
     block_flops: list[int]
+    whole: str | None = None
 
 
 def cost(
@@ -52,7 +55,8 @@ def cost(
     loss_fn: LossFunction | None = None,
     max_group: int = 1,
 ) -> Cost:
-    """Cost of one step of `method`; runs every block once, unmoved, to count it.
+    """Cost of one step of `method`; runs every block once, unmoved, to count it, and tries whether the loss may continue from
+    kept activations (`Reuse.check`).
 
     Args:
         model: blocks, or a model, which is cut in half where the method needs two blocks.
@@ -75,7 +79,11 @@ def cost(
         def forward() -> Any:
             return (loss_fn or hugging_face_loss)(blocks.model, batch)
 
-    block_flops, kept_bytes = measure_blocks(blocks, forward)
+    reuse = tried(blocks, forward)
+    tree = reuse.tree(tree)
+    block_flops, kept_bytes = (
+        measure_blocks(blocks, forward) if reuse.reason is None else measure_whole(blocks, forward)
+    )
     sizes, held = [0] * len(blocks), [0] * len(blocks)
     for name, tensor in named_tensors(blocks.model).items():
         sizes[blocks.layout[name]] += tensor.numel()
@@ -89,7 +97,17 @@ def cost(
         weight_passes=1.0,
         in_place_weight_passes=tree.in_place_passes(sizes),
         block_flops=block_flops,
+        whole=reuse.reason,
     )
+
+
+def tried(blocks: Blocks, forward: Callable[[], Any]) -> Reuse:
+    """Whether evaluations may continue from kept activations, on unmoved weights; not tried on the device "meta"."""
+    reuse = Reuse(blocks)
+    if len(blocks) > 1 and next(blocks.model.parameters()).device.type != "meta":
+        with evaluation_mode(blocks.model):
+            reuse.check(UnmovedTrial(blocks, forward))
+    return reuse
 
 
 def measure_blocks(blocks: Blocks, forward: Callable[[], Any]) -> tuple[list[int], list[int]]:
@@ -101,14 +119,52 @@ def measure_blocks(blocks: Blocks, forward: Callable[[], Any]) -> tuple[list[int
             with PerturbedForward() as mode:
                 kept = blocks.run(forward, block, block + 1, kept)
             flops.append(mode.flops)
-            tensors = [leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)]
-            sizes.append(sum(t.numel() * t.element_size() for t in tensors))
+            sizes.append(kept_bytes(kept) if block + 1 < len(blocks) else 0)
     return flops, sizes
 
 
-def measure_seconds(blocks: Blocks, forward: Callable[[], Any], rounds: int = 3) -> list[float]:
-    """Seconds of one run of each block, unmoved, on the activations before it; the shortest of `rounds`."""
+def measure_whole(blocks: Blocks, forward: Callable[[], Any]) -> tuple[list[int], list[int]]:
+    """The same of one run of the whole model, which keeps nothing; each block from the start of its first layer on."""
+    flops = [0] * len(blocks)
+    block, before = 0, 0
+
+    def begin(number: int) -> None:
+        nonlocal block, before
+        flops[block] += mode.flops - before
+        block, before = number, mode.flops
+
+    def ended(module: nn.Module, args: Any, output: Any) -> None:
+        begin(len(blocks) - 1)
+
+    def begun(number: int) -> Callable[[nn.Module, Any], None]:
+        return lambda module, args: begin(max(b for b, start in enumerate(blocks.starts) if start <= number))
+
+    handles = [layer.register_forward_pre_hook(begun(number)) for number, layer in enumerate(blocks.layers)]
+    handles += [blocks.layers[-1].register_forward_hook(ended)] if blocks.starts[-1] == len(blocks.layers) else []
+    try:
+        with evaluation_mode(blocks.model), PerturbedForward() as mode:
+            blocks.run_whole(forward)
+        begin(0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return flops, [0] * len(blocks)
+
+
+def measure_seconds(blocks: Blocks, forward: Callable[[], Any], rounds: int = 3, whole: bool = False) -> list[float]:
+    """Seconds of one run of each block, unmoved, on the activations before it; the shortest of `rounds`.
+
+    Args:
+        whole: nothing can be kept; equal parts of the time of the whole model.
+    """
     best = [math.inf] * len(blocks)
+    if whole:
+        for _ in range(rounds):
+            start = time.perf_counter()
+            with evaluation_mode(blocks.model):
+                blocks.run_whole(forward)
+            best = [min(b, (time.perf_counter() - start) / len(blocks)) for b in best]
+        return best
     with evaluation_mode(blocks.model):
         for _ in range(rounds):
             kept: Any = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from blockzo import ops
 from blockzo.evaluate import Evaluation, LossFunction
+from blockzo.micro_batches import Part, Sum
 from blockzo.ops.distributed import keep_sharded
 from blockzo.ops.params import named_tensors, targets
 from blockzo.optim import ZO, Run
@@ -38,7 +39,7 @@ class DistributedZO(ZO):
         split: "directions": every rank takes leaves of the evaluation tree, with the same batch for all;
             "batch": every rank evaluates the whole tree on its own rows, and losses are averaged over rows. A rank without
             rows passes None, but not with a sharded model, whose forwards all ranks run together.
-        rows_of: split "batch": batch -> number that its loss is a mean over; the first dimension of its first tensor where None.
+        rows_of: split "batch" and micro-batches: batch -> number that its loss is a mean over, as of `ZO`.
         costs: split "directions": of running each block once, in any unit, to cut fair shares; all blocks alike where None.
         group: process group; the default one where None.
 
@@ -53,13 +54,12 @@ class DistributedZO(ZO):
         loss_fn: LossFunction | None = None,
         *,
         split: str = "directions",
-        rows_of: Callable[[Any], int] | None = None,
         costs: Sequence[float] | None = None,
         group: Any = None,
         **options: Any,
     ) -> None:
         self.ranks = Ranks(group)
-        self.split, self.rows_of = split, rows_of or _first_dimension
+        self.split = split
 
         def begin() -> None:
             method = options.get("method")
@@ -84,7 +84,7 @@ class DistributedZO(ZO):
         assert not isinstance(self.method, Auto)
         held = self.ranks.objects(None if self.journal is None else self.journal.records())[0]
         self._journaled = held is not None
-        self.ranks.together(lambda: self.replay(held) if self.ranks.rank and held else None)
+        self.ranks.together(lambda: self._replay(held) if self.ranks.rank and held else None)
         self.tree = self.method.tree(len(self.blocks))
         self.spread = any(target.spread is not None for target in targets(model))
         if self.spread:
@@ -115,19 +115,22 @@ class DistributedZO(ZO):
         longest = max(stop - start for start, stop in self.spans) if not by_rows else self.tree.leaves
         own = Evaluation()
         failed: Exception | None = None
-        plan, mark, rows = None, 0.0, 0
+        plan, mark, rows = None, 0.0, 0.0
+        sums: list[Sum] = []
         try:
-            plan = self._plan(batch)
-            mark = _mark(plan, self.step_number, None if by_rows else batch)
-            rows = (0 if batch is None else self.rows_of(batch)) if by_rows else 1
+            parts = self._parts(batch) if batch is not None or not by_rows else []
+            plan = self._plan(parts[0].batch if parts else None)
+            mark = _mark(plan, self.step_number, [] if by_rows else [part.batch for part in parts])
+            rows = self._rows(parts) if by_rows else 1.0
             if rows and stop > start:
-                own = run(plan, self.tree if by_rows else share(self.tree, start, stop))
+                own = run(plan, self.tree if by_rows else share(self.tree, start, stop), parts)
+                # exact, so that the result does not depend on how parts are spread over ranks
+                sums = (by_rows and own.sums) or [(rows * loss, 0.0) for loss in own.losses]
         except Exception as error:
             failed = error
-        losses = own.losses or [0.0] * (stop - start)
-        every = self.ranks.gather(
-            [float(failed is not None), mark, float(own.flops), float(rows), *losses, *[0.0] * (longest - len(losses))]
-        )
+        sums += [(0.0, 0.0)] * (longest - len(sums))
+        numbers = [float(failed is not None), mark, float(own.flops), rows]
+        every = self.ranks.gather([*numbers, *(a for a, _ in sums), *(b for _, b in sums if by_rows)])
         if any(row[0] for row in every):
             self.ranks.fail(failed)
         if len({row[1] for row in every}) > 1:
@@ -138,8 +141,14 @@ class DistributedZO(ZO):
         assert plan is not None
         return plan, self._joined(own, every)
 
+    def _rows(self, parts: Sequence[Part]) -> float:
+        """Weight of this rank's losses."""
+        if len(parts) == 1:
+            return float(self.rows_of(parts[0].batch))
+        return math.fsum(part.weight for part in parts)
+
     def _check_rows(self, batch: Any) -> None:
-        if batch is None or not self.rows_of(batch):
+        if batch is None or not self._rows(self._parts(batch)):
             raise ValueError(
                 f"step {self.step_number}: a rank has no row; expected some on every rank, since the model is sharded over them"
             )
@@ -157,9 +166,10 @@ class DistributedZO(ZO):
         total = math.fsum(row[3] for row in every)
         if not total:
             raise ValueError(f"step {self.step_number}: no rank has a row; expected a batch on one of them at least")
-        columns = zip(*(row[4:] for row in every), strict=True)
+        leaves = self.tree.leaves
         result.losses = [
-            math.fsum(row[3] * x for row, x in zip(every, column, strict=True)) / total for column in columns
+            math.fsum(part for row in every for part in (row[4 + leaf], row[4 + leaves + leaf])) / total
+            for leaf in range(leaves)
         ]
         return result
 
@@ -169,15 +179,6 @@ class DistributedZO(ZO):
             self.ranks.together(lambda: super(DistributedZO, self)._commit(record))
         else:
             super()._commit(record)
-
-
-def _first_dimension(batch: Any) -> int:
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return int(leaf.shape[0])
-    raise ValueError(
-        "the batch holds no tensor with a dimension; pass rows_of=, which says what its loss is a mean over"
-    )
 
 
 def _mark(plan: StepPlan, step: int, batch: Any) -> float:

@@ -15,16 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from blockzo import ops
 from blockzo.blocks import Blocks
-from blockzo.groups import Activations, Grouping, Limits, MaxGroup, group_losses, read_together, run_groups
+from blockzo.groups import Activations, Grouping, Limits, MaxGroup, group_losses, read_together, run_groups, split_drift
+from blockzo.micro_batches import Part, Sum, mean_losses, weighted_sums
 from blockzo.noise import Noise
 from blockzo.ops.distributed import reshard
 from blockzo.ops.params import Target, targets, whole_targets
+from blockzo.passes import ROUNDED, Path, PathChanged, kept_bytes, no_drift
 from blockzo.perturb import Index, Move, PerturbedForward
 from blockzo.record import BlockUpdate
+from blockzo.reuse import DEPENDS, Reuse, continues, whole
 from blockzo.tree import BlockMove, EvaluationTree, Node, Walker
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -53,17 +56,30 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 class Evaluation:
     """What one tree gave: `losses` of the leaves in order, forward `flops`, and ids of the parameters that were `used`.
 
-    `kept_bytes`: activations kept between blocks, at most at once.
+    `kept_bytes`: activations kept between blocks, at most at once. `sums`: of micro-batches, weighted losses before the division.
     """
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.sums: list[Sum] = []
         self.flops = self.kept_bytes = 0
         self.used: set[int] = set()
 
     def count(self, mode: PerturbedForward) -> None:
         self.flops += mode.flops
         self.used |= mode.used
+
+
+def joined(every: Sequence[Evaluation], weights: Sequence[float]) -> Evaluation:
+    """Of the parts of a batch: losses are their weighted means."""
+    result = Evaluation()
+    losses = [part.losses for part in every]
+    result.losses = mean_losses(losses, weights)
+    result.sums = weighted_sums(losses, weights) if len(every) > 1 else []
+    result.flops = sum(part.flops for part in every)
+    result.kept_bytes = max(part.kept_bytes for part in every)
+    result.used = set().union(*(part.used for part in every))
+    return result
 
 
 def check_loss(loss: float, moves: Sequence[BlockMove | None]) -> float:
@@ -96,6 +112,7 @@ class PerturbedExecutor:
             activations are those of (levels of the tree) x (evaluations in a group).
         directions: for each block, numbers of the noise's directions that are the tree's directions 0, 1, 2, ...; the same
             numbers where None.
+        reuse: what is known of the loss that is evaluated; one for all steps. Where None, it is found out at the first run.
     """
 
     def __init__(
@@ -105,8 +122,10 @@ class PerturbedExecutor:
         eps: Sequence[float],
         max_group: MaxGroup = "auto",
         directions: Sequence[Sequence[int]] | None = None,
+        reuse: Reuse | None = None,
     ) -> None:
         self.blocks, self.eps = blocks, eps
+        self.reuse = reuse or Reuse(blocks)
         self.directions = directions
         self.noises = [noise] * len(blocks) if isinstance(noise, Noise) else list(noise)
         if len(self.noises) != len(blocks):
@@ -119,8 +138,66 @@ class PerturbedExecutor:
         self._indices: dict[tuple[int, ...], Index] = {}
 
     def run(self, tree: EvaluationTree, forward: Callable[[], Any]) -> Evaluation:
+        """Losses of the leaves. Where evaluations cannot continue from what is kept, each leaf runs the whole model (`Reuse`)."""
         result = Evaluation()
-        unread: list[tuple[list[int], Tensor]] = []
+        with evaluation_mode(self.blocks.model):
+            self.prepare(tree, forward)
+            values = self._continued(tree, forward, result)
+            if values is None:
+                values, _, _ = self._evaluate(whole(tree), forward, result)
+        found = {leaf: self._loss(leaf, value) for leaf, value in values.items()}
+        result.losses = [check_loss(found[leaf], moves) for leaf, moves in enumerate(tree.leaf_moves())]
+        return result
+
+    def run_parts(self, tree: EvaluationTree, parts: Sequence[Part], loss: Callable[[Any], Any]) -> Evaluation:
+        """The same of the micro-batches of a batch, one after the other; `loss` takes one of them."""
+        return joined([self.run(tree, partial(loss, part.batch)) for part in parts], [part.weight for part in parts])
+
+    def prepare(self, tree: EvaluationTree, forward: Callable[[], Any]) -> None:
+        """Finds out, where it is not known, whether the tree's evaluations can continue from what is kept."""
+        if self.reuse.needed(tree):
+            with evaluation_mode(self.blocks.model):
+                self.reuse.check(_Trial(self, forward))
+
+    def _continued(self, tree: EvaluationTree, forward: Callable[[], Any], result: Evaluation) -> dict[int, Any] | None:
+        """The leaves' values; None where they must be evaluated whole."""
+        running = self.reuse.tree(tree)
+        if not continues(running):
+            return self._evaluate(running, forward, result)[0]
+        error: Exception
+        for checked in (False, True):
+            try:
+                values, drift, paths = self._evaluate(running, forward, result)
+                if drift > ROUNDED:
+                    self.reuse.give_up(PathChanged(DEPENDS))
+                    return None
+                if all(map(self.reuse.accepts, paths)):
+                    return values
+                error = PathChanged("its layers are called otherwise from evaluation to evaluation")
+            except PathChanged as changed:
+                error = changed
+            except (torch.OutOfMemoryError, MemoryError):
+                raise
+            except Exception as failure:
+                # the whole model may do better, or tell what is wrong with the loss
+                values, _, _ = self._evaluate(whole(tree), forward, result)
+                self.reuse.give_up(failure)
+                return values
+            if not checked:
+                # another batch may go another way; what holds there is found out once
+                self.reuse.check(_Trial(self, forward))
+                if self.reuse.reason is not None:
+                    return None
+        self.reuse.give_up(error)
+        return None
+
+    def _evaluate(
+        self, tree: EvaluationTree, forward: Callable[[], Any], result: Evaluation
+    ) -> tuple[dict[int, Any], float, set[Path]]:
+        """Values of the leaves by number, the largest drift of what they continue from, and the ways they went."""
+        unread: list[tuple[list[int], Tensor, Tensor]] = []
+        paths: set[Path] = set()
+        run = partial(self._run, forward, paths if continues(tree) else None)
         self.grouping.busy.clear()
 
         def visit(places: Sequence[_Place], kept: Activations | None, held: int) -> None:
@@ -129,24 +206,24 @@ class PerturbedExecutor:
             for place in places:
                 alike.setdefault((place.node.first, place.node.stop), []).append(place)
             for kind, waiting in alike.items():
-                for part, output, mode in self.grouping.each(waiting, partial(self._run, forward, kept), kind):
+                for part, output, mode in self.grouping.each(waiting, partial(run, kept), kind):
                     result.count(mode)
                     if part[0].node.stop < len(self.blocks):
                         children = [child for at, place in enumerate(part) for child in _children(place, at)]
-                        visit(children, output, held + output.nbytes)
+                        visit(children, output, held + kept_bytes(output.tree()))
                         continue
-                    unread.append(([place.leaf for place in part], self._losses(output, len(part))))
+                    value, drift = split_drift(output)
+                    unread.append(([place.leaf for place in part], self._losses(value, len(part)), drift))
 
-        with evaluation_mode(self.blocks.model):
-            visit(_places(tree.roots, (), 0, 0), None, 0)
-        values = read_together([losses for _, losses in unread])
-        found = {
-            leaf: self._loss(leaf, value)
-            for (leaves, _), group in zip(unread, values, strict=True)
+        visit(_places(tree.roots, (), 0, 0), None, 0)
+        numbers = read_together([*(losses for _, losses, _ in unread), *(drift for _, _, drift in unread)])
+        drifts = tree_leaves(numbers[len(unread) :])
+        values = {
+            leaf: value
+            for (leaves, _, _), group in zip(unread, numbers, strict=False)
             for leaf, value in zip(leaves, group, strict=True)
         }
-        result.losses = [check_loss(found[leaf], moves) for leaf, moves in enumerate(tree.leaf_moves())]
-        return result
+        return values, max(drifts, default=0.0), paths
 
     def _losses(self, output: Activations, groups: int) -> Tensor:
         """What is read of each group in the end, from what the loss function gave: float32, groups first."""
@@ -158,19 +235,31 @@ class PerturbedExecutor:
     def _run(
         self,
         forward: Callable[[], Any],
+        paths: set[Path] | None,
         kept: Activations | None,
         part: Sequence[_Place],
         row_limits: Limits | None,
         measure: bool,
     ) -> tuple[Activations, PerturbedForward]:
+        """`paths`: where the ways of leaves are noted; None: nothing of the tree is kept."""
         first, stop = part[0].node.first, part[0].node.stop
         # blocks before `first` too: a tied weight of theirs may be used again here
         moves = {b: self._move(b, moved) for b in range(stop) if any(moved := [place.path[b] for place in part])}
         moved_blocks = tuple(moves)
         if moved_blocks not in self._indices:
             self._indices[moved_blocks] = Index({block: self.members[block] for block in moved_blocks})
+
+        def run(before: Any, mode: PerturbedForward) -> Any:
+            if paths is None:
+                return self.blocks.run_whole(forward), no_drift()
+            if stop == len(self.blocks):
+                value, drift, path = self.blocks.run_to_loss(forward, first, before)
+                paths.add(path)
+                return value, drift
+            return self.blocks.run(forward, first, stop, before, mode.unbar)
+
         return run_groups(
-            lambda before: self.blocks.run(forward, first, stop, before),
+            run,
             None if kept is None else kept.take([place.parent for place in part]),
             self._indices[moved_blocks],
             moves,
@@ -198,6 +287,33 @@ class PerturbedExecutor:
         }
 
 
+class _Trial:
+    """Evaluations of the check of kept activations (`reuse.Trial`), all blocks moved along their first direction."""
+
+    def __init__(self, executor: PerturbedExecutor, forward: Callable[[], Any]) -> None:
+        self.executor, self.forward = executor, forward
+
+    def whole(self, sign: int) -> tuple[Any, Path]:
+        value, _, path = self._run(0, len(self.executor.blocks), None, sign)
+        return value, path
+
+    def keep(self, block: int, kept: Activations | None) -> Activations:
+        return self._alone(block, block + 1, kept, 1, set())
+
+    def rest(self, block: int, kept: Activations | None) -> tuple[Any, float, Path]:
+        return self._run(block, len(self.executor.blocks), kept, 1)
+
+    def _run(self, first: int, stop: int, kept: Activations | None, sign: int) -> tuple[Any, float, Path]:
+        paths: set[Path] = set()
+        value, drift = split_drift(self._alone(first, stop, kept, sign, paths))
+        return value.tree(), float(drift), paths.pop()
+
+    def _alone(self, first: int, stop: int, kept: Activations | None, sign: int, paths: set[Path]) -> Activations:
+        moved = tuple(BlockMove(block, 0, sign) if self.executor.members[block] else None for block in range(stop))
+        place = _Place(Node(first, stop), moved, 0, 0)
+        return self.executor._run(self.forward, paths, kept, [place], None, False)[0]
+
+
 def _places(nodes: Sequence[Node], path: tuple[BlockMove | None, ...], parent: int, leaf: int) -> list[_Place]:
     result = []
     for node in nodes:
@@ -222,9 +338,12 @@ class InPlaceExecutor(Walker):
     After `run` the weights are still moved: `finish` folds the restore into the update, `restore` undoes the move.
     """
 
-    def __init__(self, blocks: Blocks, noise: Noise | Sequence[Noise], eps: Sequence[float]) -> None:
+    def __init__(
+        self, blocks: Blocks, noise: Noise | Sequence[Noise], eps: Sequence[float], reuse: Reuse | None = None
+    ) -> None:
         super().__init__(len(blocks))
         self.blocks, self.eps = blocks, eps
+        self.reuse = reuse or Reuse(blocks)
         self.noises = [noise] * len(blocks) if isinstance(noise, Noise) else list(noise)
         found = members(blocks, targets(blocks.model))
         self.members = [{t.name: t.tensor if t.owner is None else t.owner for t in block} for block in found]
@@ -232,25 +351,62 @@ class InPlaceExecutor(Walker):
 
     def run(self, tree: EvaluationTree, forward: Callable[[], Any]) -> Evaluation:
         result = Evaluation()
-
-        def visit(node: Node, kept: object) -> object:
-            with PerturbedForward() as mode:
-                output = self.blocks.run(forward, node.first, node.stop, kept)
-            result.count(mode)
-            if node.children:
-                return output
-            leaves, spec = tree_flatten(output)
-            return group_losses(Activations(leaves, [False] * len(leaves), spec), 1)
-
         try:
             with evaluation_mode(self.blocks.model):
-                found = self.walk(tree, visit)
-            losses = [loss for (loss,) in read_together(found)]  # type: ignore[arg-type]
+                if self.reuse.needed(tree):
+                    self.reuse.check(UnmovedTrial(self.blocks, forward))
+                losses = self._continued(tree, forward, result)
             result.losses = [check_loss(loss, moves) for loss, moves in zip(losses, tree.leaf_moves(), strict=True)]
         except BaseException:
             self.restore()
             raise
         return result
+
+    def _continued(self, tree: EvaluationTree, forward: Callable[[], Any], result: Evaluation) -> list[float]:
+        running = self.reuse.tree(tree)
+        if not continues(running):
+            return self._evaluate(running, forward, result)[0]
+        try:
+            losses, drift, paths = self._evaluate(running, forward, result)
+            if drift > ROUNDED:
+                raise PathChanged(DEPENDS)
+            if all(map(self.reuse.accepts, paths)):
+                return losses
+            error: Exception = PathChanged("its layers are called otherwise from evaluation to evaluation")
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as failure:
+            error = failure
+        losses = self._evaluate(whole(tree), forward, result)[0]
+        self.reuse.give_up(error)
+        return losses
+
+    def _evaluate(
+        self, tree: EvaluationTree, forward: Callable[[], Any], result: Evaluation
+    ) -> tuple[list[float], float, set[Path]]:
+        paths: set[Path] = set()
+        keeps = continues(tree)
+
+        def visit(node: Node, kept: Any) -> Any:
+            drift = no_drift()
+            with PerturbedForward() as mode:
+                if not keeps:
+                    output = self.blocks.run_whole(forward)
+                elif node.children:
+                    output = self.blocks.run(forward, node.first, node.stop, kept)
+                else:
+                    output, drift, path = self.blocks.run_to_loss(forward, node.first, kept)
+                    paths.add(path)
+            result.count(mode)
+            if node.children:
+                return output
+            leaves, spec = tree_flatten(output)
+            return group_losses(Activations(leaves, [False] * len(leaves), spec), 1), drift.reshape(1)
+
+        found: list[Any] = self.walk(tree, visit)
+        numbers = read_together([loss for loss, _ in found] + [drift for _, drift in found])
+        losses = [loss for (loss,) in numbers[: len(found)]]
+        return losses, max((drift for (drift,) in numbers[len(found) :]), default=0.0), paths
 
     def move(self, block: int, target: BlockMove | None) -> None:
         current = self.state[block]
@@ -293,6 +449,24 @@ class InPlaceExecutor(Walker):
 
     def _scale(self, move: BlockMove) -> float:
         return move.sign * self.eps[move.block]
+
+
+class UnmovedTrial:
+    """Evaluations of the check of kept activations (`reuse.Trial`) on the weights as they are: moves in place leave rounding."""
+
+    def __init__(self, blocks: Blocks, forward: Callable[[], Any]) -> None:
+        self.blocks, self.forward = blocks, forward
+
+    def whole(self, sign: int) -> tuple[Any, Path]:
+        value, _, path = self.blocks.run_to_loss(self.forward)
+        return value, path
+
+    def keep(self, block: int, kept: Any) -> Any:
+        return self.blocks.run(self.forward, block, block + 1, kept)
+
+    def rest(self, block: int, kept: Any) -> tuple[Any, float, Path]:
+        value, drift, path = self.blocks.run_to_loss(self.forward, block, kept)
+        return value, float(drift), path
 
 
 def members(blocks: Blocks, found: Sequence[Target]) -> list[list[Target]]:

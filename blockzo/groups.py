@@ -79,7 +79,7 @@ class Activations:
 
 
 def run_groups(
-    forward: Callable[[Any], Any],
+    forward: Callable[[Any, PerturbedForward], Any],
     kept: Activations | None,
     index: Index,
     moves: Mapping[int, Moves],
@@ -88,10 +88,10 @@ def run_groups(
     row_limits: Limits | None = None,
     measure: bool = False,
 ) -> tuple[Activations, PerturbedForward]:
-    """Runs `forward(kept)` for all groups of the moves (block -> move; for each block of the index one).
+    """Runs `forward(kept, mode)` for all groups of the moves (block -> move; for each block of the index one).
 
     Args:
-        forward: takes what `kept` holds for one group (None where nothing is kept).
+        forward: takes what `kept` holds for one group (None where nothing is kept), and the mode it runs under.
 
     Returns:
         What it returned, and the mode that counted.
@@ -99,7 +99,7 @@ def run_groups(
     if groups == 1:
         mode = PerturbedForward(index, moves, barred, 1, None, row_limits, measure)
         with mode:
-            result = forward(None if kept is None else kept.tree())
+            result = forward(None if kept is None else kept.tree(), mode)
         leaves, spec = _read(mode, result)
         return Activations(leaves, [False] * len(leaves), spec), mode
     found: list[Any] = []
@@ -112,7 +112,7 @@ def run_groups(
             pairs = zip(kept.leaves, kept.own, strict=True)
             before = tree_unflatten([_for_groups(leaf, own, groups, level) for leaf, own in pairs], kept.spec)
         with mode:
-            result = forward(before)
+            result = forward(before, mode)
         leaves, spec = _read(mode, result)
         lowered = [batched.lower(leaf, level) if isinstance(leaf, Tensor) else (leaf, False) for leaf in leaves]
         found.extend((Activations([leaf for leaf, _ in lowered], [own for _, own in lowered], spec), mode))
@@ -120,6 +120,13 @@ def run_groups(
 
     torch.vmap(body)(torch.arange(groups))
     return found[0], found[1]
+
+
+def split_drift(result: Activations) -> tuple[Activations, Tensor]:
+    """What the loss function gave, and how far the inputs of its layers drifted (`passes.Kept`), from the pair of both."""
+    value, drift = result.tree()
+    leaves, spec = tree_flatten(value)
+    return Activations(leaves, result.own[:-1], spec), drift
 
 
 def _read(mode: PerturbedForward, result: Any) -> tuple[list[Any], TreeSpec]:
@@ -306,7 +313,7 @@ def perturbed_losses(
 
     def run(part: Sequence[Any], limits: Limits | None, measure: bool) -> tuple[Activations, PerturbedForward]:
         move = make_move(noise, *zip(*part, strict=True))
-        return run_groups(lambda _: forward(), None, index, {0: move}, len(part), None, limits, measure)
+        return run_groups(lambda *_: forward(), None, index, {0: move}, len(part), None, limits, measure)
 
     with evaluation_mode(model):
         each = Grouping(model, max_group, device).each(pairs, run)

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from blockzo import ops
 from blockzo.blocks import Blocks
 from blockzo.costs import measure_seconds
-from blockzo.estimators import Method, MeZO, Scalars, default_blocks
+from blockzo.estimators import Decoupled, Method, MeZO, Scalars, default_blocks
 from blockzo.evaluate import (
     Evaluation,
     InPlaceExecutor,
@@ -25,14 +25,25 @@ from blockzo.evaluate import (
 )
 from blockzo.groups import MaxGroup
 from blockzo.journal import Journal, JournalError
+from blockzo.micro_batches import (
+    MicroBatches,
+    Part,
+    Weight,
+    as_one_loss,
+    loss_terms,
+    meaning_of_list,
+    parts_of,
+)
 from blockzo.noise import Noise, check_seed
 from blockzo.ops.params import named_tensors, targets, whole_targets
 from blockzo.perturb import hidden_reads
 from blockzo.planner import Auto, Planner, StepPlan, fine_blocks, planned_method
 from blockzo.record import BlockUpdate, Record, check_record, float32
+from blockzo.repeatable import check_repeatable
+from blockzo.reuse import Reuse
 from blockzo.tree import EvaluationTree
 
-Run = Callable[[StepPlan, EvaluationTree], Evaluation]
+Run = Callable[[StepPlan, EvaluationTree, Sequence[Part]], Evaluation]
 Rate = float | Sequence[float] | Callable[[int], float | Sequence[float]]
 
 
@@ -89,6 +100,8 @@ class ZO:
             journal must be one made with exact=False).
         max_group: evaluations that run as one batch at most; "auto": by measured memory, and only where it is faster; 1: one
             after the other.
+        rows_of: weight of a micro-batch: batch -> number that its loss is a mean over. Where None: label tokens where `labels`
+            holds one a token, else rows (`micro_batches.loss_terms`).
 
     Raises:
         ValueError: the settings do not fit each other or the model.
@@ -112,6 +125,7 @@ class ZO:
         journal: Journal | None = None,
         evaluate: str = "perturbed",
         max_group: MaxGroup = "auto",
+        rows_of: Weight | None = None,
     ) -> None:
         self.model = model
         self.loss_fn = loss_fn or hugging_face_loss
@@ -146,9 +160,12 @@ class ZO:
         self.stochastic_rounding = stochastic_rounding
         self.evaluate = evaluate
         self.max_group = max_group
+        self.rows_of = rows_of or (lambda batch: loss_terms(model, batch))
+        self.reuse = Reuse(self.blocks)
+        self._lists_are_parts: bool | None = None
         self.step_number = 0
         self.journal = journal
-        self._unused_checked = False
+        self._unused_checked = self._repeatable = False
         self._reads_checked_at: int | None = 0
         """The step before which it is tried again whether the loss reads weights that are not moved; None: never again."""
         self.rates(0)
@@ -161,11 +178,15 @@ class ZO:
         return _per_block("lr", value, len(self.blocks))
 
     def step(self, batch: Any) -> StepResult:
-        """Estimates on the batch, writes the record to the journal, updates the weights."""
+        """Estimates on the batch, writes the record to the journal, updates the weights.
+
+        Args:
+            batch: what `loss_fn` takes; or micro-batches, a list of such or `MicroBatches`: one step on all of them, with the
+                memory of one (in place: with what is kept between blocks of all). A list that `loss_fn` itself takes is one.
+        """
         if self.evaluate == "in_place":
             return self._step_in_place(batch)
         result = self._estimate(batch)
-        self._commit(result.record)
         self.apply(result.record)
         return result
 
@@ -174,16 +195,27 @@ class ZO:
         return self._estimate(batch).record
 
     def apply(self, record: Record) -> None:
-        """Applies a record (its step must be the next one); the same bits as training's own update."""
-        self.replay([record])
+        """Writes a record (its step must be the next one) to the journal, then applies it; the same bits as `step`."""
+        self._check_next([record])
+        self._commit(record)
+        self._replay([record])
 
     def replay(self, records: Sequence[Record]) -> None:
-        """Applies consecutive records in one pass over the weights."""
+        """Writes consecutive records to the journal, then applies them in one pass over the weights."""
+        self._check_next(records)
+        for record in records:
+            self._commit(record)
+        self._replay(records)
+
+    def _check_next(self, records: Sequence[Record]) -> None:
         for number, record in enumerate(records, self.step_number):
             if record.step != number:
                 raise ValueError(f"the record holds step {record.step}; expected step {number}, the next one")
             if len(record.blocks) != len(self.blocks):
                 raise ValueError(f"the record has {len(record.blocks)} blocks, the model {len(self.blocks)}")
+
+    def _replay(self, records: Sequence[Record]) -> None:
+        self._check_next(records)
         ops.replay_(self.model, records, self.blocks.layout)
         self.step_number += len(records)
         if self.planner is not None:
@@ -200,20 +232,28 @@ class ZO:
         if not isinstance(self.method, Auto):
             return StepPlan(self.method, rates, tuple(self.eps), seed)
         if self.planner is None:
-            costs = self.method.costs or measure_seconds(self.blocks, lambda: self.loss_fn(self.model, batch))
-            self._start_planner(costs)
-            if self.journal is not None:
-                assert self.planner is not None
-                self.journal.add_plan({"costs": self.planner.costs})
+            self._measure(seed, lambda: self.loss_fn(self.model, batch))
         assert self.planner is not None
         return self.planner.plan(self.step_number, lambda step: step_seed(self.seed, step), rates)
 
-    def _start_planner(self, costs: Sequence[float]) -> None:
+    def _measure(self, seed: int, forward: Callable[[], Any]) -> None:
+        """Starts the planner with what the blocks cost on this machine, and whether anything can be kept between them."""
+        assert isinstance(self.method, Auto)
+        count = len(self.blocks)
+        executor = PerturbedExecutor(self.blocks, self._noise(seed), self.eps, reuse=self.reuse)
+        executor.prepare(Decoupled((1,) * count).tree(count), forward)
+        whole = self.reuse.reason is not None
+        self._start_planner(self.method.costs or measure_seconds(self.blocks, forward, whole=whole), whole)
+        if self.journal is not None:
+            assert self.planner is not None
+            self.journal.add_plan({"costs": self.planner.costs, **({"whole": True} if whole else {})})
+
+    def _start_planner(self, costs: Sequence[float], whole: bool = False) -> None:
         assert isinstance(self.method, Auto)
         if len(costs) != len(self.blocks):
             raise ValueError(f"costs has {len(costs)} entries for {len(self.blocks)} blocks; expected one a block")
         trainable = [block in set(self.blocks.layout.values()) for block in range(len(self.blocks))]
-        self.planner = Planner(self.method, costs, trainable, self.eps)
+        self.planner = Planner(self.method, costs, trainable, self.eps, whole)
 
     def _noise(self, seed: int) -> Noise | list[Noise]:
         noises = [Noise(seed, distribution) for distribution in self.distributions]
@@ -225,25 +265,45 @@ class ZO:
                 executor.restore()
                 return result
 
-        def run(plan: StepPlan, tree: EvaluationTree) -> Evaluation:
-            self._check_reads(batch)
-            walker = PerturbedExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.max_group)
-            return walker.run(tree, lambda: self.loss_fn(self.model, batch))
+        def run(plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
+            self._check_repeatable(parts[0])
+            self._check_reads(parts[0].batch)
+            executor = PerturbedExecutor(
+                self.blocks, self._noise(plan.seed), plan.eps, self.max_group, reuse=self.reuse
+            )
+            return executor.run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
 
         return self._result(*self._evaluated(batch, run))
 
     def _evaluated(self, batch: Any, run: Run) -> tuple[StepPlan, Evaluation]:
-        plan = self._plan(batch)
-        return plan, run(plan, plan.method.tree(len(self.blocks)))
+        parts = self._parts(batch)
+        plan = self._plan(parts[0].batch)
+        return plan, run(plan, plan.method.tree(len(self.blocks)), parts)
+
+    def _parts(self, batch: Any) -> list[Part]:
+        """Micro-batches of a step, at least one."""
+        if isinstance(batch, list) and batch:
+            if self._lists_are_parts is None:
+                with evaluation_mode(self.model):
+                    self._lists_are_parts = meaning_of_list(batch, lambda one: self.loss_fn(self.model, one))
+            if self._lists_are_parts:
+                batch = MicroBatches(batch)
+        return parts_of(batch, self.rows_of)
+
+    def _loss_of(self, part: Part) -> Callable[[], Any]:
+        return lambda: self.loss_fn(self.model, part.batch)
 
     @contextmanager
     def _moved_in_place(self, batch: Any) -> Iterator[tuple[InPlaceExecutor, StepResult]]:
         """Weights as the last evaluation left them; an error inside puts them back."""
         used: list[InPlaceExecutor] = []
 
-        def run(plan: StepPlan, tree: EvaluationTree) -> Evaluation:
-            used.append(InPlaceExecutor(self.blocks, self._noise(plan.seed), plan.eps))
-            return used[0].run(tree, lambda: self.loss_fn(self.model, batch))
+        def run(plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
+            self._check_repeatable(parts[0])
+            used.append(InPlaceExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.reuse))
+            # the weights move once for all parts
+            losses = [self._loss_of(part) for part in parts]
+            return used[0].run(tree, as_one_loss(losses, [part.weight for part in parts]))
 
         try:
             result = self._result(*self._evaluated(batch, run))
@@ -286,6 +346,19 @@ class ZO:
             stochastic_rounding=self.stochastic_rounding,
         )
         return StepResult(math.fsum(losses) / len(losses), scalars, losses, plan.seed, len(losses), found.flops, record)
+
+    def _check_repeatable(self, part: Part) -> None:
+        """At the first step: is the loss the same when it is evaluated again?
+
+        Raises:
+            NotRepeatable: a ValueError; no weight has changed.
+        """
+        if self._repeatable:
+            return
+        forward = self._loss_of(part)
+        with evaluation_mode(self.model):
+            check_repeatable(lambda: _number(self.blocks.run_whole(forward)), self.model)
+        self._repeatable = True
 
     def _check_reads(self, batch: Any) -> None:
         """Does the loss read weights that are not moved? Tried at the first step, and at 1, 2, 4, ... while some are unused.
@@ -344,15 +417,20 @@ class ZO:
                     f"the journal begins at weights {journal.base_digest}, this model has {found}; load the base model it names"
                 )
         self.take_plan(journal)
-        self.replay(journal.records())
+        self._replay(journal.records())
 
     def take_plan(self, journal: Journal) -> None:
         """Before records of a journal are replayed: what its planner had measured. Nothing for other methods."""
         if isinstance(self.method, Auto):
             if journal.plan is not None:
-                self._start_planner(journal.plan["costs"])
+                self._start_planner(journal.plan["costs"], bool(journal.plan.get("whole", False)))
             elif len(journal):
                 raise JournalError('the journal holds steps but no plan; it was not written with method="auto"')
+
+
+def _number(loss: Any) -> Any:
+    """What can be compared of it; what is no loss is refused where it is read."""
+    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else math.nan
 
 
 def _distributions(value: str | Sequence[str], blocks: int) -> list[str]:

@@ -250,10 +250,19 @@ class Planner:
         costs: of one run of each block, in any unit; only their ratios matter.
         trainable: whether each block has weights to move.
         eps: of each block, to begin with.
+        whole: every loss costs a run of all blocks, since nothing can be kept (`Reuse`).
     """
 
-    def __init__(self, settings: Auto, costs: Sequence[float], trainable: Sequence[bool], eps: Sequence[float]) -> None:
+    def __init__(
+        self,
+        settings: Auto,
+        costs: Sequence[float],
+        trainable: Sequence[bool],
+        eps: Sequence[float],
+        whole: bool = False,
+    ) -> None:
         self.settings, self.costs, self.first_eps = settings, list(costs), list(eps)
+        self.whole = whole
         self.blocks = [BlockState(settings.memory, settings.caution) for _ in costs]
         self.order = [block for block, moves in enumerate(trainable) if moves]
         self.guard = Guard(settings.window)
@@ -358,7 +367,7 @@ class Planner:
 
     def _probe(self, block: int, seed: int) -> StepPlan:
         """As many directions as cost little beside the blocks before."""
-        before, after = sum(self.costs[:block]), sum(self.costs[block:])
+        before, after = self._parts(block)
         count = min(self.settings.most, PROBE + int(before / (4 * after)))
         return self._move(block, count, seed, 0.0, centre=True)
 
@@ -409,8 +418,14 @@ class Planner:
         factor = 2.0 ** round(math.log2(wanted / first))
         return first * min(high, max(low, factor))
 
+    def _parts(self, block: int) -> tuple[float, float]:
+        """Cost of what runs once before a moved block, and of what runs for every loss."""
+        before = 0.0 if self.whole else sum(self.costs[:block])
+        return before, sum(self.costs) - before
+
     def _cost(self, block: int, losses: int) -> float:
-        return sum(self.costs[:block]) + losses * sum(self.costs[block:])
+        before, after = self._parts(block)
+        return before + losses * after
 
     @staticmethod
     def _block(record: Record) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from blockzo.estimators import Method
-from blockzo.evaluate import Evaluation, PerturbedExecutor
+from blockzo.evaluate import Evaluation, PerturbedExecutor, joined
 from blockzo.groups import Activations
+from blockzo.micro_batches import Part
 from blockzo.tree import EvaluationTree
 
 
@@ -23,6 +25,18 @@ class ExampleExecutor(PerturbedExecutor):
     def run(self, tree: EvaluationTree, forward: Callable[[], Any]) -> Evaluation:
         self.rows: list[list[float]] = [[] for _ in range(tree.leaves)]
         return super().run(tree, forward)
+
+    def run_parts(self, tree: EvaluationTree, parts: Sequence[Part], loss: Callable[[Any], Any]) -> Evaluation:
+        rows: list[list[list[float]]] = []
+
+        def noted(part: Part) -> Evaluation:
+            found = self.run(tree, partial(loss, part.batch))
+            rows.append(self.rows)
+            return found
+
+        result = joined([noted(part) for part in parts], [part.weight for part in parts])
+        self.rows = [[loss for part in rows for loss in part[leaf]] for leaf in range(tree.leaves)]
+        return result
 
     def _losses(self, output: Activations, groups: int) -> Tensor:
         value = output.leaves[0] if len(output.leaves) == 1 else None

@@ -19,9 +19,11 @@ from blockzo.federated.per_example import ExampleExecutor, example_scalars
 from blockzo.federated.settings import RunSettings
 from blockzo.federated.weights import Weights
 from blockzo.groups import MaxGroup
+from blockzo.micro_batches import loss_terms, parts_of
 from blockzo.noise import Noise
 from blockzo.outside import build, shown
 from blockzo.record import BlockUpdate, Record
+from blockzo.reuse import Reuse
 
 BatchOf = Callable[[int, int], tuple[Any, int]]
 """(round, local step) -> batch and its number of rows; a function of these alone, so that a repeated round sees the same rows."""
@@ -153,10 +155,13 @@ class Worker:
             settings.eps,
             self.max_group,
             directions=step_directions(settings, number, slot, step),
+            reuse=Reuse.of(self.weights.blocks, self.loss_fn),
         )
         tree = self._method.tree(settings.blocks)
         began = time.perf_counter()
-        found = executor.run(tree, lambda: self.loss_fn(self.model, batch))
+        # a client may hand over micro-batches
+        parts = parts_of(batch, lambda one: loss_terms(self.model, one))
+        found = executor.run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
         self.seconds += time.perf_counter() - began
         self.flops += found.flops
         if isinstance(executor, ExampleExecutor):

@@ -114,6 +114,10 @@ class PerturbedForward(TorchFunctionMode):
             self.footprint = max(self.footprint, operands + sum(map(_nbytes, tree_leaves(result))))
         return result
 
+    def unbar(self) -> None:
+        """From here on all parameters may be used: what runs is beyond the part that is wanted."""
+        self.barred = {}
+
     def find(self, value: Any) -> tuple[Parameter, int] | None:
         """The moved parameter that a tensor is or looks into, and where in it the tensor begins."""
         parameter = self._by_id.get(id(value))

@@ -368,6 +368,6 @@ def test_the_estimate_covers_what_a_forward_holds(name: str) -> None:
     size = Size()
     with evaluation_mode(model):
         moves = {0: Move(NOISE, (0,), (0.1,))}
-        _, mode = run_groups(lambda _: model(**batch).loss, None, Index({0: targets(model)}), moves, 1, measure=True)
+        _, mode = run_groups(lambda *_: model(**batch).loss, None, Index({0: targets(model)}), moves, 1, measure=True)
     size.learn(mode)
     assert live.peak <= size.nbytes <= 12 * live.peak
