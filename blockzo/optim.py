@@ -265,15 +265,13 @@ class ZO:
                 executor.restore()
                 return result
 
-        def run(plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
-            self._check_repeatable(parts[0])
-            self._check_reads(parts[0].batch)
-            executor = PerturbedExecutor(
-                self.blocks, self._noise(plan.seed), plan.eps, self.max_group, reuse=self.reuse
-            )
-            return executor.run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
+        return self._result(*self._evaluated(batch, self._perturbed))
 
-        return self._result(*self._evaluated(batch, run))
+    def _perturbed(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
+        self._check_repeatable(parts[0])
+        self._check_reads(parts[0].batch)
+        executor = PerturbedExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.max_group, reuse=self.reuse)
+        return executor.run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
 
     def _evaluated(self, batch: Any, run: Run) -> tuple[StepPlan, Evaluation]:
         parts = self._parts(batch)
