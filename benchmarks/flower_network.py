@@ -171,7 +171,7 @@ def calamities(hosts: Hosts, rounds: int) -> list[tuple[int, str, Callable[[], N
         (5 * rounds // 8, "the host of the server dies and is back after 10 s", lambda: power_failure(server, 10)),
         (
             7 * rounds // 8,
-            "the hosts of n0 and n2 die at once",
+            "the hosts of n0 and n2 die, one after the other",
             lambda: [power_failure(n, 5) for n in (nodes[0], nodes[2])],
         ),
     ]
