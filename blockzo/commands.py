@@ -13,7 +13,8 @@ import typer
 from typer import Argument, Option
 
 import blockzo
-from blockzo.cli import STOPPED
+from blockzo.cli import stoppable
+from blockzo.option_names import Command, typed
 from blockzo.options import (
     METHOD,
     RUN,
@@ -86,7 +87,7 @@ def _blockzo(
     """Fine-tunes language models with forward passes only (docs/finetune.md)."""
 
 
-@app.command()
+@app.command(cls=Command)
 def finetune(
     context: typer.Context,
     model: ModelName = "smollm2-135m",
@@ -150,26 +151,30 @@ def finetune(
     from blockzo import finetune as tuning
     from blockzo.finetune.plan import describe
 
-    given = _given(context)
+    given = typed(context)
     reporter = _reporter()
     folder = output or Path("runs") / f"{task}-{method}-{seed}"
     if resume:
         changed = {name: value for name, value in given.items() if name in _names()}
-        result = _stoppable(folder, as_json, lambda: tuning.resume(folder, changed, reporter, fallback_model))
+        result = stoppable(
+            "finetune", folder, as_json, lambda: tuning.resume(folder, changed, reporter, fallback_model)
+        )
     else:
         settings = tuning.Settings(**{name: value for name, value in context.params.items() if name in _names()})
         if dry_run:
             plan = tuning.dry_run(settings, reporter, fallback_model)
             _print(plan, as_json, describe(plan))
             return
-        result = _stoppable(folder, as_json, lambda: tuning.finetune(settings, folder, reporter, fallback_model))
+        result = stoppable(
+            "finetune", folder, as_json, lambda: tuning.finetune(settings, folder, reporter, fallback_model)
+        )
     _print(result, as_json, _told(result))
 
 
-app.command()(simulate)
+app.command(cls=Command)(simulate)
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     context: typer.Context,
     model: Annotated[str, Argument(help="Folder, GGUF file, hub name or built-in model.")],
@@ -202,7 +207,7 @@ def evaluate(
     _print(result, as_json, _scores(result["scores"]))
 
 
-@app.command()
+@app.command(cls=Command)
 def replay(
     base: Annotated[str, Argument(help="The model that the run began with.")],
     journal: Annotated[Path, Argument(help="Its journal.bz.")],
@@ -223,7 +228,7 @@ def replay(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def env(as_json: Json = False) -> None:
     """Versions, CPU features, backends of every operation, and a self-test."""
     from blockzo import environment
@@ -231,7 +236,7 @@ def env(as_json: Json = False) -> None:
     raise SystemExit(environment.main(json=as_json))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
     name: Annotated[str | None, Argument(help="A file of benchmarks/ without .py; none lists them.")] = None,
@@ -256,37 +261,10 @@ def _names() -> set[str]:
     return {field.name for field in fields(Settings)}
 
 
-def _given(context: typer.Context) -> dict[str, Any]:
-    """Options that stood on the command line."""
-
-    def told(name: str) -> bool:
-        # by name, since newer typers bring their own copy of click's enumeration
-        return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-
-    return {name: value for name, value in context.params.items() if told(name)}
-
-
 def _reporter() -> Any:
     from blockzo.finetune.progress import reporter
 
     return reporter()
-
-
-def _stoppable(folder: Path, as_json: bool, action: Any) -> dict[str, Any]:
-    from blockzo.finetune.errors import Interrupted
-    from blockzo.finetune.output import JOURNAL
-
-    try:
-        result: dict[str, Any] = action()
-    except (Interrupted, KeyboardInterrupt):
-        begun = (folder / JOURNAL).is_file()
-        again = f"blockzo finetune --resume --output {folder}" if begun else None
-        if as_json:
-            print(json.dumps({"schema": 1, "command": "finetune", "interrupted": True, "resume": again}))
-        told = f"every step that was reported is kept. Continue with: {again}" if begun else "the run had not begun"
-        print(f"stopped; {told}", file=sys.stderr)
-        raise SystemExit(STOPPED) from None
-    return result
 
 
 def _print(result: dict[str, Any], as_json: bool, text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,8 @@ import typer
 from typer import Option
 
 from blockzo import options as o
-from blockzo.cli import STOPPED
+from blockzo.cli import stoppable
+from blockzo.option_names import typed
 
 CLIENTS, PRIVACY = "Clients and rounds", "Privacy"
 
@@ -23,8 +23,11 @@ def simulate(
     task: o.TaskName = "sst2",
     clients: Annotated[
         int | None,
-        Option(help="Virtual clients; with --partition column the number of its values.", rich_help_panel=CLIENTS),
-    ] = 8,
+        Option(
+            help="Virtual clients; 8 by default, and with --partition column as many as it has values.",
+            rich_help_panel=CLIENTS,
+        ),
+    ] = None,
     sample: Annotated[int | None, Option(help="Clients asked in a round; 0 asks all.", rich_help_panel=CLIENTS)] = 2,
     rounds: Annotated[int, Option("--rounds", "-n", help="Rounds.", rich_help_panel=CLIENTS)] = 100,
     local_steps: Annotated[
@@ -129,25 +132,29 @@ def simulate(
 ) -> None:
     """Federated rounds of virtual clients in one process; writes accuracy against rounds, FLOPs and bytes."""
     from blockzo import simulate as simulation
-    from blockzo.finetune.errors import Interrupted
     from blockzo.finetune.progress import reporter
     from blockzo.finetune.settings import Settings
 
     folder = output or Path("runs") / f"simulate-{task}-{method}-{seed}"
-    given = dict(context.params, steps=rounds, sample=sample or None)
-    try:
+
+    def act() -> dict[str, Any]:
         if resume:
-            result = simulation.resume(folder, reporter(), fallback_model, trust_remote_code)
-        else:
-            settings = Settings(**_those_of(Settings, given))
-            federation = simulation.Federation(**_those_of(simulation.Federation, given))
-            result = simulation.simulate(settings, federation, folder, reporter(), fallback_model)
-    except (Interrupted, KeyboardInterrupt):
-        begun = (folder / "journal.bz").is_file()
-        again = f"continue with: blockzo simulate --resume --output {folder}" if begun else "nothing can be continued"
-        print(f"stopped; {again}", file=sys.stderr)
-        raise SystemExit(STOPPED) from None
+            return simulation.resume(folder, reporter(), fallback_model, _as_fields(typed(context)))
+        given = _as_fields(context.params)
+        settings = Settings(**_those_of(Settings, given))
+        federation = simulation.Federation(**_those_of(simulation.Federation, given))
+        return simulation.simulate(settings, federation, folder, reporter(), fallback_model)
+
+    result = stoppable("simulate", folder, as_json, act)
     print(json.dumps(result, indent=2) if as_json else told(result))
+
+
+def _as_fields(given: dict[str, Any]) -> dict[str, Any]:
+    """Options as fields of Settings and Federation: rounds are steps, and a sample of 0 is all."""
+    fields_of = {"steps" if name == "rounds" else name: value for name, value in given.items()}
+    if fields_of.get("sample") == 0:
+        fields_of["sample"] = None
+    return fields_of
 
 
 def _those_of(form: Any, given: dict[str, Any]) -> dict[str, Any]:

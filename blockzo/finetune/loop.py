@@ -46,12 +46,13 @@ def finetune(
         Interrupted: after a signal; the run can be continued.
     """
     reporter = reporter or Reporter()
-    output.new_folder(folder)
+    output.check_folder(folder)
     settings = replace(settings, eval_every=settings.interval)
     _threads(settings.threads)
     prepared = prepare(settings, reporter.say, fallback)
     run = Run(settings, folder, prepared, reporter)
     output.check_space(folder, run.bytes_needed())
+    output.make_folder(folder)
     journal = Journal.create(
         folder / output.JOURNAL,
         base_digest=run.base_digest,
@@ -204,7 +205,8 @@ class Run:
                 if metrics is not None:
                     metrics.close()
                 self.reporter.stop()
-        return self._write(journal, metrics)
+            with interrupts.at_once():
+                return self._write(journal, metrics)
 
     def _begin(self, metrics: output.Metrics, interrupts: Interrupts) -> None:
         """The scores before training, from line 0 of the metrics where a continued run has it."""

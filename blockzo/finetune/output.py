@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
+import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockzo.finetune.errors import UserError, disk_error
+from blockzo.finetune.errors import UserError, disk_error, os_error_in
 
 JOURNAL = "journal.bz"
 METRICS = "metrics.jsonl"
@@ -18,28 +21,35 @@ CURVE = "curve.png"
 MODEL = "model"
 
 
-def new_folder(path: Path) -> None:
-    """Makes an empty folder.
+def check_folder(path: Path) -> None:
+    """Raises UserError unless a run can begin in `path`: it is empty or not there, and can be written. Leaves nothing behind."""
+    try:
+        if path.exists():
+            # a kill while the journal was made leaves its unfinished file; there was no step yet
+            # (an empty journal, where the file system has no links)
+            found = sorted(e.name for e in path.iterdir() if not e.match(f"{JOURNAL}.*.new") and not _reserved(e))
+            if JOURNAL in found:
+                raise UserError(
+                    f"{path} holds a run already: continue it with --resume --output {path}, or choose another --output"
+                )
+            if found:
+                raise UserError(
+                    f"{path} is not empty (it holds {', '.join(found[:3])}): choose another --output, or empty it"
+                )
+        above = path
+        while not above.exists():
+            above = above.parent
+        os.rmdir(tempfile.mkdtemp(prefix=".blockzo-", dir=above))
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path} (or a folder above it) is a file: choose another --output") from None
+    except OSError as error:
+        raise disk_error(error, path) from None
 
-    Raises:
-        UserError: there is something in it, or it cannot be written.
-    """
+
+def make_folder(path: Path) -> None:
+    """Makes the folder of a run that was accepted (`check_folder`)."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # a kill while the journal was made leaves its unfinished file; there was no step yet
-        # (an empty journal, where the file system has no links)
-        found = sorted(e.name for e in path.iterdir() if not e.match(f"{JOURNAL}.*.new") and not _reserved(e))
-        if JOURNAL in found:
-            raise UserError(
-                f"{path} holds a run already: continue it with --resume --output {path}, or choose another --output"
-            )
-        if found:
-            raise UserError(
-                f"{path} is not empty (it holds {', '.join(found[:3])}): choose another --output, or empty it"
-            )
-        probe = path / ".write-test"
-        probe.touch()
-        probe.unlink()
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{path} (or a folder above it) is a file: choose another --output") from None
     except OSError as error:
@@ -51,8 +61,11 @@ def _reserved(path: Path) -> bool:
 
 
 def check_space(path: Path, needed: int) -> None:
-    """Raises UserError unless `needed` bytes are free where `path` is."""
-    free = shutil.disk_usage(path).free
+    """Raises UserError unless `needed` bytes are free where `path` is, or will be."""
+    above = path
+    while not above.exists():
+        above = above.parent
+    free = shutil.disk_usage(above).free
     if free < needed:
         raise UserError(
             f"the disk that holds {path} has {free / 1e6:.0f} MB free, the run writes about {needed / 1e6:.0f} MB there: "
@@ -61,25 +74,61 @@ def check_space(path: Path, needed: int) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """`write(temporary)` makes a file or folder, which then appears under `path` at once, in place of what was there.
+    """`write(temporary)` makes a file or folder, which then appears under `path` at once, in place of what was there. What a
+    process that was killed left of the same work is removed.
 
     Raises:
         UserError: it cannot be written; what was at `path` is as before.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}")
     try:
+        for left in _abandoned(path):
+            _remove(left)
         try:
             write(temporary)
             if path.is_dir():
                 shutil.rmtree(path)
             os.replace(temporary, path)
         finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:
-                temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise disk_error(error, path) from None
+            _remove(temporary)
+    except Exception as error:
+        failed = os_error_in(error)
+        if failed is None:
+            raise
+        raise disk_error(failed, path) from error
+
+
+def _host() -> str:
+    """This host's name, as part of a file's."""
+    return "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())[:40]
+
+
+def _abandoned(path: Path) -> list[Path]:
+    """Temporary files and folders of `path` whose process is gone. Those of other hosts stay: what runs there cannot be seen."""
+    found = []
+    for place in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        host, _, process = place.name[len(path.name) + 2 :].rpartition(".")
+        # versions before 0.2 named no host
+        if host in (_host(), "") and process.isdecimal() and (int(process) == os.getpid() or not _lives(int(process))):
+            found.append(place)
+    return found
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # another user's
+    return True
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

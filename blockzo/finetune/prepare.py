@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from blockzo import Blocks
 from blockzo.finetune import data as rows_of
 from blockzo.finetune.data import Example
-from blockzo.finetune.errors import UserError
+from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.models import Loaded, load, resolve
 from blockzo.finetune.order import BatchOrder, shuffled
 from blockzo.finetune.prompts import Encoded, Encoder, begin_token, windows
@@ -56,7 +57,8 @@ class Prepared:
         boundaries = settings.boundaries()
         if boundaries == "fine":
             return fine_blocks(self.model, example)
-        return Blocks(self.model, boundaries, example=example)
+        with about("--blocks" if settings.blocks is not None else "--split"):
+            return Blocks(self.model, boundaries, example=example)
 
     def order(self, settings: Settings) -> BatchOrder:
         return BatchOrder(self.train.lengths, settings.batch, settings.seed, settings.pool)
@@ -100,19 +102,20 @@ def prepare(
     notes: list[str] = []
     task = None if settings.task == "lm" else find_task(settings.task, settings.template, settings.labels)
     source = _read_text(settings, training) if task is None else _read_task(settings, task, notes, training)
-    path = resolve(settings.model, fallback, say)
-    say(f"loading {path}")
     classes = 0 if task is None else len(task.words)
-    loaded = load(
-        path,
-        settings.dtype,
-        settings.head,
-        classes,
-        settings.seed,
-        settings.task,
-        labels=() if task is None else tuple(task.words),
-        trust_remote_code=settings.trust_remote_code,
-    )
+    with about("--model"):
+        path = resolve(settings.model, fallback, say)
+        say(f"loading {path}")
+        loaded = load(
+            path,
+            settings.dtype,
+            settings.head,
+            classes,
+            settings.seed,
+            settings.task,
+            labels=() if task is None else tuple(task.words),
+            trust_remote_code=settings.trust_remote_code,
+        )
     notes += loaded.notes
     if settings.trainable is not None:
         freeze_others(loaded.model, settings.trainable)
@@ -169,7 +172,9 @@ def _read_task(settings: Settings, task: Task, notes: list[str], training: bool)
         raise UserError(
             f"the task {task.name} has no data of its own; give it with --train FILE (and --validation FILE)"
         )
-    train = rows_of.read_examples(train_path, task, rows_of.parse_where(settings.train_where))
+    where = rows_of.parse_where(settings.train_where)
+    with about("--train-where") if where else nullcontext():
+        train = rows_of.read_examples(train_path, task, where)
     if validation_path is not None:
         validation = rows_of.read_examples(validation_path, task)
     else:

@@ -9,7 +9,7 @@ from blockzo import Journal, JournalError, digest, replay_
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.models import load, resolve, save
-from blockzo.finetune.output import write_whole
+from blockzo.finetune.output import make_folder, write_whole
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings
 from blockzo.ops.params import named_tensors
@@ -86,7 +86,7 @@ def replay(
         )
     if journal.left_out is not None:
         reporter.warn(f"{path}: {journal.left_out}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_whole(out, lambda place: save(loaded, place))
     return {
         "schema": 1,

@@ -16,6 +16,8 @@ from blockzo.record import float32
 from blockzo.schedules import SCHEDULES
 
 METHODS = ("mezo", "spsa", "spzo", "one-sided", "fzoo", "tree", "auto")
+MOST_LOSSES = 100_000
+"""Of one step; far more than any run has use for."""
 VARIANTS = ("coupled", "crossed", "decoupled")
 
 
@@ -97,19 +99,27 @@ class Settings:
             raise UserError("--shots and --train-rows both choose training rows; give one of them")
         if self.blocks is not None and self.split is not None:
             raise UserError("--blocks and --split both cut the model; give one of them")
-        if any(e <= 0 for e in numbers("--eps", self.eps)):
-            raise UserError(f"--eps is {self.eps}; expected positive numbers")
+        if any(e <= 0 or float32(e) == 0 for e in numbers("--eps", self.eps)):
+            raise UserError(f"--eps is {self.eps}; expected positive numbers that float32 can hold")
         if any(rate < 0 for rate in numbers("--lr", self.lr or "")):
             raise UserError(f"--lr is {self.lr}; expected numbers that are not negative")
         cuts = self.boundaries()
         # how many blocks a planner has, where it cuts by itself, the model alone says
         count = 1 if cuts == "fine" else 2 if cuts == "auto" else len(cuts) + 1
+        if count > MOST_BLOCKS:
+            raise UserError(f"--blocks, --split or --levels make {count} blocks; expected {MOST_BLOCKS} or fewer")
         for name in ("lr", "eps"):
             found = len(numbers(f"--{name}", getattr(self, name)))
             if found not in (1, count):
                 raise UserError(f"--{name} has {found} numbers for {count} blocks; expected one, or one a block")
         if self.method == "auto" and self.in_place:
             raise UserError("--method auto evaluates perturbed forwards; leave --in-place out")
+        losses = self._losses()
+        if losses > MOST_LOSSES:
+            raise UserError(
+                f"--method {self.method} would evaluate {losses:.3g} losses a step; expected {MOST_LOSSES} or fewer: lower "
+                "--directions, --outer, --inner or --levels"
+            )
         try:
             estimator = self.estimator()
             if not isinstance(estimator, Auto):
@@ -160,6 +170,14 @@ class Settings:
             return estimators.Tree(tuple(self._levels()), self.one_sided)
         return estimators.SPZO(self.outer, self.inner, self.variant, self.one_sided)
 
+    def _losses(self) -> float:
+        """About how many losses a step has, without its tree, which would be as large."""
+        if self.method == "tree":
+            return 2.0 * math.prod(float(max(1, level)) for level in self._levels())
+        if self.method == "spzo":
+            return 4.0 * self.outer * (self.inner + 1)
+        return 2.0 * (self.directions or 1)
+
     def _levels(self) -> list[int]:
         if self.levels is None:
             if self.method == "tree":
@@ -205,22 +223,32 @@ def resumed(old: Settings, given: Mapping[str, Any]) -> Settings:
         UserError: names every setting that was given and differs.
     """
     before = old.as_dict()
-    wrong = [
-        f"--{name.replace('_', '-')} was {before[name]}, now {value}"
-        for name, value in given.items()
-        if name in before and name not in FREE_ON_RESUME and not _same(name, value, before[name])
-    ]
+    wrong = differences(before, given, FREE_ON_RESUME)
     steps = given.get("steps", old.steps)
     if steps != old.steps and old.schedule != "constant":
         wrong.append(f"--steps was {old.steps}, now {steps}, which would change the {old.schedule} schedule")
+    refuse(wrong)
+    # that code was trusted once says nothing of the code that is there now
+    before["trust_remote_code"] = False
+    return Settings(**{**before, **{k: v for k, v in given.items() if k in FREE_ON_RESUME}})
+
+
+def differences(before: Mapping[str, Any], given: Mapping[str, Any], free: frozenset[str]) -> list[str]:
+    """Of settings that were given again: those that are not `free` to differ from what they were, each as a phrase."""
+    return [
+        f"--{name.replace('_', '-')} was {before[name]}, now {value}"
+        for name, value in given.items()
+        if name in before and name not in free and not _same(name, value, before[name])
+    ]
+
+
+def refuse(wrong: list[str]) -> None:
+    """Raises UserError where a run that continues would have other settings."""
     if wrong:
         raise UserError(
             f"the run cannot continue with other settings: {'; '.join(wrong)}. Leave these options out, or start another run "
             "in another --output"
         )
-    # that code was trusted once says nothing of the code that is there now
-    before["trust_remote_code"] = False
-    return Settings(**{**before, **{k: v for k, v in given.items() if k in FREE_ON_RESUME}})
 
 
 def _same(name: str, one: Any, other: Any) -> bool:
@@ -259,7 +287,10 @@ def _boundary(text: str) -> int | float | str:
     except ValueError:
         pass
     try:
-        return float(text)
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError
+        return value
     except ValueError:
         raise UserError(f"--split has {shown(text)}; expected layer numbers (12,24), fractions (0.5) or head") from None
 

@@ -50,7 +50,9 @@ class Task:
             if template is not None:
                 fields(template)
         if len(self.words) < 2:
-            raise UserError(f"the task has {len(self.words)} label(s) {dict(self.words)}; expected two or more")
+            raise UserError(
+                f"the task has {len(self.words)} label(s) {dict(self.words)}; expected two or more (--labels)"
+            )
         for label, word in self.words.items():
             if not word.strip():
                 raise UserError(f"label {label!r} has an empty word; expected --labels like 0=terrible,1=great")

@@ -40,8 +40,13 @@ def split(prepared: Prepared, federation: Federation, seed: int) -> list[list[in
         if federation.partition == "label":
             return partition.by_label(labels, federation.clients, seed)
         return partition.dirichlet(labels, federation.clients, federation.alpha, seed)
+    except UserError:
+        raise
     except ValueError as error:
-        raise UserError(f"{prepared.source.train_path}: {error}") from None
+        named = {"dirichlet": "--clients and --alpha", "column": "--clients and --column"}.get(
+            federation.partition, "--clients"
+        )
+        raise UserError(f"{prepared.source.train_path}: {error} ({named})") from None
 
 
 def column_values(prepared: Prepared, column: str) -> list[str]:
@@ -50,7 +55,9 @@ def column_values(prepared: Prepared, column: str) -> list[str]:
     values: dict[str, str] = {}
     for number, row in read_rows(path):
         if column not in row:
-            raise UserError(f"{path}, line {number}: no column {column!r} (columns here: {', '.join(map(str, row))})")
+            raise UserError(
+                f"{path}, line {number}: no column {column!r} (columns here: {', '.join(map(str, row))}); look at --column"
+            )
         values[f"{path}, line {number}"] = str(row[column])
     return [values[example.place] for example in prepared.source.train]
 

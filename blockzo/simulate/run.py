@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from blockzo.federated.settings import RoundPolicy, RunSettings
 from blockzo.federated.signing import new_signers
 from blockzo.federated.worker import Weights, Worker
 from blockzo.finetune import output
-from blockzo.finetune.errors import UserError
+from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.identity import identity_of
 from blockzo.finetune.interrupt import Interrupts
@@ -39,7 +39,7 @@ from blockzo.schedules import factor
 from blockzo.simulate import report
 from blockzo.simulate.clients import Batches, Liar, split
 from blockzo.simulate.fedavg import FedAvg
-from blockzo.simulate.settings import Federation, run_settings
+from blockzo.simulate.settings import Federation, resumed, run_settings
 
 EVALUATION_BATCH = 32
 
@@ -66,7 +66,7 @@ def simulate(
             "simulate runs methods whose directions are known beforehand, on weights that are not written; leave out "
             "--in-place and --method auto"
         )
-    output.new_folder(folder)
+    output.check_folder(folder)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     prepared = prepare(settings, reporter.say, fallback)
@@ -74,11 +74,15 @@ def simulate(
 
 
 def resume(
-    folder: Path, reporter: Reporter | None = None, fallback: str | None = None, trust_remote_code: bool = False
+    folder: Path,
+    reporter: Reporter | None = None,
+    fallback: str | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Continues the simulation in `folder`, to the bits of one that was not stopped.
+    """Continues the simulation in `folder`, to the bits of one that was not stopped; `given` are the fields of Settings and
+    Federation that the user gave again.
 
-    Raises: as `simulate`.
+    Raises: as `simulate`; UserError names what differs from the journal: settings, data or model.
     """
     reporter = reporter or Reporter()
     path = folder / output.JOURNAL
@@ -89,10 +93,8 @@ def resume(
     told = facts.simulation
     if told is None:
         raise UserError(f"{path} is not the journal of a simulation; continue it with blockzo finetune --resume")
-    settings = Settings.from_dict(told.get("settings", {}))
-    federation = Federation.from_dict(told.get("federation", {}))
-    # that code was trusted once says nothing of the code that is there now
-    settings = replace(settings, trust_remote_code=trust_remote_code)
+    before = Settings.from_dict(told.get("settings", {})), Federation.from_dict(told.get("federation", {}))
+    settings, federation = resumed(*before, given or {})
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     prepared = prepare(settings, reporter.say, fallback)
@@ -134,6 +136,10 @@ class Simulation:
 
     def run_settings(self) -> RunSettings:
         federation = self.federation
+        with about("--local-steps") if federation.local_steps > 1 else nullcontext():
+            return self._run_settings(federation)
+
+    def _run_settings(self, federation: Federation) -> RunSettings:
         return run_settings(
             self.settings,
             len(self.blocks),
@@ -169,7 +175,9 @@ class Simulation:
                 "versions": {"transformers": transformers.__version__},
             }
             base, layout = self.weights.base_digest, self.blocks.layout
-            server = Server.create(path, self.run_settings(), base, layout, self.policy, metadata=facts)
+            run = self.run_settings()
+            output.make_folder(self.folder)
+            server = Server.create(path, run, base, layout, self.policy, metadata=facts)
         else:
             self._check(journal)
             server = Server.resume(path, self.policy)
@@ -202,7 +210,7 @@ class Simulation:
         if journal.base_digest != self.weights.base_digest:
             raise UserError(
                 f"the model is not the one that the simulation began with: its digest is {self.weights.base_digest}, the "
-                f"journal's {journal.base_digest}"
+                f"journal's {journal.base_digest}; give the base model with --model"
             )
         facts = RunFacts.of(journal)
         unchecked = facts.check_model(self.prepared.loaded)
@@ -316,17 +324,16 @@ class Simulation:
             metrics.append({**line, "seconds": last["seconds"]})
 
     def _first_order(self, interrupts: Interrupts) -> dict[str, Any]:
+        (lr,) = set(self.run_settings().lr) if len(set(self.run_settings().lr)) == 1 else (None,)
+        if lr is None or self.settings.weight_decay:
+            raise UserError("--engine fedavg has one learning rate and no decay; give one --lr, and no --weight-decay")
+        output.make_folder(self.folder)
         metrics = output.Metrics(self.folder / output.METRICS, -1)
         try:
             before = self._begin(metrics, interrupts)
             loss_fn = self.prepared.scorer.loss
             averaging = FedAvg(self.weights, loss_fn, self.batches, self.federation.local_steps)
             names = [name_of(number) for number in range(len(self.parts))]
-            (lr,) = set(self.run_settings().lr) if len(set(self.run_settings().lr)) == 1 else (None,)
-            if lr is None or self.settings.weight_decay:
-                raise UserError(
-                    "--engine fedavg has one learning rate and no decay; give one --lr, and no --weight-decay"
-                )
             self.reporter.start(0, self.settings.steps)
             for number in range(self.settings.steps):
                 interrupts.check()
@@ -368,11 +375,12 @@ class Simulation:
     ) -> dict[str, Any]:
         after = self._scores(list(range(len(self.prepared.held_out.ids))), interrupts)
         self.reporter.say(f"writing {self.folder}")
-        output.write_whole(self.folder / output.MODEL, lambda place: save(self.prepared.loaded, place))
-        report.write_csv(metrics.lines, self.folder / report.TABLE)
-        drawn = report.draw(metrics.lines, self.folder / output.CURVE)
-        found = report.summary(self, metrics.lines, before, after, drawn, facts)
-        output.write_json(self.folder / output.SUMMARY, found)
+        with interrupts.at_once():
+            output.write_whole(self.folder / output.MODEL, lambda place: save(self.prepared.loaded, place))
+            report.write_csv(metrics.lines, self.folder / report.TABLE)
+            drawn = report.draw(metrics.lines, self.folder / output.CURVE)
+            found = report.summary(self, metrics.lines, before, after, drawn, facts)
+            output.write_json(self.folder / output.SUMMARY, found)
         return found
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from blockzo.federated.partition import PARTITIONS
+from blockzo.federated.privacy import PrivacySettings
 from blockzo.federated.secure_sum import threshold_of
 from blockzo.federated.settings import AGGREGATES, WEIGHTINGS, RunSettings
 from blockzo.federated.worker import directions_of
+from blockzo.finetune import settings as finetune
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.settings import Settings, numbers
+from blockzo.finetune.settings import Settings, differences, numbers, refuse
 from blockzo.outside import Refusal, build
 from blockzo.planner import Auto
 
 ENGINES = ("zo", "fedavg")
+CLIENTS = 8
+FREE_ON_RESUME = finetune.FREE_ON_RESUME - {"steps"}
+"""Settings that may differ when a simulation continues: those of a fine-tune, but not its rounds."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Federation:
 
     Attributes:
         engine: "zo" (seeds and scalars) or "fedavg" (first-order baseline: clients backpropagate, weights travel).
-        clients: virtual clients; with partition "column" the number of its values where None.
+        clients: virtual clients; where None, 8, and with partition "column" as many as it has values.
         sample: clients asked in a round; all where None.
         partition: "iid", "dirichlet", "label" or "column".
         alpha: of "dirichlet".
@@ -39,7 +45,7 @@ class Federation:
     """
 
     engine: str = "zo"
-    clients: int | None = 8
+    clients: int | None = None
     sample: int | None = 2
     partition: str = "dirichlet"
     alpha: float = 0.5
@@ -71,16 +77,30 @@ class Federation:
         if (self.partition == "column") != (self.column is not None):
             raise UserError("--partition column and --column NAME go together; give both or neither")
         if self.clients is None and self.partition != "column":
-            raise UserError(f"--clients is missing; --partition {self.partition} needs a number")
+            object.__setattr__(self, "clients", CLIENTS)
         for name in ("clients", "sample", "local_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
         if self.clients is not None and self.sample is not None and self.sample > self.clients:
             raise UserError(f"--sample is {self.sample} of {self.clients} clients; expected that many or fewer")
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"--alpha is {self.alpha}; expected a positive number")
+        if not 0 <= self.trim < 0.5:
+            raise UserError(f"--trim is {self.trim}; expected a share of 0 or more and below 0.5")
+        if self.seed_pool < 0:
+            raise UserError(f"--seed-pool is {self.seed_pool}; expected 0 or more")
+        if not 0 < self.delta < 0.5:
+            raise UserError(f"--delta is {self.delta}; expected a number above 0 and below 0.5")
         told = (self.clip is not None, self.noise_multiplier is not None)
         if any(told) != (self.privacy is not None) or any(told) != all(told):
             raise UserError("--privacy, --clip and --noise-multiplier go together; give all three or none")
+        if self.privacy is not None:
+            PrivacySettings.from_dict(self.private(max(2, self.clients or 2)) or {})
+            if self.weighting != "equal":
+                raise UserError(
+                    f"--weighting is {self.weighting}; a client's number of rows is private too: with --privacy give equal"
+                )
         if self.secure_sum and (self.aggregate != "mean" or self.own_directions or self.privacy == "local"):
             raise UserError(
                 "--secure-sum gives the mean over shared directions alone; leave out --aggregate, --own-directions and "
@@ -124,6 +144,19 @@ class Federation:
             raise UserError(
                 f"the journal's simulation does not fit this version of blockzo ({error}); use the version that wrote it"
             ) from None
+
+
+def resumed(settings: Settings, federation: Federation, given: Mapping[str, Any]) -> tuple[Settings, Federation]:
+    """The settings of a simulation that continues: the journal's, with what the user gave again where that may differ.
+
+    Raises:
+        UserError: names every setting that was given and differs.
+    """
+    before = {**settings.as_dict(), **federation.as_dict()}
+    refuse(differences(before, given, FREE_ON_RESUME))
+    # that code was trusted once says nothing of the code that is there now
+    free = {"trust_remote_code": False, **{k: v for k, v in given.items() if k in FREE_ON_RESUME}}
+    return replace(settings, **free), federation
 
 
 def run_settings(settings: Settings, blocks: int, run: str, rounds: int, **federated: Any) -> RunSettings:

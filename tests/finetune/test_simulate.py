@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from blockzo.journal import Journal
 from blockzo.simulate import Federation, resume, simulate
 from blockzo.simulate.clients import Batches
 from blockzo.simulate.fedavg import FedAvg
+from blockzo.simulate.settings import FREE_ON_RESUME, resumed
 from tests.finetune.process import REPOSITORY, blockzo, command, environment
 
 Rows = Callable[..., Path]
@@ -221,8 +224,40 @@ def test_the_command_says_what_came_out(tiny: Tiny, rows: Rows, tmp_path: Path) 
     assert json.loads(done.stdout)["rounds"] == 2
     again = blockzo("simulate", *arguments)
     assert again.returncode == 2 and "holds a run already" in again.stderr
-    wrong = blockzo("simulate", "--partition", "dirichlet", "--alpha", "0", *arguments[:-1], str(tmp_path / "other"))
-    assert wrong.returncode == 2 and "alpha is 0.0" in wrong.stderr
+    other = blockzo("simulate", "--resume", "--rounds=9", "--lr=1e-3", "--alpha=2", "--output", str(tmp_path / "run"))
+    assert other.returncode == 2
+    assert "settings: --rounds was 2, now 9; --alpha was 0.5, now 2.0." in other.stderr
+    same = blockzo("simulate", "--resume", "--rounds=2", "--lr=0.001", "--clients=8", "--output", str(tmp_path / "run"))
+    assert same.returncode == 0, same.stderr
+
+
+def test_every_setting_is_compared_when_a_simulation_continues() -> None:
+    told, federation = Settings("model"), Federation()
+    others: dict[str, Any] = {}
+    for name, value in {**told.as_dict(), **federation.as_dict()}.items():
+        others[name] = (
+            not value if isinstance(value, bool) else "7.5" if value is None or isinstance(value, str) else value + 1
+        )
+    assert set(others) == {field.name for form in (Settings, Federation) for field in fields(form)}
+    for name, other in others.items():
+        if name in FREE_ON_RESUME:
+            resumed(told, federation, {name: 7 if "rows" in name or name in ("threads", "eval_every") else other})
+            continue
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} was .*, now {re.escape(str(other))}"):
+            resumed(told, federation, {name: other})
+    same = {**told.as_dict(), **federation.as_dict(), "lr": "0.000001", "eps": "0.001"}
+    assert resumed(told, federation, same) == (told, federation)
+
+
+def test_a_column_says_how_many_clients_there_are(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    told = settings(tiny("llama"), rows, steps=1)
+    assert told.train is not None
+    text = Path(told.train).read_text().splitlines()
+    lines_of = [f"{text[0]}\tuser", *(f"{line}\tu{i % 11}" for i, line in enumerate(text[1:]))]
+    Path(told.train).write_text("\n".join(lines_of) + "\n")
+    assert Federation().clients == 8 and Federation(partition="column", column="user").clients is None
+    result = simulate(told, Federation(partition="column", column="user"), tmp_path / "run")
+    assert result["clients"] == 11
 
 
 def test_fedavg_of_one_client_is_gradient_descent(tiny: Tiny) -> None:
