@@ -75,6 +75,43 @@ def test_deployment_goes_on_after_its_superlink_was_killed(expected: str, tmp_pa
     check(result, expected, CONFIG["rounds"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_loopback_leaves_no_process(tmp_path: Path, ending: signal.Signals) -> None:
+    """Flower's own, the apps', the workers': all that it had started, in whatever session."""
+    command = [
+        sys.executable,
+        "-m",
+        "blockzo.federated.flower.loopback",
+        str(APP),
+        "--nodes",
+        "2",
+        "--folder",
+        str(tmp_path),
+    ]
+    config = [part for setting in flower_config({**CONFIG, "rounds": 1000}) for part in ("--run-config", setting)]
+    loopback = subprocess.Popen([*command, *config], stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 240
+        while records_in(journal_of(tmp_path)) < 2:
+            assert loopback.poll() is None and time.monotonic() < end
+            time.sleep(0.2)
+        ours = [process for process in psutil.process_iter() if _speaks_of(process, tmp_path)]
+        assert len(ours) >= 8
+    finally:
+        loopback.send_signal(ending)
+    assert loopback.wait(60) == (-ending if ending == signal.SIGKILL else 128 + ending)
+    assert [process.cmdline() for process in ours if not gone(process.pid)] == []
+
+
+def _speaks_of(process: psutil.Process, folder: Path) -> bool:
+    """Does its environment or command name the folder?"""
+    try:
+        return any(str(folder) in text for text in (*process.environ().values(), *process.cmdline()))
+    except psutil.Error:
+        return False
+
+
 def test_secure_sums_over_tls(tmp_path: Path) -> None:
     config = {**CONFIG, "secure-sum": True}
     secure = digest_in_process(tmp_path, config)

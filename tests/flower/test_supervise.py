@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from cryptography import x509
 
 from blockzo.federated.flower import supervise, waits
 from blockzo.federated.flower.certificates import node_files, server_files
+from blockzo.federated.flower.guard import Guard
 from blockzo.federated.flower.supervise import Supervised
 
 
@@ -46,6 +48,50 @@ def test_what_a_killed_command_had_started_is_ended_too(tmp_path: Path, monkeypa
     assert supervised.process is not None
     supervised.process.kill()
     wait_for(lambda: not alive(number))
+    supervised.stop()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_what_is_supervised_ends_with_a_killed_supervisor(tmp_path: Path, ending: signal.Signals) -> None:
+    """With all that it had started, from the first moment on."""
+    child = tmp_path / "child"
+    script = f"sleep 600 & echo $$ $! > {child}.part; mv {child}.part {child}; wait"
+    code = f"""
+from pathlib import Path
+from blockzo.federated.flower.guard import Guard
+from blockzo.federated.flower.supervise import Supervised
+Supervised(["sh", "-c", {script!r}], output=Path({str(tmp_path / "log")!r})).start().wait()"""
+    supervisor = subprocess.Popen([sys.executable, "-c", code])
+    wait_for(child.exists)
+    numbers = [int(number) for number in child.read_text().split()]
+    assert all(map(alive, numbers))
+    supervisor.send_signal(ending)
+    assert supervisor.wait(20) == -ending
+    wait_for(lambda: not any(map(alive, numbers)))
+
+
+def test_the_command_line_of_supervise_ends_what_it_keeps_running(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    script = f"sleep 600 & echo $$ $! > {child}.part; mv {child}.part {child}; wait"
+    for ending in (signal.SIGTERM, signal.SIGKILL):
+        child.unlink(missing_ok=True)
+        module = "blockzo.federated.flower.supervise"
+        supervisor = subprocess.Popen([sys.executable, "-m", module, "sh", "-c", script])
+        wait_for(child.exists)
+        numbers = [int(number) for number in child.read_text().split()]
+        supervisor.send_signal(ending)
+        assert supervisor.wait(20) == (0 if ending == signal.SIGTERM else -ending)
+        wait_for(lambda numbers=numbers: not any(map(alive, numbers)))
+
+
+def test_a_killed_guard_is_replaced(tmp_path: Path) -> None:
+    first = Guard.of_this_process()
+    assert Guard.of_this_process() is first
+    first.process.kill()
+    first.process.wait()
+    supervised = Supervised(["sleep", "600"], output=tmp_path / "log").start()
+    wait_for(lambda: supervised.starts == 1)
+    assert Guard.of_this_process() is not first and Guard.of_this_process().process.poll() is None
     supervised.stop()
 
 

@@ -12,11 +12,13 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from blockzo.federated.flower.certificates import node_files, server_files
@@ -170,6 +172,11 @@ class Deployment:
             raise TimeoutError(f"{error}; see superlink.log and client-*.log in {self.folder}") from None
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends the deployment on the way out."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Runs a Flower app on a deployment on this machine.")
     parser.add_argument("app", type=Path, help="folder of the app, for example examples/flower")
@@ -182,6 +189,8 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s")
     folder = given.folder or Path(tempfile.mkdtemp(prefix="blockzo-"))
     folder.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
     try:
         with Deployment(folder, given.nodes) as deployment:
             print(json.dumps(deployment.run(given.app, given.run_name, given.run_config, given.seconds), indent=1))

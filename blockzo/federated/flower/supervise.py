@@ -1,6 +1,7 @@
 """Keeps a command running: it is started again when it ends, after a rest that grows.
 
 A SuperNode that was killed is refused until its heartbeat has run out (about a minute); a SuperLink may be away for longer.
+The command, and what it started, ends with this process, even when it is killed (guard.py).
 
     python -m blockzo.federated.flower.supervise flower-supernode --superlink HOST:PORT ...
 """
@@ -18,6 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+
+from blockzo.federated.flower.guard import Guard, end_group
 
 log = logging.getLogger("blockzo.federated")
 
@@ -61,7 +64,7 @@ class Supervised:
         if self.command[1:] == arguments[-len(self.command) : -1]:
             log.warning("%s still runs as %d; it is ended", self.command[0], number)
             os.kill(number, signal.SIGKILL)
-            _end_group(number)
+            end_group(number)
 
     def wait(self) -> None:
         while self._thread.is_alive():
@@ -86,18 +89,17 @@ class Supervised:
             if self._stopping.is_set():
                 return None
             self.starts += 1
-            if self.output is None:
-                self.process = subprocess.Popen(self.command, env=self.environment)
-            else:
-                with open(self.output, "ab") as output:
-                    self.process = subprocess.Popen(
-                        self.command,
-                        env=self.environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=output,
-                        start_new_session=True,
-                    )
+            guard = Guard.of_this_process()
+            with contextlib.nullcontext() if self.output is None else open(self.output, "ab") as output:
+                self.process = subprocess.Popen(
+                    guard.command(self.command),
+                    env=self.environment,
+                    stdin=guard.writing,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            if self.output is not None:
                 self.output.with_suffix(".pid").write_text(str(self.process.pid))
             return self.process
 
@@ -106,8 +108,9 @@ class Supervised:
         while (process := self._launch()) is not None:
             began = time.monotonic()
             status = process.wait()
-            if self.output is not None:
-                _end_group(process.pid)
+            # the app processes of a killed SuperNode do not always see that it is gone
+            end_group(process.pid)
+            Guard.of_this_process().ended(process.pid)
             if time.monotonic() - began > STEADY:
                 rest = FIRST_REST
             if self._stopping.is_set():
@@ -124,12 +127,6 @@ def _with_end(command: Sequence[str]) -> list[str]:
     return list(command)
 
 
-def _end_group(leader: int) -> None:
-    """Ends what a command left: the app processes of a killed SuperNode do not always see that it is gone."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
-
-
 def main(command: Sequence[str]) -> None:
     if not command:
         sys.exit("expected a command: python -m blockzo.federated.flower.supervise COMMAND [ARGUMENT]...")
@@ -140,7 +137,7 @@ def main(command: Sequence[str]) -> None:
         # a thread, since the lock may be held where the signal came in
         threading.Thread(target=supervised.stop).start()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
     supervised.start().wait()
 
