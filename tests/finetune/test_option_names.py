@@ -28,6 +28,9 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--data-dir": ("gone",),
     "--template": ("no column", "{nothing} {label}", "{text"),
     "--labels": ("0=bad", "bad", "0=bad,0=good", "0=bad,1=bad"),
+    "--control-tokens": ANYTHING,
+    "--label-column": ("nothing",),
+    "--text-column": ("nothing",),
     "--train-where": ("nothing=1", "nothing"),
     "--train-rows": COUNT,
     "--shots": (*COUNT, "1000"),
@@ -68,6 +71,7 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--dry-run": ANYTHING,
     "--json": ANYTHING,
     "--partial": ANYTHING,
+    "--trust-remote-code": ANYTHING,
     "--clients": (*COUNT, "1000"),
     "--sample": ("-1", "9", "none"),
     "--rounds": COUNT,
@@ -123,7 +127,7 @@ def cases() -> list[Any]:
     found = []
     for command in ("finetune", "simulate", "evaluate"):
         for option in options_of(command):
-            wrong = WRONG[option]
+            wrong = WRONG.get(option, ANYTHING)
             if isinstance(wrong, str):
                 continue
             known = command != "finetune" and option in options_of("finetune")
