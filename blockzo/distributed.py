@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from blockzo import ops
-from blockzo.evaluate import Evaluation, LossFunction
+from blockzo.evaluate import Evaluation, LossFunction, evaluation_mode
 from blockzo.micro_batches import Part, Sum
-from blockzo.ops.distributed import keep_sharded
+from blockzo.ops.distributed import is_dtensor, keep_sharded
 from blockzo.ops.params import named_tensors, targets
 from blockzo.optim import ZO, Run
 from blockzo.planner import Auto, StepPlan
@@ -47,6 +47,8 @@ class DistributedZO(ZO):
         RuntimeError: torch.distributed is not initialised.
         ValueError: on every rank, where settings do not fit or ranks differ.
     """
+
+    _joined_ranks = True
 
     def __init__(
         self,
@@ -90,9 +92,11 @@ class DistributedZO(ZO):
         if self.spread:
             keep_sharded(model)
         self.spans = spans(self.tree, self.ranks.count, costs or [1.0] * len(self.blocks))
+        self._same_loss = False
         self.ranks.same(
             {
                 "the digest of the weights": ops.digest(model),
+                "the digest of the buffers": ops.digest(dict(model.named_buffers())),
                 "the layout": self.blocks.layout,
                 "the method": self.method.describe(),
                 "eps": self.eps,
@@ -117,6 +121,7 @@ class DistributedZO(ZO):
         failed: Exception | None = None
         plan, mark, rows = None, 0.0, 0.0
         sums: list[Sum] = []
+        parts: list[Part] = []
         try:
             parts = self._parts(batch) if batch is not None or not by_rows else []
             plan = self._plan(parts[0].batch if parts else None)
@@ -139,6 +144,9 @@ class DistributedZO(ZO):
                 f"{'' if by_rows else ' or batches'}; expected the same on every rank (split='batch' takes different rows)"
             )
         assert plan is not None
+        if not self._same_loss:
+            self._compare_loss(parts[0].batch if parts else None, [bool(row[3]) for row in every])
+            self._same_loss = True
         return plan, self._joined(own, every)
 
     def _rows(self, parts: Sequence[Part]) -> float:
@@ -146,6 +154,32 @@ class DistributedZO(ZO):
         if len(parts) == 1:
             return float(self.rows_of(parts[0].batch))
         return math.fsum(part.weight for part in parts)
+
+    def _compare_loss(self, batch: Any, have: list[bool]) -> None:
+        """At the first step every rank evaluates one batch at the unmoved weights: another loss is found by its value."""
+        if self.split == "batch":
+            if True not in have:
+                return
+            first = have.index(True)
+            held = tree_map_only(Tensor, lambda t: t.cpu(), batch) if self.ranks.rank == first else None
+            batch = self.ranks.objects(held)[first]
+            device = next(self.model.parameters()).device
+            batch = tree_map_only(Tensor, lambda t: t.to(device), batch)
+
+        def evaluate() -> float:
+            with evaluation_mode(self.model):
+                loss = self.loss_fn(self.model, batch)
+            return float(loss.full_tensor() if is_dtensor(loss) else loss)  # type: ignore[attr-defined]
+
+        losses = [row[0] for row in self.ranks.gather([self.ranks.together(evaluate)])]
+        bound = 1e-5 if all(p.dtype == torch.float32 for p in self.model.parameters()) else 2e-2
+        for rank, loss in enumerate(losses):
+            if not abs(loss - losses[0]) <= bound * max(abs(loss), abs(losses[0])):
+                raise ValueError(
+                    f"step {self.step_number}: the loss of one batch at the same weights is {loss:.9g} on rank {rank}, "
+                    f"{losses[0]:.9g} on rank 0; expected the same loss function on every rank, without dropout or other "
+                    "randomness. The step was not applied"
+                )
 
     def _check_rows(self, batch: Any) -> None:
         if batch is None or not self._rows(self._parts(batch)):

@@ -72,26 +72,30 @@ class GraphedStep:
         self._seen = Evaluation()
 
     def step(self, batch: Any) -> StepResult:
-        """One step. The journal is written after the update, when the losses are known."""
+        """One step. With a journal the graph gives the losses alone (at a rate of 0, which leaves every bit), and the update
+        follows once the record is on disk."""
         if self._now() != self._settings:
             raise ValueError(
                 "the model's parameters, eps or rounding changed after the step was made; make GraphedStep again"
             )
         plan = self.zo._plan(batch)
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            values = self._on_device(batch, plan.seed, *plan.rates)
+            values = self._on_device(batch, plan.seed, *(plan.rates if self.zo.journal is None else (0.0,)))
         moves = plan.method.tree(1).leaf_moves()
         losses, coefficients = values[: len(moves)], tuple(values[len(moves) :])
         found = Evaluation()
         found.losses = [check_loss(loss, path) for loss, path in zip(losses, moves, strict=True)]
         found.flops, found.used = self._seen.flops, self._seen.used
         result = self.zo._result(plan, found)
+        if self.zo.journal is not None:
+            self.zo._commit(result.record)
+            self.zo.apply(result.record)
+            return result
         if result.record.blocks[0].coefficients != coefficients:
             raise RuntimeError(
                 f"the device computed coefficients {coefficients}, the host {result.record.blocks[0].coefficients} from the same "
                 "losses; expected equal ones. The weights moved by the device's: load them again, and do not use GraphedStep here"
             )
-        self.zo._commit(result.record)
         self.zo.step_number += 1
         return result
 

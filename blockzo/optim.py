@@ -38,6 +38,7 @@ from blockzo.noise import Noise, check_seed
 from blockzo.ops.params import named_tensors, targets, whole_targets
 from blockzo.perturb import hidden_reads
 from blockzo.planner import Auto, Planner, StepPlan, fine_blocks, planned_method
+from blockzo.ranks import check_alone
 from blockzo.record import BlockUpdate, Record, check_record, float32
 from blockzo.repeatable import check_repeatable
 from blockzo.reuse import Reuse
@@ -102,11 +103,15 @@ class ZO:
             after the other.
         rows_of: weight of a micro-batch: batch -> number that its loss is a mean over. Where None: label tokens where `labels`
             holds one a token, else rows (`micro_batches.loss_terms`).
+        independent_ranks: in a torch.distributed process group of several ranks, says that each trains a model of its own;
+            without it such a group is refused, as ranks that share a step need `DistributedZO`.
 
     Raises:
         ValueError: the settings do not fit each other or the model.
     """
 
+    _joined_ranks = False
+    """Whether the ranks of a process group work on one step together."""
     _sharded = False
     """Whether parameters may be parts of tensors that several processes share."""
 
@@ -126,7 +131,10 @@ class ZO:
         evaluate: str = "perturbed",
         max_group: MaxGroup = "auto",
         rows_of: Weight | None = None,
+        independent_ranks: bool = False,
     ) -> None:
+        if not self._joined_ranks:
+            check_alone(independent_ranks)
         self.model = model
         self.loss_fn = loss_fn or hugging_face_loss
         if isinstance(method, str):

@@ -14,6 +14,16 @@ T = TypeVar("T")
 _SAME: dict[str, type[Exception]] = {"ValueError": ValueError, "JournalError": JournalError}
 
 
+def check_alone(independent: bool) -> None:
+    """Raises ValueError where this process is one of several ranks that would each go their own way."""
+    if independent or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() < 2:
+        return
+    raise ValueError(
+        f"blockzo.ZO in a process group of {dist.get_world_size()} ranks, which exchange nothing and would end with different "
+        "weights; expected blockzo.DistributedZO, or independent_ranks=True where every rank trains a model of its own"
+    )
+
+
 class Ranks:
     """A process group.
 

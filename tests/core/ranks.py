@@ -70,7 +70,7 @@ def check_directions(folder: Path) -> None:
     for method in METHODS:
         for dtype in (torch.float32, torch.bfloat16):
             alone, shared = make(dtype), make(dtype)
-            one = bz.ZO(alone, loss, **options(alone, method))
+            one = bz.ZO(alone, loss, independent_ranks=True, **options(alone, method))
             many = bz.DistributedZO(shared, loss, **options(shared, method))
             for step in range(4):
                 assert one.step(batch(step)).record == many.step(batch(step)).record, (method, dtype, step)
@@ -78,7 +78,7 @@ def check_directions(folder: Path) -> None:
             assert many.estimate(batch(9)) == one.estimate(batch(9)) and bz.digest(alone) == bz.digest(shared)
     # costs move the cut, not the result
     alone, shared = make(), make()
-    one = bz.ZO(alone, loss, **options(alone, METHODS[2]))
+    one = bz.ZO(alone, loss, independent_ranks=True, **options(alone, METHODS[2]))
     many = bz.DistributedZO(shared, loss, costs=(1.0, 50.0), **options(shared, METHODS[2]))
     results = one.step(batch(0)), many.step(batch(0))
     assert results[0].losses == results[1].losses and bz.digest(alone) == bz.digest(shared)
@@ -90,7 +90,7 @@ def check_batch(folder: Path) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     for method in METHODS[:4]:
         alone, shared = make(), make()
-        one = bz.ZO(alone, loss, **options(alone, method))
+        one = bz.ZO(alone, loss, independent_ranks=True, **options(alone, method))
         many = bz.DistributedZO(shared, loss, split="batch", **options(shared, method))
         for step in range(3):
             x, labels = batch(step)
@@ -170,6 +170,26 @@ def check_errors(folder: Path) -> None:
     with torch.no_grad():
         next(other.parameters()).add_(rank)
     assert "digest of the weights" in refused(lambda: bz.DistributedZO(other, loss), ValueError)
+    other = make()
+    other.register_buffer("shift", torch.full((), float(rank)))
+    assert "digest of the buffers" in refused(lambda: bz.DistributedZO(other, loss), ValueError)
+    # ranks that do not know of each other
+    text = refused(lambda: bz.ZO(make(), loss), ValueError)
+    assert "blockzo.DistributedZO, or independent_ranks=True" in text
+    bz.ZO(make(), loss, independent_ranks=True).step(batch(0))
+
+    def smoothed(model: nn.Module, given: Any) -> torch.Tensor:
+        x, labels = given
+        return F.cross_entropy(model(x), labels, label_smoothing=0.01 if rank == last else 0.0)
+
+    for split in ("directions", "batch"):
+        other = make()
+        before = bz.digest(other)
+        many = bz.DistributedZO(other, smoothed, split=split, **options(other, bz.SPSA(2)))
+        given = batch(rank if split == "batch" else 0)
+        text = refused(lambda many=many, given=given: many.step(given), ValueError)  # type: ignore[misc]
+        assert "the loss of one batch at the same weights" in text and "same loss function on every rank" in text, text
+        assert bz.digest(other) == before and many.step_number == 0
 
 
 def check_journal(folder: Path) -> None:
@@ -193,7 +213,7 @@ def check_journal(folder: Path) -> None:
     assert zo.step_number == 3
     zo.step(batch(3))
     alone = copy.deepcopy(base)
-    one = bz.ZO(alone, loss, **options(alone, bz.SPZO(1, 3)))
+    one = bz.ZO(alone, loss, independent_ranks=True, **options(alone, bz.SPZO(1, 3)))
     for step in range(4):
         one.step(batch(step))
     assert bz.digest(model) == bz.digest(alone)

@@ -87,7 +87,7 @@ def check(
     shared = {"split": "batch", "evaluate": "in_place", "rows_of": None if loss else labels_of}
     zo = bz.DistributedZO(many, loss, blocks=bz.Blocks(many, cut), max_group=1, **shared, **given)
     blocks = bz.Blocks(one, cut)
-    plain = bz.ZO(one, loss, evaluate="in_place", blocks=blocks, max_group=1, **given)
+    plain = bz.ZO(one, loss, independent_ranks=True, evaluate="in_place", blocks=blocks, max_group=1, **given)
     for step in range(3):
         whole, own = batch_of(step)
         want = plain.estimate(whole)

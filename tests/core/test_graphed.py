@@ -64,6 +64,33 @@ def test_its_journal_replays(tmp_path: Path) -> None:
     assert bz.digest(fresh.model) == bz.digest(zo.model)
 
 
+def test_weights_wait_for_the_journal(tmp_path: Path) -> None:
+    """A record that does not reach the disk has moved nothing; one that does gives the weights of a step without a journal."""
+    zo, plain = pair("llama", method=bz.SPSA(2), lr=1e-2, weight_decay=0.1)
+    with bz.Journal.create(tmp_path / "j", base_digest=bz.digest(zo.model), layout=zo.blocks.layout) as journal:
+        zo.journal = journal
+        graphed, other = bz.GraphedStep(zo), bz.GraphedStep(plain)
+        first, second, *_ = batches()
+        assert graphed.step(first) == other.step(first)
+        before = bz.digest(zo.model)
+        assert before == bz.digest(plain.model)
+
+        class Full(bz.JournalError):
+            pass
+
+        def append(record: bz.Record) -> None:
+            assert bz.digest(zo.model) == before
+            raise Full("no space left")
+
+        good, journal.append = journal.append, append  # type: ignore[method-assign]
+        with pytest.raises(Full):
+            graphed.step(second)
+        assert bz.digest(zo.model) == before and zo.step_number == 1
+        journal.append = good  # type: ignore[method-assign]
+        assert graphed.step(second) == other.step(second)
+        assert bz.digest(zo.model) == bz.digest(plain.model) and len(journal) == 2
+
+
 class Bursts(nn.Module):
     """A loss that is not finite for a batch of large numbers."""
 
