@@ -24,19 +24,6 @@ PACKAGES = (
 )
 PREFIXES = ("BLOCKZO_", "OMP_", "KMP_", "GOMP_", "MKL_", "TRITON_", "CUDA_", "NVIDIA_VISIBLE", "TORCH_", "HF_", "CXX")
 SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
-OPERATIONS = {
-    "perturb_": "perturb_",
-    "shift_": "shift_",
-    "update_": "replay_",
-    "replay_": "replay_",
-    "project": "project",
-    "perturbed_copy": "perturbed_copy",
-    "perturbed_rows": "perturbed_rows",
-}
-"""Public operation -> the function of a backend that serves it."""
-
-IN_CUDA = ("perturb_", "shift_", "replay_")
-
 Report = dict[str, Any]
 
 
@@ -172,6 +159,7 @@ def threads() -> Report:
 
 def operations() -> dict[str, Report]:
     """Operation -> backend -> True, or the reason why it is not there."""
+    from blockzo.operations import OPERATIONS
     from blockzo.ops import reference
 
     found = guarded(cpu)
@@ -187,7 +175,7 @@ def operations() -> dict[str, Report]:
     def cuda_library(name: str) -> bool | str:
         from blockzo.ops import cuda as library
 
-        if name not in IN_CUDA:
+        if not any(operation.in_cuda for operation in OPERATIONS.values() if operation.serves == name):
             return "no kernel: Triton serves"
         return library.load(library.PATH) is not None or "the library was not built: Triton serves"
 
@@ -197,13 +185,15 @@ def operations() -> dict[str, Report]:
         return hasattr(kernels, name) or "no kernel"
 
     return {
-        operation: {
-            "reference": hasattr(reference, name),
-            "native": missing or guarded(partial(native, name)),
-            "triton": guarded(partial(gpu, name)),
-            "cuda": guarded(partial(cuda_library, name)),
+        name: {
+            "reference": hasattr(reference, operation.serves),
+            "native": missing or guarded(partial(native, operation.serves)),
+            "triton": guarded(partial(gpu, operation.serves)),
+            "cuda": guarded(partial(cuda_library, operation.serves)),
         }
-        for operation, name in OPERATIONS.items()
+        if operation.serves is not None
+        else {"reference": True, **dict.fromkeys(("native", "triton", "cuda"), "no kernel: torch alone serves")}
+        for name, operation in OPERATIONS.items()
     }
 
 

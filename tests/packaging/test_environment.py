@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from importlib import metadata
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockzo import environment, selftest
+from blockzo import environment, ops, selftest
+from blockzo.operations import KNOWN, OPERATIONS, cases
+from blockzo.ops import native, reference, registered
 from tests.packaging.builds import ALONE, Result
 from tests.packaging.test_runtime import damaged
 
@@ -36,13 +39,29 @@ def test_the_report_is_whole_and_healthy() -> None:
     assert report["versions"]["torch"] == metadata.version("torch")
     assert report["versions"]["contract"] == "blockzo noise v1"
     assert report["cpu"]["chosen"] in report["cpu"]["available"] and "baseline" in report["cpu"]["compiled"]
-    assert all(
-        backends["reference"] is True and backends["native"] is True for backends in report["operations"].values()
-    )
+    assert set(report["operations"]) == set(OPERATIONS)
+    for name, backends in report["operations"].items():
+        assert backends["reference"] is True
+        assert backends["native"] == (True if OPERATIONS[name].serves else "no kernel: torch alone serves")
     assert all(isinstance(backends["triton"], bool | str) for backends in report["operations"].values())
     sets = len(report["cpu"]["available"])
-    operations = 7  # those of `selftest._calls`, on 3 dtypes and 2 distributions
-    assert report["self_test"] == {"ok": True, "checks": 2 + sets * (1 + operations * 6), "failed": []}
+    walked = len(list(cases("rademacher")))  # on 3 dtypes and 2 distributions
+    gpu = int(torch.cuda.is_available())
+    checks = 2 + len(KNOWN) + (sets + gpu) * (1 + walked * 6)
+    assert report["self_test"] == {"ok": True, "checks": checks, "failed": []}
+
+
+def test_no_operation_is_missing_from_the_registry() -> None:
+    """A new one needs an entry, and a case that the self-test can walk."""
+    public = {name for name in ops.__all__ if inspect.isfunction(getattr(ops, name))}
+    assert public == set(OPERATIONS)
+    registered_names = {name.replace("move_", "perturb_") for name in registered.IMPLEMENTATIONS}
+    assert registered_names <= set(OPERATIONS)
+    walked = {operation.name for operation, _, _ in cases("gaussian")}
+    assert walked == {name for name, operation in OPERATIONS.items() if operation.serves is not None}
+    assert set(KNOWN) == set(OPERATIONS) - walked
+    for backend in (reference, native):
+        assert all(hasattr(backend, operation.serves) for operation in OPERATIONS.values() if operation.serves)
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -154,7 +173,8 @@ def test_the_self_test_finds_wrong_bits(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(native, "replay_", wrong)
     failed = [check for check in selftest.self_test() if not check.ok]
-    assert failed and all("replay_" in check.name and "float16" in check.name for check in failed)
+    assert failed and all("float16" in check.name and "bfloat16" not in check.name for check in failed)
+    assert {check.name.split(": ")[1].split()[0] for check in failed} == {"replay_", "update_"}
     assert "expected" in failed[0].detail
     monkeypatch.setattr(native, "replay_", broken)
     failed = [check for check in selftest.self_test() if not check.ok]
