@@ -88,7 +88,6 @@ class GraphedStep:
         found.flops, found.used = self._seen.flops, self._seen.used
         result = self.zo._result(plan, found)
         if self.zo.journal is not None:
-            self.zo._commit(result.record)
             self.zo.apply(result.record)
             return result
         if result.record.blocks[0].coefficients != coefficients:
