@@ -118,7 +118,8 @@ def run_groups(
         found.extend((Activations([leaf for leaf, _ in lowered], [own for _, own in lowered], spec), mode))
         return group
 
-    torch.vmap(body)(torch.arange(groups))
+    with batched.quiet_fallbacks():
+        torch.vmap(body)(torch.arange(groups))
     return found[0], found[1]
 
 

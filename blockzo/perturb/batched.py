@@ -6,10 +6,24 @@ The C functions are those that `torch.vmap` itself is made of; they are asked fo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 _functorch = torch._C._functorch
+
+
+@contextmanager
+def quiet_fallbacks() -> Iterator[None]:
+    """Without torch's warnings of functions that `torch.vmap` runs group by group, which is right."""
+    shown = torch._C._debug_only_are_vmap_fallback_warnings_enabled()  # type: ignore[attr-defined]
+    _functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        _functorch._set_vmap_fallback_warning_enabled(shown)  # type: ignore[attr-defined]
 
 
 def is_batched(tensor: Tensor) -> bool:
