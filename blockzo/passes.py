@@ -316,7 +316,8 @@ def difference(found: Tensor, kept: Tensor) -> Tensor:
         raise PathChanged(f"layer 0 was called with {found.shape[0]} tensors, {kept.shape[0]} when outputs were kept")
     if not found.shape[0]:
         return no_drift()
-    scale = torch.maximum(found[:, 1], kept[:, 1]) * kept[:, 2]
-    ratio = (found[:, 0] - kept[:, 0]).abs() / scale.clamp_min(1e-30)
-    # activations that are not finite are told by the loss
-    return (torch.nan_to_num(ratio, nan=0.0, posinf=0.0).amax() * ROUNDED).clamp(max=1e9).to(torch.int32)
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        scale = torch.maximum(found[:, 1], kept[:, 1]) * kept[:, 2]
+        ratio = (found[:, 0] - kept[:, 0]).abs() / scale.clamp_min(1e-30)
+        # activations that are not finite are told by the loss
+        return (torch.nan_to_num(ratio, nan=0.0, posinf=0.0).amax() * ROUNDED).clamp(max=1e9).to(torch.int32)
