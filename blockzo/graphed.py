@@ -78,6 +78,8 @@ class GraphedStep:
             raise ValueError(
                 "the model's parameters, eps or rounding changed after the step was made; make GraphedStep again"
             )
+        if self._batch is None:
+            self.zo.look_at(batch)
         plan = self.zo._plan(batch)
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             values = self._on_device(batch, plan.seed, *(plan.rates if self.zo.journal is None else (0.0,)))

@@ -276,8 +276,7 @@ class ZO:
         return self._result(*self._evaluated(batch, self._perturbed))
 
     def _perturbed(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
-        self._check_repeatable(parts[0])
-        self._check_reads(parts[0].batch)
+        self.look_at(parts[0].batch)
         executor = PerturbedExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.max_group, reuse=self.reuse)
         return executor.run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
 
@@ -305,7 +304,7 @@ class ZO:
         used: list[InPlaceExecutor] = []
 
         def run(plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
-            self._check_repeatable(parts[0])
+            self._check_repeatable(parts[0].batch)
             used.append(InPlaceExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.reuse))
             # the weights move once for all parts
             losses = [self._loss_of(part) for part in parts]
@@ -353,7 +352,16 @@ class ZO:
         )
         return StepResult(math.fsum(losses) / len(losses), scalars, losses, plan.seed, len(losses), found.flops, record)
 
-    def _check_repeatable(self, part: Part) -> None:
+    def look_at(self, batch: Any) -> None:
+        """Before perturbed evaluations: is the loss repeatable, does it read weights past them? Once, mostly.
+
+        Raises:
+            ValueError: what is wrong with it; no weight has changed.
+        """
+        self._check_repeatable(batch)
+        self._check_reads(batch)
+
+    def _check_repeatable(self, batch: Any) -> None:
         """At the first step: is the loss the same when it is evaluated again?
 
         Raises:
@@ -361,9 +369,9 @@ class ZO:
         """
         if self._repeatable:
             return
-        forward = self._loss_of(part)
         with evaluation_mode(self.model):
-            check_repeatable(lambda: _number(self.blocks.run_whole(forward)), self.model)
+            whole = self.blocks.run_whole
+            check_repeatable(lambda: _number(whole(lambda: self.loss_fn(self.model, batch))), self.model)
         self._repeatable = True
 
     def _check_reads(self, batch: Any) -> None:

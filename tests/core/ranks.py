@@ -102,6 +102,16 @@ def check_batch(folder: Path) -> None:
             assert torch.allclose(a, b, atol=1e-3), method
         digests = many.ranks.objects(bz.digest(shared))
         assert len(set(digests)) == 1
+        # micro-batches: the bits of one process, whichever rank has which part
+        alone, shared = make(), make()
+        one = bz.ZO(alone, loss, independent_ranks=True, **options(alone, method))
+        many = bz.DistributedZO(shared, loss, split="batch", **options(shared, method))
+        for step in range(3):
+            x, labels = batch(step)
+            parts = list(zip(x.split(3), labels.split(3), strict=True))
+            own = parts[rank::ranks] if step else [parts, *[None] * ranks][rank]
+            assert one.step(parts).record == many.step(own).record, method
+        assert bz.digest(alone) == bz.digest(shared), method
     assert (
         refused(lambda: many.step(None), ValueError)
         == "step 3: no rank has a row; expected a batch on one of them at least"
