@@ -7,7 +7,9 @@ replays its own journal, and asks the server for what came since.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,19 +214,12 @@ class Client:
             return m.encode(m.Scores(task.number, examples, loss, accuracy), self.tag)
         digest = self.worker.digest() if task.wants_digest else None
         if self._secure is not None:
-            body = self._secure.begin(task, lambda: self._added(task))
+            body = self._secure.begin(task, lambda: self._estimate(task))
             self._answer = (task, m.encode(m.SumMessage(body, digest), self.tag))
             return self._answer[1]
-        try:
-            found = self._estimate(task)
-        except (ValueError, RuntimeError):
-            if releases is None:
-                raise
-            # that something is wrong with the data must not show either
-            log.exception("no estimate in round %d; noise alone is sent", task.number)
-            found = Estimate((0.0,) * self.settings.scalars, 0.0, 1)
-        if private is not None:
-            found = _protected(found, private)
+        found = self._estimate(task)
+        if private is not None and private.mode == "local":
+            found = replace(found, scalars=private.noisy(found.scalars))
         reply = m.Reply(task.number, found.examples, found.loss, found.scalars, digest, task.slot)
         answer = m.encode(reply, self.tag, self.settings)
         if releases is not None:
@@ -233,26 +228,19 @@ class Client:
         return self._answer[1]
 
     def _estimate(self, task: m.Task) -> Estimate:
+        """With privacy always one, clipped, without loss and examples: that something is wrong with the data must not show."""
         assert self.settings is not None
-        if self.settings.privacy is None and self._secure is None:
+        private = self.settings.private
+        if private is None and self._secure is None:
             return self.worker.estimate(task.number, task.slot)
         try:
-            return self.worker.estimate(task.number, task.slot)
+            found = self.worker.estimate(task.number, task.slot)
+            return found if private is None else _clipped(found, private, self.settings.scalars)
         except Exception as error:
             # its words may tell of the data
             log.exception("the estimate of round %d failed", task.number)
-            raise RuntimeError(f"the estimate failed: {type(error).__name__}") from error
-
-    def _added(self, task: m.Task) -> Estimate:
-        """What goes into a sum. With privacy always something: that something is wrong with the data must not show."""
-        assert self.settings is not None
-        private = self.settings.private
-        if private is None:
-            return self._estimate(task)
-        try:
-            return _protected(self._estimate(task), private)
-        except (ValueError, RuntimeError):
-            log.exception("no estimate in round %d; noise alone is added", task.number)
+            if private is None:
+                raise RuntimeError(f"the estimate failed: {type(error).__name__}") from error
             return Estimate((0.0,) * self.settings.scalars, 0.0, 1)
 
     def _in_sum(self, message: m.SumMessage) -> bytes:
@@ -340,11 +328,11 @@ def _beside(journal: Path) -> Path:
     return journal.with_name(journal.name + ".base.safetensors")
 
 
-def _protected(found: Estimate, private: PrivacySettings) -> Estimate:
-    """What may leave: clipped scalars, with noise in mode "local"; neither the loss nor the number of examples."""
-    scalars = found.scalars
+def _clipped(found: Estimate, private: PrivacySettings, scalars: int) -> Estimate:
+    """What may be used of an estimate in a private run; with unit "example" the worker has clipped."""
+    values = found.scalars
+    if len(values) != scalars or not all(map(math.isfinite, values)):
+        raise ValueError(f"{len(values)} scalars, or some that are not finite; expected {scalars} finite ones")
     if private.unit == "client":
-        scalars = private.mean_of([scalars], len(scalars))
-    if private.mode == "local":
-        scalars = private.noisy(scalars)
-    return Estimate(scalars, 0.0, 1)
+        values = private.mean_of([values], scalars)
+    return Estimate(values, 0.0, 1)

@@ -54,6 +54,10 @@ class OpenRound:
     """In the last attempt's sum, which may be known: another with almost the same clients would tell of one."""
     exhausted: set[str] = field(default_factory=set)
     """In a run with privacy: said that they are in a sum of this round already."""
+    reached: set[str] = field(default_factory=set)
+    """Asked and there when they were, in any attempt; the quorum of a run with central noise."""
+    made: tuple[Record, int] | None = None
+    """With privacy: the record and its rows, once the noise is drawn. No reply is taken after it."""
     blamed: set[str] = field(default_factory=set)
     """Let the last attempt at a sum fail."""
 

@@ -137,7 +137,13 @@ class PrivacySettings:
         return (Fraction(self.noise_multiplier) * self.levels) ** 2
 
     def clipped(self, values: Sequence[float]) -> list[int]:
-        """One unit's scalars on the grid, their L2 norm at most `levels`; rounded towards 0, so that none grows."""
+        """One unit's scalars on the grid, their L2 norm at most `levels`; rounded towards 0, so that none grows.
+
+        All of them are 0 where one is not finite: a unit's vector is a function of that unit alone, for every input, and nothing
+        of it is ever refused.
+        """
+        if not all(map(math.isfinite, values)):
+            return [0] * len(values)
         return _cut(_integers(values, self.clip / self.levels, int), self.levels)
 
     def mean_of(self, units: Iterable[Sequence[float]], scalars: int) -> tuple[float, ...]:
@@ -156,7 +162,11 @@ class PrivacySettings:
         return tuple(v * (self.clip / self.levels) / count for v in sums)
 
     def _sums(self, values: Sequence[float]) -> list[int]:
-        """The integers that a client's scalars stand for; cut again, should the client not have done it."""
+        """The integers that a client's scalars stand for; cut again, should the client not have done it.
+
+        Raises:
+            ValueError: one is not finite; no client that clips sends such.
+        """
         bound = self.levels * self.batch
         return _cut(_integers(values, self.clip / bound, round), bound)
 

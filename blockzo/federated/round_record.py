@@ -28,7 +28,9 @@ def problem_of(reply: Reply, slot: int, settings: RunSettings, policy: RoundPoli
         return "the loss or a scalar is not finite, or the loss is absurd"
     if settings.own_directions and reply.slot != slot:
         return f"slot {reply.slot}; this client was given {slot}"
-    if settings.aggregate != "sign":
+    private = settings.private
+    # with central noise a reply is cut instead: a refusal would take all that its other units say with it
+    if settings.aggregate != "sign" and not (private is not None and private.mode == "central"):
         every = [
             limit
             for block, n in enumerate(settings.directions)

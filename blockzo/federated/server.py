@@ -56,6 +56,8 @@ class Server:
         self.history = History(settings, journal, self.policy)
         self.private = settings.private
         self._sampled = self.private is not None and self.private.sampling_rate < 1
+        # who is in a round must not depend on who answered: that depends on data
+        self._fixed = self.private is not None and self.private.mode == "central" and not settings.secure_sum
         self.base_digest: str = journal.metadata.get("base_digest", journal.base_digest)
         self.tag = run_tag(settings, self.base_digest, journal.layout)
         self.positions: dict[str, int] = {}
@@ -165,8 +167,11 @@ class Server:
                 current.sample = self.private.sample(names)
         elif current.attempt != self._attempt:
             self._messages.clear()
-        picked = current.sample
-        if picked is None:
+        picked, here = current.sample, names
+        if picked is None and self._fixed:
+            # of all who ever came, and the same in every attempt; who is away counts as zeros
+            picked = chosen(run, self.number, 0, sorted(names | set(self.positions)), self.policy.clients)
+        elif picked is None:
             names = current.preferred(names, self.policy.clients or self.policy.quorum)
             most = self.policy.clients
             if self.settings.secure_sum and most is None:
@@ -175,12 +180,16 @@ class Server:
         current.attempt, current.began, current.silent = self._attempt, now, set()
         picked = current.seated(picked, self.settings)
         current.asked = set(picked)
+        if self._fixed:
+            current.silent = current.asked - here
+            current.reached |= current.asked & here
         if self.settings.secure_sum:
             from blockzo.federated.secure_round import SecureRound
 
             # of its own in every attempt: who asks again begins anew
             current.sum = SecureRound(self.settings, self.policy, self.tag, self.number, self._attempt, picked)
-        return {name: self._task(name, current.slots[name]) for name in picked if name not in current.replies}
+        due = [name for name in picked if name not in current.replies and not (self._fixed and name not in here)]
+        return {name: self._task(name, current.slots[name]) for name in due}
 
     def ask_scores(self, names: Iterable[str]) -> dict[str, bytes]:
         """Messages that ask clients for the scores of the present weights on their held-out rows; see `scores`.
@@ -249,8 +258,10 @@ class Server:
             names = tuple(sorted(current.replies))
             replies = [current.replies[name] for name in names]
         result = RoundResult(current.number, current.attempt, len(current.asked), names, 0, math.nan, None)
-        if len(names) < self.policy.quorum and not self._sampled:
-            log.warning("round %d: %d of %d replies, no quorum", current.number, len(names), self.policy.quorum)
+        there = len(current.reached) if self._fixed else len(names)
+        if there < self.policy.quorum and not self._sampled:
+            what = "clients there" if self._fixed else "replies"
+            log.warning("round %d: %d of %d %s, no quorum", current.number, there, self.policy.quorum, what)
             self._attempt += 1
             return result
         return self._closed(current, names, replies)
@@ -262,7 +273,10 @@ class Server:
         return current.sum.phase >= 2 or bool(current.exhausted) and left < self.policy.quorum
 
     def _closed(self, current: OpenRound, names: tuple[str, ...], replies: list[m.Reply]) -> RoundResult:
-        record, examples = round_record(self.settings, self.number, replies)
+        record, examples = current.made or round_record(self.settings, self.number, replies)
+        if self.private is not None:
+            # a second draw of the noise on the same sum, after a disk that was full, would spend privacy twice
+            current.made = record, examples
         self.history.append(record)
         self._round, self._attempt = None, 0
         if self.replica is not None:
@@ -381,7 +395,7 @@ class Server:
 
     def _reply(self, name: str, reply: m.Reply) -> bytes:
         current = self._round
-        if current is None or reply.number != current.number:
+        if current is None or reply.number != current.number or current.made is not None:
             return self._refuse(
                 name, m.STALE, f"a reply for round {reply.number}; the next to be closed is {self.number}"
             )

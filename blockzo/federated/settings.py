@@ -218,7 +218,8 @@ class RoundPolicy:
 
     Attributes:
         clients: asked in a round; all that are there where None.
-        quorum: replies without which a round does not count and is tried again.
+        quorum: replies without which a round does not count and is tried again. With central noise instead: clients that must be
+            there when the round is opened; it counts then, whoever answers.
         deadline: seconds after which a round ends with the replies that are there; with secure sums each of its four phases.
         digest_every: rounds between digests that clients send of their weights; 0: never.
         largest_loss_change: a scalar that means a larger change of the loss than this, in nats, is refused.

@@ -6,16 +6,16 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from blockzo import estimators, ops
 from blockzo.estimators import Method
-from blockzo.evaluate import LossFunction, PerturbedExecutor, hugging_face_loss
+from blockzo.evaluate import Evaluation, LossFunction, PerturbedExecutor, hugging_face_loss
 from blockzo.federated.addresses import noise_seed, step_directions
 from blockzo.federated.estimate import Estimate
-from blockzo.federated.per_example import ExampleExecutor, example_scalars
+from blockzo.federated.per_example import ExampleExecutor, example_scalars, losses_of_rows
 from blockzo.federated.settings import RunSettings
 from blockzo.federated.weights import Weights
 from blockzo.groups import MaxGroup
@@ -28,6 +28,7 @@ from blockzo.reuse import Reuse
 BatchOf = Callable[[int, int], tuple[Any, int]]
 """(round, local step) -> batch and its number of rows; a function of these alone, so that a repeated round sees the same rows."""
 __all__ = ["Weights", "Worker", "directions_of", "method_of"]
+E = TypeVar("E", bound=PerturbedExecutor)
 METHODS = ("MeZO", "SPSA", "SPZO", "OneSided", "FZOO", "Tree", "Decoupled")
 
 
@@ -61,7 +62,8 @@ class Worker:
     Args:
         weights: of this machine.
         batch_of: the client's training data.
-        loss_fn: as of `blockzo.ZO`; for runs with privacy unit "example" it returns the loss of every row, shape (rows,).
+        loss_fn: as of `blockzo.ZO`; for runs with privacy unit "example" it returns the loss of every row, shape (rows,), each a
+            function of that row alone.
         held_out: () -> (rows, loss, accuracy) of the client's held-out data at the present weights.
 
     Attributes:
@@ -148,15 +150,23 @@ class Worker:
         """Scalars of each block, and the mean of the losses."""
         assert self._method is not None
         private = settings.private
-        by_example = private is not None and private.unit == "example"
-        executor = (ExampleExecutor if by_example else PerturbedExecutor)(
-            self.weights.blocks,
-            self._noises(settings, number),
-            settings.eps,
-            self.max_group,
-            directions=step_directions(settings, number, slot, step),
-            reuse=Reuse.of(self.weights.blocks, self.loss_fn),
-        )
+        if private is not None and private.unit == "example":
+            # one local step, so that this is the whole reply; losses do not leave
+            units = self._units(settings, number, slot, batch, rows, private.batch)
+            return [list(private.mean_of(units, settings.scalars))], 0.0
+        executor = self._executor(PerturbedExecutor, settings, number, slot, step)
+        found = self._run(executor, settings, batch)
+        scalars = self._method.scalars(found.losses, settings.eps)
+        return [list(block.values()) for block in scalars], math.fsum(found.losses) / len(found.losses)
+
+    def _executor(self, kind: type[E], settings: RunSettings, number: int, slot: int, step: int) -> E:
+        directions = step_directions(settings, number, slot, step)
+        noises = self._noises(settings, number)
+        reuse = Reuse.of(self.weights.blocks, self.loss_fn)
+        return kind(self.weights.blocks, noises, settings.eps, self.max_group, directions=directions, reuse=reuse)
+
+    def _run(self, executor: PerturbedExecutor, settings: RunSettings, batch: Any) -> Evaluation:
+        assert self._method is not None
         tree = self._method.tree(settings.blocks)
         began = time.perf_counter()
         # a client may hand over micro-batches
@@ -164,18 +174,22 @@ class Worker:
         found = executor.run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
         self.seconds += time.perf_counter() - began
         self.flops += found.flops
-        if isinstance(executor, ExampleExecutor):
-            assert private is not None
-            if len(executor.rows[0]) != rows or rows > private.batch:
-                raise ValueError(
-                    f"a batch of {rows} rows gave {len(executor.rows[0])} losses; expected one a row, and {private.batch} rows "
-                    "at most (privacy batch)"
-                )
-            units = example_scalars(self._method, executor.rows, settings.eps)
-            # one local step, so that this is the whole reply
-            return [list(private.mean_of(units, settings.scalars))], math.fsum(found.losses) / len(found.losses)
-        scalars = self._method.scalars(found.losses, settings.eps)
-        return [list(block.values()) for block in scalars], math.fsum(found.losses) / len(found.losses)
+        return found
+
+    def _units(
+        self, settings: RunSettings, number: int, slot: int, batch: Any, rows: int, most: int
+    ) -> list[list[float]]:
+        """Scalars of every row; a row that fails has NaN, and no other row sees it."""
+        assert self._method is not None
+        if rows > most:
+            raise ValueError(f"a batch of {rows} rows; expected {most} at most (privacy batch)")
+
+        def run(part: Any) -> list[list[float]]:
+            executor = self._executor(ExampleExecutor, settings, number, slot, 0)
+            self._run(executor, settings, part)
+            return executor.rows
+
+        return example_scalars(self._method, losses_of_rows(run, batch, rows), settings.eps)
 
     def _move(self, settings: RunSettings, number: int, slot: int, step: int, scalars: list[list[float]]) -> None:
         rates = settings.rates(number)

@@ -102,7 +102,13 @@ def test_the_server_does_not_trust_a_client_to_clip() -> None:
     chosen = private()
     assert sum(v * v for v in chosen._sums([1e6, -1e6, 5.0])) <= chosen.levels**2
     with pytest.raises(ValueError, match="not finite"):
-        chosen.clipped([math.nan])
+        chosen._sums([math.nan])
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_unit_that_is_not_finite_counts_as_nothing(wrong: float) -> None:
+    assert private().clipped([1.0, wrong, 2.0]) == [0, 0, 0]
+    assert private(unit="example", batch=4, clip=4.0).mean_of([[1.0, wrong], [0.5, -0.25]], 2) == (0.125, -0.0625)
 
 
 def test_the_mean_is_over_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
