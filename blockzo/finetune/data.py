@@ -1,88 +1,29 @@
-"""Rows from TSV and JSONL files (plain or gzip), and which of them are used. Errors name file and line."""
+"""Rows of a task's files as examples, and which of them are used. Errors name file and line."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.order import shuffled
+from blockzo.finetune.rows import column, read_rows
 from blockzo.finetune.tasks import ALIASES, Task
+
+NAMES = "name the columns in --template as they are named in the file, or the one text with --text-column"
+LABEL = "name the label's column with --label-column"
+WHERE = "--train-where takes names of columns"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row: the columns that the task's templates read, and the number of its class."""
+    """One row: the columns that the task's templates read, without white space around them, and the number of its class."""
 
     columns: Mapping[str, str]
     label: int
     place: str
     """`file, line n`, for messages."""
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines (from 1) of a UTF-8 text file, `.gz` or plain.
-
-    Raises:
-        UserError: the file is missing, a folder, not readable, not UTF-8 or a broken gzip file.
-    """
-    if not path.exists():
-        raise UserError(f"{path} does not exist; check the path, or give the data with --train and --validation")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; expected a .tsv, .jsonl or .txt file (or one of these with .gz)")
-    number = 0
-    try:
-        opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-        with opened as file:
-            for number, line in enumerate(file, 1):
-                yield number, line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{path}, after line {number}: broken gzip file ({error}); fetch or compress it again"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and columns of every row. TSV: a header line, split on tabs, no quoting. JSONL: one object a line.
-
-    Raises:
-        UserError: a line that is not a row, an unknown kind of file.
-    """
-    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-    if kind not in ("tsv", "jsonl"):
-        raise UserError(f"{path}: files of kind {kind!r} are not read; expected .tsv or .jsonl, plain or with .gz")
-    header: list[str] | None = None
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        if kind == "jsonl":
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error.msg}); expected one object a line") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: {type(row).__name__} found; expected one JSON object a line")
-            yield number, row
-            continue
-        cells = line.split("\t")
-        if header is None:
-            header = [cell.lstrip("\ufeff").strip() for cell in cells]
-            continue
-        if len(cells) != len(header):
-            raise UserError(
-                f"{path}, line {number}: {len(cells)} fields, the header has {len(header)} ({', '.join(header)}); "
-                "expected as many, separated by single tabs"
-            )
-        yield number, dict(zip(header, cells, strict=True))
 
 
 def read_examples(path: Path, task: Task, where: Mapping[str, str] | None = None) -> list[Example]:
@@ -100,16 +41,20 @@ def read_examples(path: Path, task: Task, where: Mapping[str, str] | None = None
     for number, row in read_rows(path):
         place = f"{path}, line {number}"
         seen += 1
-        if where and any(_text(_column(row, key, place)) != value for key, value in where.items()):
+        if where and any(column(row, key, place, advice=WHERE).strip() != value for key, value in where.items()):
             continue
-        label = _text(_column(row, "label", place))
+        label = column(row, task.label_column, place, advice=LABEL).strip()
         if label not in classes:
             raise UserError(
                 f"{place}: label {label!r} is not one of {', '.join(classes)}; correct the line, or say what the labels mean "
                 "with --labels LABEL=WORD,..."
             )
-        columns = {name: _text(_column(row, name, place)) for name in task.columns}
-        if not any(text.strip() for text in columns.values()):
+        columns = {}
+        for name in task.columns:
+            wanted = task.source(name)
+            others = ALIASES.get(name, ()) if wanted == name else ()
+            columns[name] = column(row, wanted, place, others, NAMES).strip()
+        if not any(columns.values()):
             raise UserError(f"{place}: the text is empty; expected something in {', '.join(columns)}")
         result.append(Example(columns, classes[label], place))
     if not result:
@@ -117,22 +62,6 @@ def read_examples(path: Path, task: Task, where: Mapping[str, str] | None = None
         found = f"none of its {seen} rows has {told}" if seen and told else "it has no rows after the header"
         raise UserError(f"{path}: no data, {found}; expected at least one row")
     return result
-
-
-def _column(row: Mapping[str, Any], name: str, place: str) -> Any:
-    for candidate in (name, *ALIASES.get(name, ())):
-        if candidate in row and row[candidate] is not None:
-            return row[candidate]
-    raise UserError(
-        f"{place}: no column {name!r} (columns here: {', '.join(map(str, row))}); name the columns in --template as they are "
-        "named in the file; the label's column is called label"
-    )
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value).strip()
 
 
 def parse_where(text: str | None) -> dict[str, str]:

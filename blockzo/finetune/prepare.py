@@ -16,6 +16,7 @@ from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.models import Loaded, load, resolve
 from blockzo.finetune.order import BatchOrder, shuffled
 from blockzo.finetune.prompts import Encoded, Encoder, begin_token, windows
+from blockzo.finetune.rows import text_lines
 from blockzo.finetune.scoring import Scorer
 from blockzo.finetune.settings import Settings
 from blockzo.finetune.tasks import Task, find_task
@@ -100,7 +101,7 @@ def prepare(
         UserError: data, model and settings do not fit; the message names file and line where there is one.
     """
     notes: list[str] = []
-    task = None if settings.task == "lm" else find_task(settings.task, settings.template, settings.labels)
+    task = None if settings.task == "lm" else _task(settings)
     source = _read_text(settings, training) if task is None else _read_task(settings, task, notes, training)
     classes = 0 if task is None else len(task.words)
     with about("--model"):
@@ -144,6 +145,10 @@ def prepare(
             f"there are only {len(train.ids)} training rows for --batch {settings.batch}; every batch holds them all"
         )
     return Prepared(loaded, task, scorer, train, held_out, source, notes)
+
+
+def _task(settings: Settings) -> Task:
+    return find_task(settings.task, settings.template, settings.labels, settings.label_column, settings.text_column)
 
 
 def _limit(settings: Settings, loaded: Loaded, notes: list[str]) -> int:
@@ -193,27 +198,21 @@ def _read_task(settings: Settings, task: Task, notes: list[str], training: bool)
 
 
 def _read_text(settings: Settings, training: bool) -> Source:
-    for name in ("template", "labels", "shots", "train_where"):
+    for name in ("template", "labels", "label_column", "shots", "train_where"):
         if getattr(settings, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} belongs to classification tasks; --task lm reads plain text")
     if settings.validation is not None and not training:
         path = Path(settings.validation)
-        return Source(path, path, validation_lines=_lines(path))
+        return Source(path, path, validation_lines=text_lines(path, settings.text_column))
     if settings.train is None:
         raise UserError("--task lm needs a text file: --train FILE (and --validation FILE)")
     train_path = Path(settings.train)
     validation_path = Path(settings.validation) if settings.validation is not None else train_path
     source = Source(train_path, validation_path)
-    source.train_lines = _lines(train_path)
-    source.validation_lines = _lines(validation_path) if settings.validation is not None else []
+    source.train_lines = text_lines(train_path, settings.text_column)
+    if settings.validation is not None:
+        source.validation_lines = text_lines(validation_path, settings.text_column)
     return source
-
-
-def _lines(path: Path) -> list[str]:
-    lines = [line for _, line in rows_of.read_lines(path)]
-    if not any(line.strip() for line in lines):
-        raise UserError(f"{path}: no data, the file has no text; expected at least a line")
-    return lines
 
 
 def _encode_text(

@@ -9,7 +9,7 @@ from typing import Any
 
 from blockzo.finetune.data import Example
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.tasks import Task
+from blockzo.finetune.tasks import Task, pieces, render
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Encoder:
         # a space before the label word belongs to the word in every tokenizer in use
         self.space = " " if before.endswith(" ") else ""
         self.before, self.after = before.removesuffix(" "), after
-        unread = {name for name in task.columns if f"{{{name}}}" not in before} if kind == "causal" else set()
+        read = {name for _, name in pieces(before)}
+        unread = set(task.columns) - read if kind == "causal" else set()
         if unread and task.masked_template is None:
             raise UserError(
                 f"the template {task.template!r} has {', '.join(sorted(unread))} after the label word, which a causal model "
@@ -97,10 +98,10 @@ class Encoder:
         if self.kind == "head":
             return f" {self.tokenizer.sep_token or ''} ".join(columns[name] for name in self.task.columns)
         if self.kind == "causal":
-            return self.before.format(**columns)
+            return render(self.before, columns)
         mask = self.tokenizer.mask_token
         clean = {name: text.replace(mask, " ") for name, text in columns.items()}
-        return self.before.format(**clean) + self.space + mask + self.after.format(**clean)
+        return render(self.before, clean) + self.space + mask + render(self.after, clean)
 
     def _shortened(self, example: Example) -> list[int]:
         """The row with the longest column cut (as little as needed) at its end, never the words of the template."""
@@ -143,7 +144,7 @@ class Encoder:
         Raises:
             UserError: two label words begin with the same token, or a word merges with the text before it.
         """
-        tail = self.before.rpartition("}")[2].replace("{{", "{").replace("}}", "}")
+        tail = pieces(self.before)[-1][0]
         anchor = tail if tail.strip() or not self.before else "It was"
         start = self._plain(anchor)
         found: dict[int, str] = {}

@@ -6,7 +6,7 @@ ACL 2021) where these end or can be made to end with the label word.
 
 from __future__ import annotations
 
-import string
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from blockzo.finetune.errors import UserError
 ANSWER = "label"
 """The place of the label word in a template, `{label}`; `{mask}` means the same."""
 
+BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 ALIASES: dict[str, tuple[str, ...]] = {
     "text": ("text_a", "sentence"),
     "premise": ("text_a", "sentence1"),
@@ -44,6 +45,9 @@ class Task:
     validation: str | None = None
     holdout: int = field(default=0)
     """Rows taken off the training file for validation where the task has no validation file."""
+    label_column: str = ANSWER
+    text_column: str | None = None
+    """The data's name of the template's `{text}`, or of its only column."""
 
     def __post_init__(self) -> None:
         for template in (self.template, self.masked_template):
@@ -56,6 +60,11 @@ class Task:
         for label, word in self.words.items():
             if not word.strip():
                 raise UserError(f"label {label!r} has an empty word; expected --labels like 0=terrible,1=great")
+        if self.text_column is not None and "text" not in self.columns and len(self.columns) > 1:
+            raise UserError(
+                f"--text-column is for templates with one column or with {{text}}; this one reads {', '.join(self.columns)}: "
+                "name the columns in --template as they are named in the file"
+            )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -63,33 +72,64 @@ class Task:
         found = [*fields(self.template), *(fields(self.masked_template) if self.masked_template else ())]
         return tuple(dict.fromkeys(found))
 
+    def source(self, name: str) -> str:
+        """The data's name of a template's column."""
+        if self.text_column is not None and (name == "text" or len(self.columns) == 1):
+            return self.text_column
+        return name
+
     def parts(self, masked: bool) -> tuple[str, str]:
         """The template before and after the label word, as text that still holds its `{column}` fields."""
         template = self.masked_template if masked and self.masked_template is not None else self.template
-        template = template.replace("{mask}", "{label}")
-        before, found, after = template.partition("{label}")
-        if not found:
-            before = before if before.endswith(("\n", " ")) else before + " "
-            after = "."
-        return before, after
+        found = pieces(template)
+        place = next((i for i, (_, name) in enumerate(found) if name in (ANSWER, "mask")), None)
+        if place is None:
+            return template if template.endswith(("\n", " ")) else template + " ", "."
+        return _written([*found[:place], (found[place][0], None)]), _written(found[place + 1 :])
+
+
+def pieces(template: str) -> list[tuple[str, str | None]]:
+    """A template as pairs of literal text and the name of the column after it, or None where none comes.
+
+    Raises:
+        UserError: unbalanced or empty braces.
+    """
+    found: list[tuple[str, str | None]] = []
+    literal, at = "", 0
+    for match in BRACES.finditer(template):
+        literal += template[at : match.start()]
+        at = match.end()
+        if match.group() in ("{{", "}}"):
+            literal += match.group()[0]
+        elif not (match.group(1) or "").strip():
+            raise UserError(
+                f'template {template!r}: {match.group()!r} at character {match.start() + 1}; expected text like "{{text}} It was '
+                '{label}.", with the name of a column in braces, and {{ or }} for a brace'
+            )
+        else:
+            found.append((literal, match.group(1).strip()))
+            literal = ""
+    return [*found, (literal + template[at:], None)]
+
+
+def render(template: str, columns: Mapping[str, str]) -> str:
+    """The template with its columns filled in; braces in these stay text."""
+    return "".join(text + ("" if name is None else columns[name]) for text, name in pieces(template))
+
+
+def _written(found: list[tuple[str, str | None]]) -> str:
+    return "".join(
+        text.replace("{", "{{").replace("}", "}}") + ("" if name is None else f"{{{name}}}") for text, name in found
+    )
 
 
 def fields(template: str) -> tuple[str, ...]:
     """The columns that a template reads, in order.
 
     Raises:
-        UserError: unbalanced braces, a field with a format, more than one `{label}`, or no column at all.
+        UserError: unbalanced braces, more than one `{label}`, or no column at all.
     """
-    try:
-        found = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise UserError(f'template {template!r}: {error}; expected text like "{{text}} It was {{label}}."') from None
-    names = [name for _, name, _, _ in found if name is not None]
-    for _, name, spec, conversion in found:
-        if name is not None and (not name.isidentifier() or spec or conversion):
-            raise UserError(
-                f"template {template!r}: {{{name}}} is not a column name; write a literal brace as {{{{ or }}}}"
-            )
+    names = [name for _, name in pieces(template) if name is not None]
     columns = [name for name in names if name not in (ANSWER, "mask")]
     if len(names) - len(columns) > 1:
         raise UserError(
@@ -182,8 +222,14 @@ TASKS: dict[str, Task] = {
 }
 
 
-def find_task(name: str, template: str | None = None, labels: str | None = None) -> Task:
-    """A ready-made task, with another template or other label words where given; `custom` for one's own data.
+def find_task(
+    name: str,
+    template: str | None = None,
+    labels: str | None = None,
+    label_column: str | None = None,
+    text_column: str | None = None,
+) -> Task:
+    """A ready-made task, with another template, label words or columns where given; `custom` for one's own data.
 
     Raises:
         UserError: the name is not known, or `custom` without template and labels.
@@ -196,7 +242,7 @@ def find_task(name: str, template: str | None = None, labels: str | None = None)
                 "the task `custom` needs --template and --labels, for example "
                 '--template "{text} It was {label}." --labels "0=terrible,1=great"'
             )
-        return Task("custom", template, words)
+        return Task("custom", template, words, label_column=label_column or ANSWER, text_column=text_column)
     if name not in TASKS:
         raise UserError(f"task is {name!r}; expected one of {', '.join(TASKS)}, custom (own data) or lm (plain text)")
     ready = TASKS[name]
@@ -208,4 +254,6 @@ def find_task(name: str, template: str | None = None, labels: str | None = None)
         train=ready.train,
         validation=ready.validation,
         holdout=ready.holdout,
+        label_column=label_column or ANSWER,
+        text_column=text_column,
     )

@@ -15,10 +15,11 @@ from blockzo.federated.estimate import Estimate
 from blockzo.federated.round_record import scalar_limit
 from blockzo.federated.settings import RoundPolicy
 from blockzo.federated.worker import Weights, Worker
-from blockzo.finetune.data import read_rows
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.order import BatchOrder
 from blockzo.finetune.prepare import Prepared
+from blockzo.finetune.rows import column as column_of
+from blockzo.finetune.rows import read_rows
 from blockzo.finetune.settings import Settings
 from blockzo.simulate.settings import Federation
 
@@ -54,11 +55,8 @@ def column_values(prepared: Prepared, column: str) -> list[str]:
     path = prepared.source.train_path
     values: dict[str, str] = {}
     for number, row in read_rows(path):
-        if column not in row:
-            raise UserError(
-                f"{path}, line {number}: no column {column!r} (columns here: {', '.join(map(str, row))}); look at --column"
-            )
-        values[f"{path}, line {number}"] = str(row[column])
+        place = f"{path}, line {number}"
+        values[place] = column_of(row, column, place, advice="look at --column")
     return [values[example.place] for example in prepared.source.train]
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from blockzo.finetune.data import find_file, hold_out, limit, parse_where, read_examples, read_lines, shots
+from blockzo.finetune.data import find_file, hold_out, limit, parse_where, read_examples, shots
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.rows import read_lines
 from blockzo.finetune.tasks import Task, find_task
 
 TASK = Task("custom", "{text} It was {label}", {"0": "bad", "1": "good"})
@@ -33,8 +34,8 @@ def write(path: Path, data: bytes) -> Path:
         ("a.tsv", b"text\tlabel\nfine\t1\nb\xff\t1\n", r"line 3: not UTF-8"),
         ("a.jsonl", b'{"text": "fine", "label": 1}\n{"text": \n', r"a\.jsonl, line 2: not JSON"),
         ("a.jsonl", b'["text"]\n', r"line 1: list found"),
-        ("a.jsonl", b'{"text": null, "label": 1}\n', r"line 1: no column 'text'"),
-        ("a.csv", b"text,label\n", r"kind 'csv' are not read; expected \.tsv or \.jsonl"),
+        ("a.jsonl", b'{"text": null, "label": 1}\n', r"line 1: text is null"),
+        ("a.xml", b"text,label\n", r"kind 'xml' are not read; expected \.tsv, \.csv or \.jsonl"),
         ("a.tsv.gz", b"not gzip", r"broken gzip file"),
         ("a.tsv.gz", gzip.compress(b"text\tlabel\n" + b"fine\t1\n" * 99)[:-6], r"broken gzip file"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from blockzo.finetune.data import find_file, read_examples
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.tasks import TASKS, Task, fields, find_task, parse_labels
+from blockzo.finetune.tasks import TASKS, Task, fields, find_task, parse_labels, render
 
 ROWS = {
     "sst2": (6920, 872),
@@ -32,7 +32,7 @@ def test_ready_made_tasks_read_their_files(name: str, shared_data: Path) -> None
             assert {example.label for example in examples} == set(range(len(task.words)))
             for masked in (False, True):
                 before, after = task.parts(masked)
-                text = before.format(**examples[0].columns) + "WORD" + after.format(**examples[0].columns)
+                text = render(before, examples[0].columns) + "WORD" + render(after, examples[0].columns)
                 assert "{" not in text and text.count("WORD") == 1
 
 
@@ -62,8 +62,8 @@ def test_a_tasks_template_and_words_can_be_replaced() -> None:
         ("no column {label}", "reads no column"),
         ("{text} {label} {mask}", "more than once"),
         ("{text", "expected text like"),
-        ("{text!r} {label}", "not a column name"),
-        ("{0} {label}", "not a column name"),
+        ("{} {label}", "name of a column in braces"),
+        ("{text} } {label}", "for a brace"),
     ],
 )
 def test_templates_that_cannot_work(template: str, told: str) -> None:
