@@ -128,7 +128,7 @@ def prepare(
         scorer = Scorer("lm", pad=pad)
         train, held_out = _encode_text(settings, source, loaded, min(limit, settings.max_length or 256), begin)
     else:
-        encoder = Encoder(loaded.tokenizer, task, loaded.kind, limit, settings.overflow, begin)
+        encoder = Encoder(loaded.tokenizer, task, loaded.kind, limit, settings.overflow, begin, settings.control_tokens)
         words, told = ([], []) if loaded.kind == "head" else encoder.label_ids()
         notes += told
         scorer = Scorer(loaded.kind, words, pad)
@@ -218,9 +218,10 @@ def _read_text(settings: Settings, training: bool) -> Source:
 def _encode_text(
     settings: Settings, source: Source, loaded: Loaded, length: int, begin: int | None
 ) -> tuple[Encoded, Encoded]:
-    train = windows(source.train_lines, loaded.tokenizer, length, begin)
+    control = settings.control_tokens
+    train = windows(source.train_lines, loaded.tokenizer, length, begin, control)
     if source.validation_lines:
-        held_out = windows(source.validation_lines, loaded.tokenizer, length, begin)
+        held_out = windows(source.validation_lines, loaded.tokenizer, length, begin, control)
     else:
         count = settings.holdout or max(1, round(LM_HOLDOUT * len(train.ids)))
         if count >= len(train.ids):

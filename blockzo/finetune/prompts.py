@@ -9,6 +9,7 @@ from typing import Any
 
 from blockzo.finetune.data import Example
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.plain_text import PlainText
 from blockzo.finetune.tasks import Task, pieces, render
 
 
@@ -42,10 +43,18 @@ class Encoder:
         limit: most tokens a row may have.
         overflow: "truncate" shortens the longest column of a row that has more; "error" refuses it.
         begin: token id put before every row, or None.
+        control_tokens: let control tokens that are spelled out in the data (`</s>`) become what they name.
     """
 
     def __init__(
-        self, tokenizer: Any, task: Task, kind: str, limit: int, overflow: str = "truncate", begin: int | None = None
+        self,
+        tokenizer: Any,
+        task: Task,
+        kind: str,
+        limit: int,
+        overflow: str = "truncate",
+        begin: int | None = None,
+        control_tokens: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.task = task
@@ -57,10 +66,15 @@ class Encoder:
             raise UserError(
                 f"the tokenizer {type(tokenizer).__name__} has no mask token; masked models need one (or --head)"
             )
+        self.control_tokens, self.plain = control_tokens, PlainText(tokenizer)
         before, after = task.parts(kind == "masked")
         # a space before the label word belongs to the word in every tokenizer in use
         self.space = " " if before.endswith(" ") else ""
         self.before, self.after = before.removesuffix(" "), after
+        # the control tokens of a row whose columns have none
+        self._frame = self.plain.controls(
+            self.tokenizer(self._text(dict.fromkeys(task.columns, "a")), verbose=False)["input_ids"]
+        )
         read = {name for _, name in pieces(before)}
         unread = set(task.columns) - read if kind == "causal" else set()
         if unread and task.masked_template is None:
@@ -87,7 +101,11 @@ class Encoder:
         return Encoded(ids, positions, labels, truncated)
 
     def _row(self, columns: Mapping[str, str]) -> list[int]:
-        ids: list[int] = list(self.tokenizer(self._text(columns))["input_ids"])
+        ids: list[int] = list(self.tokenizer(self._text(columns), verbose=False)["input_ids"])
+        if not self.control_tokens and (
+            self.plain.controls(ids) != self._frame or any(map(self.plain.names_unknown, columns.values()))
+        ):
+            ids = self.plain.row(self._parts(columns))
         if self.kind == "causal":
             if ids and ids[-1] == self.tokenizer.eos_token_id:
                 ids = ids[:-1]
@@ -100,8 +118,30 @@ class Encoder:
         if self.kind == "causal":
             return render(self.before, columns)
         mask = self.tokenizer.mask_token
-        clean = {name: text.replace(mask, " ") for name, text in columns.items()}
+        # a second mask would be one place too many
+        clean = {name: text.replace(mask, " ") for name, text in columns.items()} if self.control_tokens else columns
         return render(self.before, clean) + self.space + mask + render(self.after, clean)
+
+    def _parts(self, columns: Mapping[str, str]) -> list[str | int]:
+        """The row as text and as control tokens, of the template and the tokenizer alone."""
+        if self.kind == "head":
+            sep: list[str | int] = [
+                " ",
+                *([] if self.tokenizer.sep_token is None else [self.tokenizer.sep_token_id]),
+                " ",
+            ]
+            texts = [columns[name] for name in self.task.columns]
+            return [part for place, text in enumerate(texts) for part in (*(sep if place else ()), text)]
+        before = self._filled(self.before, columns)
+        if self.kind == "causal":
+            return before
+        return [*before, self.space, self.tokenizer.mask_token_id, *self._filled(self.after, columns)]
+
+    def _filled(self, template: str, columns: Mapping[str, str]) -> list[str | int]:
+        parts: list[str | int] = []
+        for text, name in pieces(template):
+            parts += [*self.plain.split(text), "" if name is None else columns[name]]
+        return parts
 
     def _shortened(self, example: Example) -> list[int]:
         """The row with the longest column cut (as little as needed) at its end, never the words of the template."""
@@ -184,11 +224,17 @@ def begin_token(tokenizer: Any, kind: str) -> int | None:
     return None if ids and ids[0] == tokenizer.bos_token_id else int(tokenizer.bos_token_id)
 
 
-def windows(lines: Sequence[str], tokenizer: Any, length: int, begin: int | None) -> Encoded:
+def windows(
+    lines: Sequence[str], tokenizer: Any, length: int, begin: int | None, control_tokens: bool = False
+) -> Encoded:
     """Plain text as consecutive windows of `length` tokens (a shorter one at the end if it has at least two)."""
     ids: list[int] = []
+    plain = PlainText(tokenizer)
     for line in lines:
-        ids += tokenizer(line + "\n", add_special_tokens=False)["input_ids"]
+        found = list(tokenizer(line + "\n", add_special_tokens=False, verbose=False)["input_ids"])
+        if not control_tokens and (plain.controls(found) or plain.names_unknown(line)):
+            found = plain.ids(line + "\n")
+        ids += found
     own = length - (begin is not None)
     if own < 2:
         raise UserError(f"--max-length {length} leaves no token to predict; expected 3 or more")
