@@ -78,8 +78,12 @@ def changed(value: Any, chance: random.Random) -> Any:
             if isinstance(inner, (dict, list)):
                 walk(inner)
 
-    value = json.loads(json.dumps(value))
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
+        text = json.dumps(value)
+        if len(text) > 1 << 20:
+            break
+        # a copy without shared parts: a change in one of them would be in all
+        value = json.loads(text)
         places.clear()
         walk(value)
         if not places:
@@ -92,7 +96,7 @@ def changed(value: Any, chance: random.Random) -> Any:
             node[chance.choice(WORDS)] = node.pop(key)
         elif how == 2 and isinstance(node[key], (int, float)):
             node[key] = chance.choice(NUMBERS)
-        elif how == 3 and isinstance(node[key], list):
+        elif how == 3 and isinstance(node[key], list) and len(json.dumps(node[key])) < 1000:
             node[key] = node[key] * chance.choice((2, 100, 3000))
         else:
             node[key] = any_value(chance)

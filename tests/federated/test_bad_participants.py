@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from blockzo.federated import messages as m
+from blockzo.federated.records import decode_record, encode_record
 from blockzo.federated.server import Server
 from blockzo.federated.settings import RoundPolicy
 from tests.federated.problem import Federation, settings, spoil, worker
@@ -345,3 +346,19 @@ def test_a_journal_of_another_model_is_refused(tmp_path: Path) -> None:
     other = worker(0, torch.bfloat16)
     with pytest.raises(JournalError, match="load the base model it names"):
         Client(other, tmp_path / "c0.bz")
+
+
+@pytest.mark.parametrize("rate", [1e39, -1e308, float("inf"), float("nan")])
+def test_a_record_that_cannot_be_applied_leaves_a_client_as_it_was(rate: float, tmp_path: Path) -> None:
+    federation = Federation(tmp_path, clients=1, chosen=settings(weight_decay=0.5))
+    federation.transport.round()
+    client, run = federation.clients["c0"], federation.settings
+    good = encode_record(federation.server.journal.records()[0], run)
+    bad = good[:5] + struct.pack("<d", 0.05) + struct.pack("<d", rate) + good[21:]
+    with pytest.raises(ValueError, match="cannot be applied|expected a finite"):
+        decode_record(bad, 0, 0, run)
+    before = client.position, client.worker.digest(), (tmp_path / "c0.bz").read_bytes()
+    message = m.Records(client.position, 1, bad)
+    answer = m.decode(client.handle(m.encode(message, client.tag)), client.tag, run)
+    assert isinstance(answer, m.Refused) and answer.code == m.INVALID
+    assert (client.position, client.worker.digest(), (tmp_path / "c0.bz").read_bytes()) == before
