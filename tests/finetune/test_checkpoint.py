@@ -118,6 +118,9 @@ def check_change(
         except UserError as error:
             # an encoder's weights are told without the prefix of its base model
             told = key.removeprefix("mpnet.") if kind != "add" else ".another"
+            if kind == "rename" and unused(name, key):
+                # the old name is not missed; the new one is nobody's
+                told = key.replace(".", "_", 1) + "x"
             assert told in str(error) and str(folder) in str(error), f"{kind} of {key}: {error}"
             assert kind not in ("wrap all", "prefix all", "prefix one", "wrap inside"), f"{kind} of {key}: {error}"
             return
