@@ -221,7 +221,10 @@ class Run:
     def _pass_on(self, place: int) -> Any:
         """A layer that is not wanted hands on what the last wanted one gave, so that the next call can be reached."""
         if not self.outputs:
-            raise PathChanged(f"layer {place} was called before layer {(self.end or 0) - 1}")
+            raise ValueError(
+                f"the model's forward came to layer {place} without running layer {(self.end or 0) - 1}; expected a model that "
+                "runs its layers in order (pass layers= to name another list)"
+            )
         return _copied(self.outputs[-1])
 
     def _look_at(self, args: Any, kwargs: Any) -> None:

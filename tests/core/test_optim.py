@@ -123,11 +123,11 @@ def test_tied_and_tuple_model_trains(tmp_path: Path) -> None:
     assert model.head.weight is model.embed.weight
 
 
-def test_a_parameter_used_before_its_block_is_refused() -> None:
+def test_a_parameter_used_before_its_block_has_all_run_whole() -> None:
     model, ids = zoo.TupleModel(), torch.arange(6).view(1, 6)
     blocks = bz.Blocks(model, [2])
     blocks.layout["embed.weight"] = 1
-    with pytest.raises(ValueError, match=r"'embed.weight' belongs to block 1 but the model uses it in block 0"):
+    with pytest.warns(UserWarning, match=r"'embed.weight' belongs to block 1 but the model uses it in block 0"):
         bz.ZO(model, zoo.tuple_loss, bz.SPZO(), blocks).step(ids)
 
 

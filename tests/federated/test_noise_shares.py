@@ -286,7 +286,7 @@ def test_a_client_whose_estimate_fails_adds_noise(tmp_path: Path, caplog: pytest
     [
         ({"survivors": 0}, "expected 2 to"),
         ({"survivors": 1}, "expected 2 to"),
-        ({"survivors": True}, "survivors is True"),
+        ({"survivors": True}, "survivors"),
         ({"sampling_rate": 0.5}, "sampling_rate 0.5"),
         ({"mode": "local", "clients": 1.0}, "mode 'local'"),
     ],

@@ -71,6 +71,12 @@ def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
     return out.loss + 0.3 * sum(state.float().pow(2).mean() for state in out.hidden_states)
 
 
+def decoder_states(model: nn.Module, batch: Batch) -> Tensor:
+    out = model(**batch, output_hidden_states=True)
+    states = (*out.decoder_hidden_states, *out.encoder_hidden_states)
+    return out.loss + 0.3 * sum(state.float().pow(2).mean() for state in states)
+
+
 def attentions(model: nn.Module, batch: Batch) -> Tensor:
     model.set_attn_implementation("eager")
     out = model(**batch, output_attentions=True)
@@ -108,6 +114,12 @@ def twice(model: nn.Module, batch: Batch) -> Tensor:
     first = model(input_ids=batch["input_ids"]).logits
     second = model(input_ids=batch["input_ids"].flip(0)).logits.flip(0)
     return F.mse_loss(first, second.roll(1, 0)) + model(**batch).loss
+
+
+def gradient_checkpointing(model: nn.Module, batch: Batch) -> Tensor:
+    """Switched on, as trainers do; without gradients it changes nothing."""
+    model.gradient_checkpointing_enable()
+    return model(**batch).loss
 
 
 def checkpointed(model: nn.Module, batch: Batch) -> Tensor:
@@ -155,12 +167,14 @@ LOSSES: dict[str, tuple[Callable[[nn.Module, Batch], Tensor], tuple[str, ...]]] 
     "two_towers": (two_towers, ("llama", "bert", "mpnet", "albert")),
     "hidden_states": (
         hidden_states,
-        ("llama", "gpt2", "bert", "distilbert", "gemma2", "t5", "vit", "mamba", "wav2vec2"),
+        ("llama", "gpt2", "bert", "distilbert", "gemma2", "vit", "mamba", "wav2vec2"),
     ),
-    "attentions": (attentions, ("llama", "bert", "gpt2", "distilbert", "t5", "vit")),
+    "decoder_states": (decoder_states, ("t5", "bart")),
+    "attentions": (attentions, ("llama", "bert", "gpt2", "distilbert", "vit")),
     "reward": (reward, ("llama", "gpt2", "qwen2")),
     "generated_scores": (generated_scores, ("llama", "opt", "mamba")),
     "twice": (twice, ("llama", "bert", "albert")),
+    "gradient_checkpointing": (gradient_checkpointing, ("llama", "bert", "t5")),
     "checkpointed": (checkpointed, ("llama", "bert")),
     "layer_sum": (layer_sum, ("llama", "bert", "gpt2")),
     "copied": (copied, ("llama",)),
