@@ -13,6 +13,7 @@ from torch import nn
 import blockzo as bz
 from blockzo.evaluate import PerturbedExecutor
 from blockzo.ops.params import named_tensors
+from blockzo.passes import kept_bytes
 from tests.core import zoo
 
 
@@ -256,14 +257,14 @@ class Ran:
         kept: dict[int, int] = {}
         run = PerturbedExecutor._run
 
-        def watched(executor, forward, before, part, *rest):
+        def watched(executor, forward, paths, before, part, *rest):
             node = part[0].node
             for block in range(node.first, node.stop):
                 self.runs[block] += len(part)
                 self.reads += sum(t.nbytes for n, t in names.items() if blocks.places[n] == block)
             self.peak = max(self.peak, sum(size for stop, size in kept.items() if stop <= node.first))
-            output, mode = run(executor, forward, before, part, *rest)
-            kept[node.stop] = sum(leaf.nbytes for leaf in output.leaves if isinstance(leaf, torch.Tensor))
+            output, mode = run(executor, forward, paths, before, part, *rest)
+            kept[node.stop] = kept_bytes(output.tree()) if node.stop < len(blocks) else 0
             return output, mode
 
         monkeypatch.setattr(PerturbedExecutor, "_run", watched)
