@@ -36,7 +36,7 @@ from blockzo.micro_batches import (
 )
 from blockzo.noise import Noise, check_seed
 from blockzo.ops.params import named_tensors, targets, whole_targets
-from blockzo.perturb import hidden_reads
+from blockzo.perturb import check_reads
 from blockzo.planner import Auto, Planner, StepPlan, fine_blocks, planned_method
 from blockzo.ranks import check_alone
 from blockzo.record import BlockUpdate, Record, check_record, float32
@@ -384,13 +384,7 @@ class ZO:
             return
         with evaluation_mode(self.model):
             whole = whole_targets(self.model, "a perturbed forward")
-            names = hidden_reads(whole, lambda: self.loss_fn(self.model, batch))
-        if names:
-            raise ValueError(
-                f"the loss reads parameter {', '.join(map(repr, names))} in a way that a perturbed forward cannot see (scripted "
-                "code, another thread, an extension, torch functions switched off), so it would be updated but never moved; "
-                'use evaluate="in_place", which moves the weights themselves, or freeze it with requires_grad_(False)'
-            )
+            check_reads(whole, lambda: self.loss_fn(self.model, batch))
         self._reads_checked_at = max(1, 2 * self.step_number)
 
     def _check_used(self, found: Evaluation) -> None:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from blockzo import estimators, ops
+from blockzo.blocks import Blocks
 from blockzo.estimators import Method
-from blockzo.evaluate import Evaluation, LossFunction, PerturbedExecutor, hugging_face_loss
+from blockzo.evaluate import Evaluation, LossFunction, PerturbedExecutor, evaluation_mode, hugging_face_loss
 from blockzo.federated.addresses import noise_seed, step_directions
 from blockzo.federated.estimate import Estimate
 from blockzo.federated.per_example import ExampleExecutor, example_scalars, losses_of_rows
@@ -21,7 +23,9 @@ from blockzo.federated.weights import Weights
 from blockzo.groups import MaxGroup
 from blockzo.micro_batches import loss_terms, parts_of
 from blockzo.noise import Noise
+from blockzo.ops.params import whole_targets
 from blockzo.outside import build, shown
+from blockzo.perturb import check_reads
 from blockzo.record import BlockUpdate, Record
 from blockzo.reuse import Reuse
 
@@ -29,6 +33,8 @@ BatchOf = Callable[[int, int], tuple[Any, int]]
 """(round, local step) -> batch and its number of rows; a function of these alone, so that a repeated round sees the same rows."""
 __all__ = ["Weights", "Worker", "directions_of", "method_of"]
 E = TypeVar("E", bound=PerturbedExecutor)
+_looked_at: WeakKeyDictionary[Blocks, set[LossFunction]] = WeakKeyDictionary()
+"""Losses that `check_reads` found nothing in."""
 METHODS = ("MeZO", "SPSA", "SPZO", "OneSided", "FZOO", "Tree", "Decoupled")
 
 
@@ -154,10 +160,23 @@ class Worker:
             # one local step, so that this is the whole reply; losses do not leave
             units = self._units(settings, number, slot, batch, rows, private.batch)
             return [list(private.mean_of(units, settings.scalars))], 0.0
+        if private is None:
+            # not where a refusal, which depends on the data, would say who takes part
+            self._check_reads(batch)
         executor = self._executor(PerturbedExecutor, settings, number, slot, step)
         found = self._run(executor, settings, batch)
         scalars = self._method.scalars(found.losses, settings.eps)
         return [list(block.values()) for block in scalars], math.fsum(found.losses) / len(found.losses)
+
+    def _check_reads(self, batch: Any) -> None:
+        """Once for each loss and model: does the loss read weights that are not moved?"""
+        looked = _looked_at.setdefault(self.weights.blocks, set())
+        if self.loss_fn in looked:
+            return
+        with evaluation_mode(self.model):
+            part = parts_of(batch, lambda one: loss_terms(self.model, one))[0].batch
+            check_reads(whole_targets(self.model, "a federated round"), lambda: self.loss_fn(self.model, part))
+        looked.add(self.loss_fn)
 
     def _executor(self, kind: type[E], settings: RunSettings, number: int, slot: int, step: int) -> E:
         directions = step_directions(settings, number, slot, step)

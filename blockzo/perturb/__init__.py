@@ -16,7 +16,7 @@ from torch import nn
 
 from blockzo.noise import Noise
 from blockzo.ops.params import check_finite, whole_targets
-from blockzo.perturb.hidden import hidden_reads
+from blockzo.perturb.hidden import check_reads, hidden_reads
 from blockzo.perturb.kinds import is_fact
 from blockzo.perturb.materialised import materialised
 from blockzo.perturb.mode import PerturbedForward
@@ -87,6 +87,7 @@ __all__ = [
     "Moves",
     "PackedMove",
     "PerturbedForward",
+    "check_reads",
     "hidden_reads",
     "is_fact",
     "make_move",

@@ -59,6 +59,21 @@ def hidden_reads(targets: Sequence[Target], forward: Callable[[], Any]) -> list[
     return names
 
 
+def check_reads(targets: Sequence[Target], forward: Callable[[], Any]) -> None:
+    """Arguments and cost as of `hidden_reads`.
+
+    Raises:
+        ValueError: the loss reads weights that are not moved; no weight has changed.
+    """
+    names = hidden_reads(targets, forward)
+    if names:
+        raise ValueError(
+            f"the loss reads parameter {', '.join(map(repr, names))} in a way that a perturbed forward cannot see (scripted "
+            "code, another thread, an extension, torch functions switched off), so it would be updated but never moved; "
+            'use evaluate="in_place", which moves the weights themselves, or freeze it with requires_grad_(False)'
+        )
+
+
 def _is_seen(targets: Sequence[Target], forward: Callable[[], Any]) -> bool:
     with _poisoned(targets) as saved:
         try:

@@ -303,3 +303,19 @@ def test_other_aggregates_train_too(aggregate: str, tmp_path: Path) -> None:
     federation.transport.scores(["c0"])
     assert federation.server.scores["c0"].loss < before - 0.02
     assert len(federation.catch_up()) == 1
+
+
+def test_a_loss_that_reads_weights_past_the_round_is_refused() -> None:
+    """Its client would send scalars of weights that were not moved."""
+
+    def switched_off(model: torch.nn.Module, batch: object) -> torch.Tensor:
+        with torch._C.DisableTorchFunction():
+            return loss(model, batch)
+
+    client = worker(1)
+    client.loss_fn = switched_off
+    client.begin(settings())
+    before = client.digest()
+    with pytest.raises(ValueError, match="reads parameter '0.weight', .* cannot see"):
+        client.estimate(0, 0)
+    assert client.digest() == before

@@ -167,8 +167,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Mpt", {"vocab_size": VOCABULARY, "d_model": WIDTH, "n_layers": LAYERS, "n_heads": HEADS, "max_seq_len": 64}
     ),
     "stablelm": decoder("StableLm", partial_rotary_factor=0.5),
-    "cohere": decoder("Cohere"),
-    "cohere2": decoder("Cohere2", sliding_window=4),
+    "cohere": decoder("Cohere", logit_scale=1.0),
+    "cohere2": decoder("Cohere2", sliding_window=4, logit_scale=1.0),
     "olmo": decoder("Olmo"),
     "olmo2": decoder("Olmo2"),
     "granite": decoder("Granite"),
