@@ -47,6 +47,7 @@ class Hosts:
 
     def __init__(self, folder: Path, nodes: int, port: int = 9443) -> None:
         self.folder = folder.absolute()
+        self._sockets = tempfile.TemporaryDirectory(prefix="bz")
         self.network = Network(["server", *(f"n{number}" for number in range(nodes))], port)
         hosts = self.network.hosts
         self.server, self.nodes = hosts["server"], [hosts[f"n{number}"] for number in range(nodes)]
@@ -60,7 +61,8 @@ class Hosts:
     def _environment(self, host: Host) -> dict[str, str]:
         home = self.folder / host.name / "flwr"
         home.mkdir(parents=True, exist_ok=True)
-        return {**environment_of(self._base, self.folder / host.name), "FLWR_HOME": os.fspath(home)}
+        own = environment_of(self._base, self.folder / host.name, Path(self._sockets.name) / host.name)
+        return {**own, "FLWR_HOME": os.fspath(home)}
 
     def _supervised(self, *command: str) -> list[str]:
         return [sys.executable, "-m", "blockzo.federated.flower.supervise", *command]

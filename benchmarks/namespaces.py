@@ -351,7 +351,12 @@ def _abort(end: asyncio.StreamWriter) -> None:
     end.transport.abort()
 
 
-def environment_of(base: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Folders of a host's own, for what processes of one machine would share."""
-    (folder / "run").mkdir(parents=True, exist_ok=True, mode=0o700)
-    return {**base, "BLOCKZO_STATE": os.fspath(folder / "state"), "BLOCKZO_RUNTIME": os.fspath(folder / "run")}
+def environment_of(base: Mapping[str, str], folder: Path, sockets: Path) -> dict[str, str]:
+    """Folders of a host's own, for what processes of one machine would share.
+
+    Args:
+        sockets: for Unix sockets, whose paths must be short.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    sockets.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return {**base, "BLOCKZO_STATE": os.fspath(folder / "state"), "BLOCKZO_RUNTIME": os.fspath(sockets)}

@@ -52,6 +52,20 @@ def test_one_message_a_round_and_all_weights_equal(expected: str) -> None:
     assert {peer.about["digest"] for peer in peers.values()} == {expected} and sorted(peers) == ["client-0", "client-1"]
 
 
+def test_a_client_whose_last_answer_gets_lost_is_asked_again(expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blockzo.federated.flower.rounds.AGAIN_SECONDS", 0.5)
+    server, grid, rounds = make()
+    rounds.run()
+    # its first two answers at the end; the first of them would have been noticed after the time to live alone
+    grid.silent.add(1)
+    rounds.exchange.ttl = 60.0
+    threading.Timer(0.8, grid.silent.clear).start()
+    began = time.monotonic()
+    peers = rounds.synchronize(30)
+    assert time.monotonic() - began < 20
+    assert {name: peer.about["digest"] for name, peer in peers.items()} == {"client-0": expected, "client-1": expected}
+
+
 def test_scores_are_those_of_all_held_out_rows() -> None:
     server, grid, rounds = make()
     rounds.run()

@@ -17,6 +17,8 @@ PULL_SECONDS = 0.1
 LOOK_SECONDS = 1.0
 INTRODUCE_SECONDS = 5.0
 """Seconds between two requests to a node to say who it is."""
+AGAIN_SECONDS = 8.0
+"""After which a node that did not answer is asked again what it holds at the end: under a bad network answers get lost."""
 
 
 def _must_see(answer: bytes) -> bool:
@@ -75,25 +77,36 @@ class Rounds:
     def synchronize(self, seconds: float) -> dict[str, Peer]:
         """Sends every client the records it lacks, and asks what it holds then; waits for so long at most.
 
-        Who took part and is there, but has to introduce itself again (its last answer got lost, say), is waited for too.
+        Who took part and is there is waited for, and asked again where an answer got lost.
         """
-        told: set[str] = set()
+        asked: dict[int, float] = {}
         end = time.monotonic() + seconds
+        for peer in self.exchange.peers.values():
+            peer.about = {}
         while True:
-            for name, peer in self.exchange.joined().items():
-                # an answer that got lost may have been the one that it needed
-                behind = peer.about.get("position") != self.server.number and not (peer.queue or peer.sent)
-                if name not in told or behind:
-                    told.add(name)
-                    position = m.CatchUp(self.server.positions.get(name, 0))
-                    answer = self.server.receive(name, m.encode(position, self.server.tag))
-                    peer.about = {}
-                    peer.queue = [answer, b""]
             there = [peer for peer in self.exchange.peers.values() if peer.node in self.exchange.online]
-            due = [peer for peer in there if peer.name in self.server.positions]
-            if all(peer.name in told and peer.about for peer in due) or time.monotonic() > end:
+            due = [
+                peer
+                for peer in there
+                if peer.name in self.server.positions
+                and not (peer.joined and peer.about.get("position") == self.server.number)
+            ]
+            now = time.monotonic()
+            if not due or now > end:
                 return self.exchange.joined()
+            for peer in due:
+                if now - asked.get(peer.node, -1e9) > AGAIN_SECONDS:
+                    asked[peer.node] = now
+                    self._bring_up_to_date(peer, now)
             self._step()
+
+    def _bring_up_to_date(self, peer: Peer, now: float) -> None:
+        if not peer.joined or peer.name is None:
+            self.exchange.introduce(peer, now)
+            return
+        position = m.CatchUp(self.server.positions.get(peer.name, 0))
+        answer = self.server.receive(peer.name, m.encode(position, self.server.tag))
+        peer.queue = [answer, b""]
 
     def scores(self, seconds: float) -> tuple[int, float, float] | None:
         """Rows, loss and accuracy of the present weights on all clients' held-out rows; None where nobody answered in time."""

@@ -88,7 +88,7 @@ def _run(grid: Grid, config: dict[str, Any], server: Server, folder: Path) -> di
     rounds.run(report)
     # what the wire carried for the rounds alone, before everyone is brought up to date
     up, down, messages = dict(exchange.up), dict(exchange.down), exchange.messages
-    peers = rounds.synchronize(server.policy.deadline)
+    peers = rounds.synchronize(exchange.ttl)
     return {
         "run": server.settings.run,
         "rounds": server.number,
