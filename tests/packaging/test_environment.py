@@ -148,7 +148,8 @@ def test_a_damaged_extension_is_reported(
     assert report["self_test"]["ok"] is False
     expected = "signal" if kind == "kills its process" else "native: load"
     assert expected in json.dumps(report["self_test"]["failed"]) or kind == "truncated"
-    assert all("cannot be loaded" in backends["native"] for backends in report["operations"].values())
+    served = [o["native"] for o in report["operations"].values() if o["native"] != "no kernel: torch alone serves"]
+    assert len(served) >= 8 and all("cannot be loaded" in reason for reason in served)
 
 
 def test_an_unknown_instruction_set_is_reported(python: Python, installed: Path) -> None:
