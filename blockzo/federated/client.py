@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockzo.contract import CONTRACT
 from blockzo.federated import messages as m
+from blockzo.federated import snapshots
 from blockzo.federated.digests import layout_digest
 from blockzo.federated.estimate import ClientWorker, Estimate
 from blockzo.federated.privacy import PrivacySettings
@@ -39,14 +40,21 @@ class Client:
     Args:
         journal: path of the client's own journal; made where it does not exist.
         signer: long-term key and roster, for runs with secure sums; who has one takes part in signed sums alone.
+        snapshots: folder where weights of later rounds may be read, each a file DIGEST.safetensors; None: none are read.
     """
 
-    def __init__(self, worker: ClientWorker, journal: Path | None = None, signer: Signer | None = None) -> None:
+    def __init__(
+        self,
+        worker: ClientWorker,
+        journal: Path | None = None,
+        signer: Signer | None = None,
+        snapshots: Path | None = None,
+    ) -> None:
         self.worker = worker
         self.position = 0
         self.settings: RunSettings | None = None
         self.tag = m.NO_TAG
-        self._path, self._signer = journal, signer
+        self._path, self._signer, self._snapshots = journal, signer, snapshots
         self._journal: Journal | None = None
         self._pending: m.Task | None = None
         self._answer: tuple[m.Task, bytes] | None = None
@@ -122,7 +130,7 @@ class Client:
                 case m.SumMessage():
                     return self._in_sum(message)
                 case m.Refused():
-                    return self._refused(message)
+                    return self._refused(message, self.settings is not None and m.tag_of(data) == self.tag)
                 case m.Accepted():
                     return b""
         except Exception as error:
@@ -275,7 +283,12 @@ class Client:
 
     def _records(self, message: m.Records) -> bytes:
         if message.snapshot is not None and message.first > self.position:
-            self._reset(message.snapshot, message.first)
+            begins = message.snapshot.get("round")
+            if begins != message.first or isinstance(begins, bool):
+                raise ValueError(
+                    f"a snapshot of round {str(begins)[:20]} for records from {message.first} on; expected the same"
+                )
+            self._reset(self._found(message.snapshot), message.first)
         if message.first > self.position:
             return self._refuse(m.INVALID, f"records from {message.first} on leave a gap after {self.position}")
         self._apply(message.first, message.count, message.records)
@@ -287,9 +300,22 @@ class Client:
             return self.hello()
         return self._work(task)
 
-    def _refused(self, message: m.Refused) -> bytes:
+    def _found(self, snapshot: Mapping[str, Any]) -> dict[str, Any]:
+        """A snapshot with its place on this machine: the server names a digest, the client's owner a folder."""
+        if "pool" in snapshot:
+            return dict(snapshot)
+        if self._snapshots is None:
+            raise ValueError(
+                "the rounds that this client missed begin at a snapshot, and it has no folder of them; expected the owner of "
+                "this client to name one (Client(snapshots=FOLDER)), where the server's snapshots are put"
+            )
+        digest = str(snapshot.get("digest"))
+        return {"round": snapshot["round"], "digest": digest, "path": str(snapshots.place(self._snapshots, digest))}
+
+    def _refused(self, message: m.Refused, of_this_run: bool) -> bytes:
         log.warning("the server refused: %s (%s)", message.reason, message.code)
-        if message.code == m.DIVERGED:
+        # another run's word on the weights is none on these
+        if message.code == m.DIVERGED and of_this_run:
             # the round may still be open when the weights are right again; with noise of its own the client has no second answer
             self._pending = None if self._answer is None or self._releases is not None else self._answer[0]
             self._reset(None, 0)
@@ -297,15 +323,22 @@ class Client:
         return b""
 
     def _reset(self, snapshot: dict[str, Any] | None, position: int) -> None:
-        self.position, self._answer = 0, None
+        """Begins again at a snapshot, or at the base. What this client holds goes once the weights it goes for are there."""
+        self._answer = None
         if self._secure is not None:
             self._secure.forget()
+        try:
+            self.worker.reset(snapshot)
+        except BaseException:
+            if snapshot is not None:
+                self._go_back()
+            raise
+        self.position = 0
         if self._journal is not None and self._path is not None:
             self._journal.close()
             self._path.unlink(missing_ok=True)
             self._journal = None
         try:
-            self.worker.reset(snapshot)
             if self._path is not None:
                 if snapshot is not None and "pool" not in snapshot:
                     # of its own, since the server's may be gone when this client is started again
@@ -317,6 +350,19 @@ class Client:
                 self._journal = self._new_journal()
             raise
         self.position = position
+
+    def _go_back(self) -> None:
+        """To the weights of this client's own journal, after some that could not be loaded; without one, to the base."""
+        self.worker.reset(None)
+        journal, self.position = self._journal, 0
+        if journal is None:
+            return
+        snapshot = journal.metadata.get("snapshot")
+        if snapshot is not None:
+            own = snapshot if "pool" in snapshot else {**snapshot, "path": str(_beside(journal.path))}
+            self.worker.reset(dict(own))
+        self.worker.replay(journal.records())
+        self.position = journal.next_step
 
     def close(self) -> None:
         if self._journal is not None:

@@ -65,7 +65,10 @@ class History:
         """The next message for a client that holds `position` records: a snapshot or sums where needed, and records that fit."""
         snapshot: dict[str, Any] | None = None
         if position < self.journal.start:
-            snapshot, position = self.snapshot, self.journal.start
+            # where it lies on this machine is nobody's business, and no client would follow it
+            held = self.journal.metadata["snapshot"]
+            snapshot = {name: held[name] for name in ("run", "round", "digest", "bytes")}
+            position = self.journal.start
         if self._pool is not None and self._pool.shorter(position):
             snapshot = self._pool.snapshot()
             position = snapshot["round"]

@@ -155,6 +155,11 @@ def sum_bytes(settings: RunSettings, clients: int) -> int:
     return OVERHEAD + 1 + 32 + 1 + SESSION + max(shares, 8 * (2 + settings.scalars))
 
 
+def tag_of(data: bytes) -> bytes:
+    """Of the run that a message belongs to."""
+    return data[2:10]
+
+
 def encode(message: Message, tag: bytes = NO_TAG, settings: RunSettings | None = None) -> bytes:
     """`settings` are needed for a reply."""
     kind, payload = _payload(message, settings)

@@ -352,7 +352,7 @@ class Server:
             self.gone(name)
         self.refusals[name, code] += 1
         log.warning("refused %s: %s (%s)", name, reason, code)
-        return m.encode(m.Refused(code, reason))
+        return m.encode(m.Refused(code, reason), self.tag)
 
     def _hello(self, name: str, hello: m.Hello) -> bytes:
         mine = {"contract": CONTRACT, "base_digest": self.base_digest, "layout_digest": self._layout_digest}
@@ -372,7 +372,8 @@ class Server:
 
     def _task(self, name: str, slot: int, evaluate: bool = False) -> bytes:
         if name in self.diverged:
-            return m.encode(m.Refused(m.DIVERGED, "your weights differ from those of the run; begin again at the base"))
+            told = m.Refused(m.DIVERGED, "your weights differ from those of the run; begin again at the base")
+            return m.encode(told, self.tag)
         first = min(self.positions.get(name, self.number), self.number)
         records = self.history.suffix(first)
         # what does not fit into one message is asked for in pieces

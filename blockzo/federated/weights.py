@@ -16,6 +16,9 @@ from blockzo.federated.settings import RunSettings
 from blockzo.ops.params import named_tensors
 from blockzo.record import Record
 
+MOST_HEADER = 1 << 20
+"""Bytes of a safetensors file beyond those of its tensors."""
+
 
 class Weights:
     """The weights of a run on one machine; several clients of a simulation share them.
@@ -43,6 +46,10 @@ class Weights:
         own = named_tensors(self.blocks.model)
         if set(tensors) != set(own):
             raise ValueError(f"{len(tensors)} tensors were given for the {len(own)} trainable parameters; names differ")
+        for name, tensor in tensors.items():
+            if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype:
+                found, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, own[name]))
+                raise ValueError(f"{name} is {found}; expected {wanted}")
         with torch.no_grad():
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
@@ -67,7 +74,11 @@ class Weights:
         else:
             from safetensors.torch import load_file
 
-            self.put(load_file(Path(snapshot["path"])))
+            path = Path(snapshot["path"])
+            held = sum(t.numel() * t.element_size() for t in named_tensors(self.blocks.model).values())
+            if path.stat().st_size > held + MOST_HEADER:
+                raise ValueError(f"{path.name} has {path.stat().st_size} bytes; expected at most {held + MOST_HEADER}")
+            self.put(load_file(path))
             self.position, wanted = int(snapshot["round"]), str(snapshot["digest"])
         found = ops.digest(self.blocks.model)
         self._digest = (self.position, found)

@@ -99,7 +99,7 @@ class Federation:
         names = [f"c{i}" for i in range(clients)]
         self.signers = new_signers(names) if self.settings.signed_sum else {}
         self.clients = {
-            name: Client(worker(i, dtype), folder / f"{name}.bz", self.signers.get(name))
+            name: Client(worker(i, dtype), folder / f"{name}.bz", self.signers.get(name), folder)
             for i, name in enumerate(names)
         }
         self.transport = LocalTransport(self.server, self.clients)
@@ -114,7 +114,7 @@ class Federation:
     def restart_client(self, name: str) -> None:
         self.clients[name].close()
         self.clients[name] = Client(
-            worker(int(name[1:]), self.dtype), self.folder / f"{name}.bz", self.signers.get(name)
+            worker(int(name[1:]), self.dtype), self.folder / f"{name}.bz", self.signers.get(name), self.folder
         )
         self.transport.clients[name] = self.clients[name]
         self.transport.join([name])

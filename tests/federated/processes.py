@@ -95,7 +95,7 @@ def server(folder: Path, secure: bool) -> None:
 def client(folder: Path, number: int) -> None:
     roster = folder / "roster"
     signer = Signer.load(folder / f"c{number}.signing", roster) if roster.exists() else None
-    machine = Client(worker(number), folder / f"c{number}.bz", signer)
+    machine = Client(worker(number), folder / f"c{number}.bz", signer, folder)
     while True:
         try:
             end = socket.socket(socket.AF_UNIX)

@@ -48,6 +48,10 @@ def config_digest(factory: str, config: Mapping[str, Any], run: str, signing: ob
     return hashlib.blake2s(text.encode("utf-8"), digest_size=wire.DIGEST_BYTES, person=b"bz-cfg").digest()
 
 
+OWNERS = ("snapshots",)
+"""What the owner of a node alone says: which folder a server's word may lead to."""
+
+
 class Shim:
     """The way to one client's worker.
 
@@ -62,7 +66,7 @@ class Shim:
         self, node: Mapping[str, Any], run_config: Mapping[str, Any], run: str, owner: int | None = None
     ) -> None:
         name = client_name(node)
-        config = {**run_config, **node, "name": name}
+        config = {**{key: value for key, value in run_config.items() if key not in OWNERS}, **node, "name": name}
         state = private_folder(private_folder(state_root(node.get("state"))) / name)
         self.folder = socket_folder(state)
         self.state = state

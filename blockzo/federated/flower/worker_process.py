@@ -173,7 +173,8 @@ def make_client(order: WorkerOrder) -> Client:
 
         key, roster, least = order.signing
         signer = Signer.load(Path(key), Path(roster), least)
-    return Client(worker, journal, signer)
+    folder = order.config.get("snapshots")
+    return Client(worker, journal, signer, None if not folder else Path(str(folder)))
 
 
 def run(order: WorkerOrder) -> None:
