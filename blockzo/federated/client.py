@@ -18,6 +18,7 @@ from blockzo.federated import messages as m
 from blockzo.federated import snapshots
 from blockzo.federated.digests import layout_digest
 from blockzo.federated.estimate import ClientWorker, Estimate
+from blockzo.federated.policy import ClientPolicy, PolicyError
 from blockzo.federated.privacy import PrivacySettings
 from blockzo.federated.records import decode_record
 from blockzo.federated.releases import Releases, SpentRound
@@ -40,6 +41,7 @@ class Client:
     Args:
         journal: path of the client's own journal; made where it does not exist.
         signer: long-term key and roster, for runs with secure sums; who has one takes part in signed sums alone.
+        policy: what its owner takes part in; where None, any run of a bounded size, with privacy or without.
         snapshots: folder where weights of later rounds may be read, each a file DIGEST.safetensors; None: none are read.
     """
 
@@ -49,12 +51,14 @@ class Client:
         journal: Path | None = None,
         signer: Signer | None = None,
         snapshots: Path | None = None,
+        policy: ClientPolicy | None = None,
     ) -> None:
         self.worker = worker
         self.position = 0
         self.settings: RunSettings | None = None
         self.tag = m.NO_TAG
         self._path, self._signer, self._snapshots = journal, signer, snapshots
+        self.policy = policy or ClientPolicy()
         self._journal: Journal | None = None
         self._pending: m.Task | None = None
         self._answer: tuple[m.Task, bytes] | None = None
@@ -149,6 +153,7 @@ class Client:
         return m.encode(m.Refused(code, reason), self.tag)
 
     def _take(self, settings: RunSettings) -> None:
+        self.policy.check(settings)
         if settings.blocks != self.worker.blocks:
             raise ValueError(f"the run has {settings.blocks} blocks, this model {self.worker.blocks}; cut it alike")
         self.worker.begin(settings)
@@ -173,7 +178,7 @@ class Client:
         if self.settings is None:
             try:
                 self._take(settings)
-            except (ImportError, SignerError) as error:
+            except (ImportError, SignerError, PolicyError) as error:
                 # what is missing, and how to get it
                 return self._refuse(m.MISMATCH, str(error))
         if self._path is not None and self._journal is None:
@@ -218,6 +223,8 @@ class Client:
             if before is not None:
                 return before
         if task.evaluate:
+            if not self.policy.held_out:
+                raise ValueError("this client tells no scores on held-out data (its policy)")
             examples, loss, accuracy = self.worker.scores()
             return m.encode(m.Scores(task.number, examples, loss, accuracy), self.tag)
         digest = self.worker.digest() if task.wants_digest else None

@@ -81,6 +81,8 @@ def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> t
         at += 5
         if flags & ~(_SIGNS | _EXPLICIT) or bool(flags & _SIGNS) != (settings.aggregate == "sign"):
             raise ValueError(f"a record has the flags {flags}, which do not belong to this run")
+        if flags & _EXPLICIT and not settings.own_directions:
+            raise ValueError("a record lists directions, in a run whose clients share those of its seed")
         rates = struct.unpack_from(f"<{settings.blocks}d", data, at)
         at += 8 * settings.blocks
         directions: list[tuple[int, ...]] = []
@@ -99,10 +101,11 @@ def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> t
                 coefficients.append(unpack_floats(data, count, at))
                 at += 4 * count
         if flags & _SIGNS:
-            every, at = unpack_signs(data, at, sum(map(len, directions)))
+            signs, at = unpack_signs(data, at, sum(map(len, directions)))
+            every = iter(signs)
             for block, found in enumerate(directions):
                 size = sign_coefficient(settings, block, rates[block])
-                coefficients.append(tuple(size * every.pop(0) for _ in found))
+                coefficients.append(tuple(size * next(every) for _ in found))
     except struct.error as error:
         raise ValueError(f"a record is shorter than its counts say ({error})") from None
     return check_record(make_record(settings, number, loss, directions, coefficients, rates)), at

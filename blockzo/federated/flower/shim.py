@@ -48,8 +48,8 @@ def config_digest(factory: str, config: Mapping[str, Any], run: str, signing: ob
     return hashlib.blake2s(text.encode("utf-8"), digest_size=wire.DIGEST_BYTES, person=b"bz-cfg").digest()
 
 
-OWNERS = ("snapshots",)
-"""What the owner of a node alone says: which folder a server's word may lead to."""
+OWNERS = ("snapshots", "policy")
+"""What the owner of a node alone says: which folder a server's word may lead to, and which runs the client takes part in."""
 
 
 class Shim:

@@ -28,6 +28,7 @@ from blockzo.federated.flower.places import private_folder
 
 if TYPE_CHECKING:
     from blockzo.federated.client import Client
+    from blockzo.federated.policy import ClientPolicy
 
 log = logging.getLogger("blockzo.federated")
 
@@ -173,8 +174,14 @@ def make_client(order: WorkerOrder) -> Client:
 
         key, roster, least = order.signing
         signer = Signer.load(Path(key), Path(roster), least)
-    folder = order.config.get("snapshots")
-    return Client(worker, journal, signer, None if not folder else Path(str(folder)))
+    folder, policy = (order.config.get(name) for name in ("snapshots", "policy"))
+    return Client(
+        worker,
+        journal,
+        signer,
+        None if not folder else Path(str(folder)),
+        None if not policy else ClientPolicy.load(Path(str(policy))),
+    )
 
 
 def run(order: WorkerOrder) -> None:
