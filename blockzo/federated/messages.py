@@ -18,6 +18,8 @@ from blockzo.outside import MOST_MESSAGE, Position, Refusal, Word, build, printa
 from blockzo.record import pack_floats, unpack_floats
 
 HELLO, WELCOME, STEP, EVALUATE, REPLY, SCORES, CATCH_UP, RECORDS, ACCEPTED, REFUSED, SUM = range(1, 12)
+ASKING = (HELLO, CATCH_UP)
+"""Kinds of a client's messages that are answered with much."""
 NO_TAG = bytes(8)
 OVERHEAD = 14
 DIGEST_PREFIX = "bz1-"

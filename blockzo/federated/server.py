@@ -309,8 +309,14 @@ class Server:
     def receive(self, name: str, data: bytes, now: float = 0.0) -> bytes:
         """The answer to one message of a client: welcome, records, acceptance, or a refusal with its reason."""
         self._messages[name] += 1
-        if self._messages[name] > self.policy.most_messages:
-            return self._refuse(name, m.UNWANTED, f"more than {self.policy.most_messages} messages in a round")
+        beyond = self._messages[name] - self.policy.most_messages
+        if beyond > 0:
+            reason = f"more than {self.policy.most_messages} messages in a round"
+            if beyond == 1:
+                return self._refuse(name, m.UNWANTED, reason)
+            # a flood costs no line of the log a message
+            self.refusals[name, m.UNWANTED] += 1
+            return m.encode(m.Refused(m.UNWANTED, reason), self.tag)
         if len(data) > max(self._largest_message(), 1024):
             return self._refuse(name, m.INVALID, f"a message of {len(data)} bytes is too large")
         try:

@@ -7,7 +7,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockzo.federated.flower.envelope import pack, unpack
+from blockzo.federated.flower.envelope import MOST_BYTES, MOST_MESSAGES, pack, unpack
 from blockzo.federated.flower.identity import Identities
 
 
@@ -24,6 +24,15 @@ def test_other_bytes_are_refused_or_mean_one_thing(data: bytes) -> None:
         assert "expected" in str(error) or "promised" in str(error)
     else:
         assert pack(found) == data
+
+
+def test_floods_of_small_messages_are_refused_whole() -> None:
+    assert unpack(pack([b""] * MOST_MESSAGES)) == [b""] * MOST_MESSAGES
+    for count in (MOST_MESSAGES + 1, 20_000):
+        with pytest.raises(ValueError, match="more than 64 messages"):
+            unpack(pack([b"x"] * count))
+    with pytest.raises(ValueError, match="expected at most"):
+        unpack(bytes(MOST_BYTES + 1))
 
 
 def test_a_registered_name_goes_before_what_a_node_says() -> None:

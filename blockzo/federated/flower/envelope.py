@@ -12,6 +12,8 @@ ABOUT = "about"
 INTRODUCE = b""
 """An empty message from the server: say hello, and who you are."""
 MOST_BYTES = 1 << 26
+MOST_MESSAGES = 64
+"""Of one envelope; a round needs two or three."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -24,10 +26,15 @@ def unpack(data: bytes) -> list[bytes]:
     """The messages in `data`.
 
     Raises:
-        ValueError: the lengths do not fit the bytes.
+        ValueError: the lengths do not fit the bytes, or there are too many.
     """
-    messages, at = [], 0
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"an envelope of {len(data)} bytes; expected at most {MOST_BYTES}")
+    messages: list[bytes] = []
+    at = 0
     while at < len(data):
+        if len(messages) == MOST_MESSAGES:
+            raise ValueError(f"more than {MOST_MESSAGES} messages in an envelope; expected two or three")
         if at + _LENGTH.size > len(data):
             raise ValueError(f"{len(data) - at} bytes follow the last message; expected a length and its bytes")
         (size,) = _LENGTH.unpack_from(data, at)

@@ -167,9 +167,13 @@ class Rounds:
         if peer.name is None:
             log.warning("node %d did not introduce itself", peer.node)
             return
+        asked: set[int] = set()
         for message in arrival.messages:
-            if message:
+            kind = m.kind_of(message)
+            # few bytes that ask for many: once an envelope
+            if message and not (kind in asked and kind in m.ASKING):
                 self._receive(peer, peer.name, message, now)
+            asked.add(kind)
 
     def _receive(self, peer: Peer, name: str, message: bytes, now: float) -> None:
         known = self.exchange.joined().get(name)
