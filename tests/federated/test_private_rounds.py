@@ -124,7 +124,7 @@ def test_a_reset_by_the_server_does_not_buy_a_second_answer(tmp_path: Path) -> N
     federation.transport._talk("c0", answers[0])
     federation.server.close_round()
     federation.transport.round()
-    client.handle(m.encode(m.Refused(m.DIVERGED, "begin again")))
+    client.handle(m.encode(m.Refused(m.DIVERGED, "begin again"), tag))
     assert client.position == 0
     found = m.decode(client.handle(task), tag, federation.settings)
     assert isinstance(found, m.Refused) and "twice" in found.reason
