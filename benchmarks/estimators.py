@@ -2,7 +2,7 @@
 
     python benchmarks/estimators.py --part 1              about three hours on two cores; stop and start it as you like
     python benchmarks/estimators.py --budget 300 --seeds 13 21 --hours 1
-    python benchmarks/estimators.py --table --plot        docs/comparison.md from the CSV, nothing is run
+    python benchmarks/estimators.py --table --plot        docs/results.md from the CSV, nothing is run
 
 Every run is in benchmarks/comparison.csv when it ends; what is there is not run again. Rules: docs/comparison.md.
 """
@@ -57,7 +57,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--csv", type=Path, default=store.FILE)
     parser.add_argument("--estimate", action="store_true", help="say how long it takes, run nothing")
-    parser.add_argument("--table", action="store_true", help="write the tables into docs/comparison.md, run nothing")
+    parser.add_argument("--table", action="store_true", help="write the tables into docs/results.md, run nothing")
     parser.add_argument("--plot", action="store_true", help="draw docs/comparison-*.png, run nothing")
     given = parser.parse_args(words)
     if given.budget < 1 or given.workers < 1:

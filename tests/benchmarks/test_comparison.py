@@ -223,36 +223,31 @@ def test_the_target_is_where_the_reference_ends_and_the_best_is_ours() -> None:
 
 
 def test_the_page_and_the_pictures_come_from_the_file(tmp_path: Path) -> None:
-    path, page = tmp_path / "c.csv", tmp_path / "comparison.md"
+    path, page = tmp_path / "c.csv", tmp_path / "results.md"
     for key, found in example().items():
         store.append(path, key, found, PLACE)
-    readme = tmp_path / "README.md"
-    for file in (page, readme):
-        file.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.write(path, page, readme)
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write(path, page)
     text = page.read_text()
-    assert "| forward FLOPs, best blockzo method against n-SPSA |" in readme.read_text()
+    assert "| forward FLOPs, best blockzo method against n-SPSA |" in text
     assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
     assert (
         "| spzo-crossed | 0.001 | 2 | 0.500 ± 0.000 |" in text
         and "| not reached | not reached | 0 of 2 | not reached | 0 of 2 |" in text
     )
-    report.write(path, page, readme)
+    report.write(path, page)
     assert page.read_text() == text
     assert [p.name for p in curves.plot(store.read(path), tmp_path)] == ["comparison-m-t.png"]
     page.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
-        report.write(path, page, readme)
+        report.write(path, page)
 
 
-def test_the_page_and_the_readme_are_those_of_the_file() -> None:
+def test_the_page_is_that_of_the_file() -> None:
     runs = store.read()
     assert analysis.cases(runs), "run: python benchmarks/estimators.py"
-    for file, made in (
-        (report.PAGE, report.markdown(runs, store.places())),
-        (report.README, "\n".join(report.figures(runs))),
-    ):
-        assert report.placed(file, made) == file.read_text(), "run: python benchmarks/estimators.py --table"
+    made = report.markdown(runs, store.places())
+    assert report.placed(report.PAGE, made) == report.PAGE.read_text(), "run: python benchmarks/estimators.py --table"
 
 
 def test_the_band_is_a_confidence_interval() -> None:
