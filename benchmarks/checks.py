@@ -1,4 +1,4 @@
-"""What looking at every evaluation costs: a step with and without the fingerprints and counts of `blockzo.passes`.
+"""What looking at every evaluation costs: a step with and without the fingerprints and counts of `blockzo.perturb.passes`.
 
     python benchmarks/checks.py [--rounds 15] [--no-save]
 
@@ -24,8 +24,8 @@ import torch
 
 import blockzo as bz
 from benchmarks.harness import Spread, Table, paired
-from blockzo import passes
-from blockzo.finetune.models import load, resolve
+from blockzo.finetune.models.load import load, resolve
+from blockzo.perturb import passes
 
 ROWS, TOKENS = 16, 32
 METHODS = {
@@ -49,7 +49,7 @@ def unwatched(step: Callable[[], object]) -> Callable[[], object]:
             mock.patch.object(passes, "fingerprint", lambda leaves: torch.zeros(0, 3)),
             mock.patch.object(passes.Run, "_called", lambda *call: None),
             mock.patch.object(passes.Run, "_returned_output", lambda *call: None),
-            mock.patch("blockzo.reuse.Reuse.accepts", lambda self, path: True),
+            mock.patch("blockzo.optim.reuse.Reuse.accepts", lambda self, path: True),
         ):
             return step()
 

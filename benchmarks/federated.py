@@ -160,8 +160,8 @@ def catch_up(table: Table) -> None:
     import torch
 
     import blockzo as bz
-    from blockzo.federated.records import decode_record, encode_record, make_record
-    from blockzo.federated.settings import RunSettings
+    from blockzo.federated.protocol.records import decode_record, encode_record, make_record
+    from blockzo.federated.protocol.settings import RunSettings
 
     rounds, count = 1000, 10
     model = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(50272, 768)})

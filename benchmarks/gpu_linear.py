@@ -57,7 +57,8 @@ def linear(table: Table, rounds: int) -> None:
 
 def products(table: Table, rounds: int) -> None:
     """What groups may share (a load of the weight, a direction, the input), and K in parts."""
-    from blockzo.ops import gpu, gpu_products
+    from blockzo.ops.backends.gpu import kernels as gpu
+    from blockzo.ops.backends.gpu import products as gpu_products
     from blockzo.ops.steps import make_step
 
     weight = normal(SIZE, SIZE) * 0.02
@@ -87,7 +88,8 @@ def products(table: Table, rounds: int) -> None:
 
 def choice(table: Table, rounds: int, write: Path | None = None) -> None:
     """Up to how many tokens each way is the fastest, for `blockzo/ops/linear_choice.json`; two signs, inputs of their own."""
-    from blockzo.ops import gpu, linear_choice
+    from blockzo.ops.backends.gpu import kernels as gpu
+    from blockzo.ops.backends.gpu import linear_choice
     from blockzo.ops.steps import make_step
 
     row: dict[str, object] = {"measured": True}

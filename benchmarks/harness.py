@@ -104,7 +104,7 @@ def versions() -> str:
     import torch
 
     import blockzo
-    from blockzo.ops import backends
+    from blockzo.ops.backends import base as backends
 
     kernels = backends.native()
     native = "reference" if kernels is None else f"native {kernels._native.chosen()}"

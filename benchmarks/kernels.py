@@ -22,7 +22,8 @@ from torch import Tensor
 import blockzo as bz
 from benchmarks.harness import Spread, Table, paired, speedup
 from blockzo import _native
-from blockzo.ops import native, reference
+from blockzo.ops.backends import cpu as native
+from blockzo.ops.backends import reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 

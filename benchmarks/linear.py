@@ -33,7 +33,9 @@ from torch import Tensor
 from benchmarks.harness import Spread, Table, paired, speedup
 from blockzo import _native
 from blockzo.noise import Noise
-from blockzo.ops import native, panels, perturbed_linear, reference
+from blockzo.ops import panels, perturbed_linear
+from blockzo.ops.backends import cpu as native
+from blockzo.ops.backends import reference
 from blockzo.ops.quantized import QuantizedWeight, quantize
 from blockzo.ops.steps import make_step
 

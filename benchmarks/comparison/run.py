@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.comparison import methods, plan, single, store
 from benchmarks.comparison.problems import TUNING_SEED, Problem, make
 from benchmarks.comparison.store import Run
-from blockzo.ops import backends
+from blockzo.ops.backends import base as backends
 
 OVERHEAD = 2.0
 """Seconds of a run over those of its plain forwards: noise, updates, scoring."""

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blockzo.lazy import names_of
+from blockzo import names_of
 
 if TYPE_CHECKING:
+    from blockzo.finetune.data.tasks import TASKS, Task
     from blockzo.finetune.errors import Interrupted, UserError
     from blockzo.finetune.evaluation import evaluate
     from blockzo.finetune.loop import finetune, resume
     from blockzo.finetune.plan import dry_run
     from blockzo.finetune.rebuild import replay
     from blockzo.finetune.settings import Settings
-    from blockzo.finetune.tasks import TASKS, Task
 
 __all__ = [
     "TASKS",
@@ -34,10 +34,10 @@ __all__ = [
 __getattr__ = names_of(
     __name__,
     {
-        "TASKS": "blockzo.finetune.tasks",
+        "TASKS": "blockzo.finetune.data.tasks",
         "Interrupted": "blockzo.finetune.errors",
         "Settings": "blockzo.finetune.settings",
-        "Task": "blockzo.finetune.tasks",
+        "Task": "blockzo.finetune.data.tasks",
         "UserError": "blockzo.finetune.errors",
         "dry_run": "blockzo.finetune.plan",
         "evaluate": "blockzo.finetune.evaluation",

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blockzo.journal.record import Record
 from blockzo.noise import philox, stream_id
-from blockzo.record import Record
 
 SAMPLE = 1 << 15
 LOW_SNR = 8.0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from blockzo.outside import Refusal
+from blockzo.journal.outside import Refusal
 
 
 class UserError(Refusal):

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.identity import Identity, identity_of
-from blockzo.finetune.models import Loaded
-from blockzo.journal import Journal
-from blockzo.outside import Count, Refusal, Sentence, Word, build
+from blockzo.finetune.models.identity import Identity, identity_of
+from blockzo.finetune.models.load import Loaded
+from blockzo.journal.file import Journal
+from blockzo.journal.outside import Count, Refusal, Sentence, Word, build
 
 
 @dataclass(frozen=True)

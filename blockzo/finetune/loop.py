@@ -19,16 +19,16 @@ from blockzo import ZO, Journal, JournalError, MeZO, Record, cost, digest
 from blockzo.finetune import diagnostics, output
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
-from blockzo.finetune.identity import identity_of
 from blockzo.finetune.interrupt import Interrupts
 from blockzo.finetune.metrics import Scores, measure, scores
-from blockzo.finetune.models import DTYPES, save, weight_bytes
+from blockzo.finetune.models.identity import identity_of
+from blockzo.finetune.models.load import DTYPES, save, weight_bytes
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.report import draw_curve, summary
 from blockzo.finetune.settings import Settings, numbers, resumed
 from blockzo.ops.params import named_tensors
-from blockzo.schedules import rates
+from blockzo.optim.schedules import rates
 
 EVALUATION_BATCH = 32
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blockzo.finetune.data.order import by_length
+from blockzo.finetune.data.prompts import Encoded
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.order import by_length
-from blockzo.finetune.prompts import Encoded
 from blockzo.finetune.scoring import Scorer
 
 Progress = Callable[[int, int], None]

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from blockzo import Blocks
-from blockzo.finetune import data as rows_of
-from blockzo.finetune.data import Example
+from blockzo.finetune.data import read as rows_of
+from blockzo.finetune.data.order import BatchOrder, shuffled
+from blockzo.finetune.data.prompts import Encoded, Encoder, begin_token, windows
+from blockzo.finetune.data.read import Example
+from blockzo.finetune.data.rows import text_lines
+from blockzo.finetune.data.tasks import Task, find_task
 from blockzo.finetune.errors import UserError, about
-from blockzo.finetune.models import Loaded, load, resolve
-from blockzo.finetune.order import BatchOrder, shuffled
-from blockzo.finetune.prompts import Encoded, Encoder, begin_token, windows
-from blockzo.finetune.rows import text_lines
+from blockzo.finetune.models.load import Loaded, load, resolve
 from blockzo.finetune.scoring import Scorer
 from blockzo.finetune.settings import Settings
-from blockzo.finetune.tasks import Task, find_task
-from blockzo.planner import fine_blocks
+from blockzo.methods.planner import fine_blocks
 
 Say = Callable[[str], None]
 LM_HOLDOUT = 0.1

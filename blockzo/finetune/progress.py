@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from blockzo.outside import printable
+from blockzo.journal.outside import printable
 
 
 class Reporter:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blockzo.finetune.prompts import Encoded
+from blockzo.finetune.data.prompts import Encoded
 
 Batch = Mapping[str, Tensor]
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from blockzo import estimators
 from blockzo.contract import DISTRIBUTIONS
 from blockzo.finetune.errors import UserError
-from blockzo.outside import MOST_BLOCKS, Refusal, build, shown
-from blockzo.planner import Auto
-from blockzo.record import float32
-from blockzo.schedules import SCHEDULES
+from blockzo.journal.outside import MOST_BLOCKS, Refusal, build, shown
+from blockzo.journal.record import float32
+from blockzo.methods import estimators
+from blockzo.methods.planner import Auto
+from blockzo.optim.schedules import SCHEDULES
 
 METHODS = ("mezo", "spsa", "spzo", "one-sided", "fzoo", "tree", "auto")
 MOST_LOSSES = 100_000

@@ -18,15 +18,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from blockzo.journal.record import Record, check_record, decay_factor
 from blockzo.noise import Noise, check_stream
-from blockzo.ops import backends, registered, registered_packed  # noqa: F401  (both define torch.ops.blockzo)
+from blockzo.ops import library as registered
+from blockzo.ops import library_packed as registered_packed  # noqa: F401  (both define torch.ops.blockzo)
+from blockzo.ops.backends import base as backends
 from blockzo.ops.digest import digest
 from blockzo.ops.distributed import Spread, sum_over_ranks
 from blockzo.ops.linear import perturbed_linear
 from blockzo.ops.params import Params, Target, check_finite, check_tensor, targets
 from blockzo.ops.shards import Shard
 from blockzo.ops.steps import Step, make_step
-from blockzo.record import Record, check_record, decay_factor
 
 __all__ = [
     "Shard",

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise, check_stream
-from blockzo.ops import backends, reference, registered
+from blockzo.ops import library as registered
+from blockzo.ops.backends import base as backends
+from blockzo.ops.backends import reference
 from blockzo.ops.params import DTYPES, check_tensor
 from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.steps import make_step

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from blockzo.journal.record import float32
 from blockzo.noise import Noise, check_direction
 from blockzo.ops.params import check_finite
-from blockzo.record import float32
 
 
 @dataclass(frozen=True)

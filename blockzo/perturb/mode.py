@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from blockzo.flops import count_flops
 from blockzo.perturb import batched, traced, transforms
+from blockzo.perturb.flops import count_flops
 from blockzo.perturb.functions import GROUPED, ROWS, TAUGHT
 from blockzo.perturb.kinds import Kind, kind_of
 from blockzo.perturb.moves import Moves

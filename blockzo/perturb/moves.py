@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blockzo import ops
 from blockzo.noise import Noise
-from blockzo.ops import backends
+from blockzo.ops.backends import base as backends
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blockzo.lazy import names_of
+from blockzo import names_of
 
 if TYPE_CHECKING:
     from blockzo.simulate.run import resume, simulate

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Sequence
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from blockzo.federated import partition
-from blockzo.federated.estimate import Estimate
-from blockzo.federated.round_record import scalar_limit
-from blockzo.federated.settings import RoundPolicy
-from blockzo.federated.worker import Weights, Worker
+from blockzo.federated.client import partition
+from blockzo.federated.client.finetuning import Batches
+from blockzo.federated.client.worker import Weights, Worker
+from blockzo.federated.protocol.estimate import Estimate
+from blockzo.federated.protocol.round_record import scalar_limit
+from blockzo.federated.protocol.settings import RoundPolicy
+from blockzo.finetune.data.rows import column as column_of
+from blockzo.finetune.data.rows import read_rows
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.order import BatchOrder
 from blockzo.finetune.prepare import Prepared
-from blockzo.finetune.rows import column as column_of
-from blockzo.finetune.rows import read_rows
-from blockzo.finetune.settings import Settings
 from blockzo.simulate.settings import Federation
 
 
@@ -58,46 +51,6 @@ def column_values(prepared: Prepared, column: str) -> list[str]:
         place = f"{path}, line {number}"
         values[place] = column_of(row, column, place, advice="look at --column")
     return [values[example.place] for example in prepared.source.train]
-
-
-def log_prior(labels: Sequence[int], classes: int) -> Tensor:
-    """float32 [classes]: logarithms of the labels' shares, each counted once more than it is there."""
-    counts = [1 + sum(label == kind for label in labels) for kind in range(classes)]
-    return torch.tensor([math.log(count / sum(counts)) for count in counts])
-
-
-class Batches:
-    """A client's batch of a round and local step: a function of these two, so that a repeated round sees the same rows.
-
-    Args:
-        adjusted: add the logarithm of the client's label shares to its logits, so that it does not teach the model how skewed its
-            own labels are (logit adjustment: Menon et al., ICLR 2021; on clients: Zhang et al., ICML 2022).
-    """
-
-    def __init__(
-        self,
-        prepared: Prepared,
-        rows: Sequence[int],
-        settings: Settings,
-        client: int,
-        local_steps: int,
-        adjusted: bool = False,
-    ) -> None:
-        self.prepared, self.own, self.local_steps = prepared, list(rows), local_steps
-        lengths = [prepared.train.lengths[row] for row in self.own]
-        seed = (settings.seed * 1_000_003 + client + 1) % (1 << 64)
-        self.order = BatchOrder(lengths, settings.batch, seed, settings.pool)
-        self.prior: Tensor | None = None
-        if adjusted:
-            if prepared.task is None:
-                raise UserError("--logit-adjustment is for tasks with labels; leave it out for language modelling")
-            labels = prepared.train.labels
-            self.prior = log_prior([labels[row] for row in self.own], len(prepared.task.words))
-
-    def __call__(self, number: int, step: int) -> tuple[Any, int]:
-        chosen = [self.own[i] for i in self.order.rows(number * self.local_steps + step)]
-        batch = self.prepared.scorer.batch(self.prepared.train, chosen)
-        return batch if self.prior is None else {**batch, "log_prior": self.prior}, len(chosen)
 
 
 class Liar(Worker):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from blockzo.evaluate import LossFunction
-from blockzo.federated.worker import BatchOf, Weights
+from blockzo.federated.client.worker import BatchOf, Weights
 from blockzo.finetune.errors import UserError
 from blockzo.ops.params import named_tensors
 from blockzo.perturb import PerturbedForward
+from blockzo.perturb.losses import LossFunction
 
 BACKWARD = 2
 """FLOPs of a backward pass over those of its forward (Kaplan et al., arXiv 2001.08361, 2.1); at most, with frozen layers."""

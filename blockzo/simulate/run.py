@@ -14,32 +14,33 @@ from typing import Any
 import torch
 import transformers
 
-from blockzo.federated.client import Client
-from blockzo.federated.local import LocalTransport
-from blockzo.federated.secure_sum import threshold_of
-from blockzo.federated.seeds import chosen
-from blockzo.federated.server import Server
-from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.federated.client.client import Client
+from blockzo.federated.client.finetuning import Batches, run_settings
+from blockzo.federated.client.worker import Weights, Worker
+from blockzo.federated.protocol.seeds import chosen
+from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
+from blockzo.federated.secagg.sum_client import threshold_of
+from blockzo.federated.server.server import Server
 from blockzo.federated.signing import new_signers
-from blockzo.federated.worker import Weights, Worker
 from blockzo.finetune import output
 from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.facts import RunFacts
-from blockzo.finetune.identity import identity_of
 from blockzo.finetune.interrupt import Interrupts
 from blockzo.finetune.metrics import Scores, measure, scores
-from blockzo.finetune.models import save
+from blockzo.finetune.models.identity import identity_of
+from blockzo.finetune.models.load import save
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings
-from blockzo.journal import Journal, JournalError
+from blockzo.journal.file import Journal, JournalError
+from blockzo.methods.planner import Auto
 from blockzo.ops import digest
-from blockzo.planner import Auto
-from blockzo.schedules import factor
+from blockzo.optim.schedules import factor
 from blockzo.simulate import report
-from blockzo.simulate.clients import Batches, Liar, split
+from blockzo.simulate.clients import Liar, split
 from blockzo.simulate.fedavg import FedAvg
-from blockzo.simulate.settings import Federation, resumed, run_settings
+from blockzo.simulate.local import LocalTransport
+from blockzo.simulate.settings import Federation, resumed
 
 EVALUATION_BATCH = 32
 

@@ -7,16 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from blockzo.federated.partition import PARTITIONS
-from blockzo.federated.privacy import PrivacySettings
-from blockzo.federated.secure_sum import threshold_of
-from blockzo.federated.settings import AGGREGATES, WEIGHTINGS, RunSettings
-from blockzo.federated.worker import directions_of
+from blockzo.federated.client.partition import PARTITIONS
+from blockzo.federated.privacy.settings import PrivacySettings
+from blockzo.federated.protocol.settings import AGGREGATES, WEIGHTINGS
+from blockzo.federated.secagg.sum_client import threshold_of
 from blockzo.finetune import settings as finetune
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.settings import Settings, differences, numbers, refuse
-from blockzo.outside import Refusal, build
-from blockzo.planner import Auto
+from blockzo.finetune.settings import Settings, differences, refuse
+from blockzo.journal.outside import Refusal, build
 
 ENGINES = ("zo", "fedavg")
 CLIENTS = 8
@@ -36,10 +34,10 @@ class Federation:
         alpha: of "dirichlet".
         column: of the training data, for "column".
         logit_adjustment: clients' losses are adjusted by their own label shares.
-        local_steps, own_directions, aggregate, trim, weighting: as in `blockzo.federated.settings.RunSettings`.
+        local_steps, own_directions, aggregate, trim, weighting: as in `RunSettings`.
         seed_pool: directions that the run has in all, in each block; 0: new ones every round.
-        privacy: "central", "local" or None; clip, noise_multiplier, delta as in `blockzo.federated.privacy.PrivacySettings`.
-        secure_sum: the server sees sums only; as in `blockzo.federated.settings.RunSettings`.
+        privacy: "central", "local" or None; clip, noise_multiplier, delta as in `PrivacySettings`.
+        secure_sum: the server sees sums only; as in `RunSettings`.
         drop: share of the answers that do not arrive in time; with secure_sum of the clients that drop out in one of its phases.
         liars: share of the clients that send random scalars.
     """
@@ -157,33 +155,3 @@ def resumed(settings: Settings, federation: Federation, given: Mapping[str, Any]
     # that code was trusted once says nothing of the code that is there now
     free = {"trust_remote_code": False, **{k: v for k, v in given.items() if k in FREE_ON_RESUME}}
     return replace(settings, **free), federation
-
-
-def run_settings(settings: Settings, blocks: int, run: str, rounds: int, **federated: Any) -> RunSettings:
-    """A fine-tune's settings as those of a federated run; `federated` are further fields of RunSettings.
-
-    Raises:
-        UserError: the planner cannot run in rounds.
-    """
-    method = settings.estimator()
-    if isinstance(method, Auto):
-        raise UserError("--method auto chooses by what one machine measures, and cannot run in rounds; name a method")
-
-    def each(name: str) -> tuple[float, ...]:
-        values = numbers(f"--{name}", getattr(settings, name))
-        return tuple(values * blocks if len(values) == 1 else values)
-
-    return RunSettings(
-        run=run,
-        method=method.describe(),
-        directions=directions_of(method, blocks),
-        rounds=rounds,
-        lr=each("lr"),
-        eps=each("eps"),
-        schedule=settings.schedule,
-        warmup=settings.warmup,
-        distributions=(settings.distribution,),
-        weight_decay=settings.weight_decay,
-        stochastic_rounding=settings.stochastic_rounding,
-        **federated,
-    )

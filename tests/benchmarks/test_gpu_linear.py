@@ -11,7 +11,9 @@ import torch
 
 from benchmarks import gpu_linear
 from benchmarks.harness import Table
-from blockzo.ops import backends, gpu, linear_choice
+from blockzo.ops.backends import base as backends
+from blockzo.ops.backends.gpu import kernels as gpu
+from blockzo.ops.backends.gpu import linear_choice
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 

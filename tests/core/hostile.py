@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 import blockzo as bz
-from blockzo import journal_format as fmt
-from blockzo.federated import messages as m
-from blockzo.federated.records import decode_record, encode_record, make_record
-from blockzo.federated.settings import RunSettings
-from blockzo.federated.worker import directions_of, method_of
+from blockzo.federated.client.worker import directions_of, method_of
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.records import decode_record, encode_record, make_record
+from blockzo.federated.protocol.settings import RunSettings
 from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.settings import Settings
-from blockzo.outside import MOST_TEXT, Refusal
+from blockzo.journal import format as fmt
+from blockzo.journal.outside import MOST_TEXT, Refusal
 from blockzo.simulate.settings import Federation
 from tests.core import journals
 from tests.federated.problem import settings as run_settings
@@ -273,7 +273,7 @@ class Messages:
         elif isinstance(message, m.Refused):
             shown_well(message.reason)
         elif isinstance(message, m.Records) and message.snapshot is not None and run.pool:
-            from blockzo.federated.pool import Pool
+            from blockzo.federated.protocol.pool import Pool
 
             Pool.restored(run, message.snapshot)
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import blockzo as bz
-from blockzo.estimators import Method
+from blockzo.methods.estimators import Method
 
 METHODS: list[Method] = [
     bz.MeZO(),

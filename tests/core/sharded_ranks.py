@@ -21,9 +21,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import blockzo as bz
-from blockzo.estimators import Method
-from blockzo.evaluate import InPlaceExecutor
-from blockzo.optim import step_seed
+from blockzo.methods.estimators import Method
+from blockzo.optim.in_place import InPlaceExecutor
+from blockzo.optim.zo import step_seed
 from tests.core import zoo
 
 Make = Callable[[], nn.Module]

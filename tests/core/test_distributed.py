@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import blockzo as bz
-from blockzo.estimators import Method
-from blockzo.shares import share, spans
-from blockzo.tree import EvaluationTree
+from blockzo.methods.estimators import Method
+from blockzo.methods.shares import share, spans
+from blockzo.methods.tree import EvaluationTree
 from tests.together import run_together
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import blockzo as bz
-from blockzo import files
-from blockzo.journal_reader import PAGE
+from blockzo.journal import files
+from blockzo.journal.reader import PAGE
 from tests.core import journals
 
 LACKS = [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK]
@@ -85,7 +85,7 @@ def test_without_locks_there_is_one_writer_still(number: int, links: bool, tmp_p
 WRITER = """
 import errno, os, sys
 from pathlib import Path
-from blockzo import files
+from blockzo.journal import files
 import blockzo as bz
 def lacking(*a): raise OSError(errno.ENOLCK, "No locks available")
 files.fcntl.flock = lacking

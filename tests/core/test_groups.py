@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import blockzo as bz
-from blockzo import groups
-from blockzo.evaluate import PerturbedExecutor, evaluation_mode
-from blockzo.groups import Known, Size, perturbed_losses, run_groups
+from blockzo.methods.tree import BlockMove, EvaluationTree, Node
 from blockzo.ops.params import targets
-from blockzo.perturb import Index, Move, parameters
-from blockzo.tree import BlockMove, EvaluationTree, Node
+from blockzo.optim.executor import PerturbedExecutor
+from blockzo.perturb import Index, Move, groups, parameters
+from blockzo.perturb.groups import Known, Size, perturbed_losses, run_groups
+from blockzo.perturb.losses import evaluation_mode
 from tests.core import zoo
 
 NOISE = bz.Noise(5, "gaussian")
@@ -241,7 +241,7 @@ def test_bad_arguments() -> None:
 class Sizes:
     """What `run` was asked for."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: str = "blockzo.groups") -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: str = "blockzo.perturb.groups") -> None:
         self.seen: list[int] = []
         plain = groups.run_groups
 
@@ -287,7 +287,7 @@ class Pooled(nn.Module):
 def test_a_pooled_head_is_batched_though_the_model_has_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = Pooled(), torch.arange(160).view(8, 20) % 30
     blocks, tree = bz.Blocks(model, [1], layers="layers"), bz.SPZO(1, 4, "decoupled").tree(2)
-    sizes = Sizes(monkeypatch, "blockzo.evaluate")
+    sizes = Sizes(monkeypatch, "blockzo.optim.executor")
     found = []
     for limit in ("auto", 1, "auto"):
         sizes.seen.clear()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import blockzo as bz
-from blockzo import journal_format as fmt
-from blockzo.federated import messages as m
+from blockzo.federated.protocol import messages as m
 from blockzo.finetune import Settings, UserError
+from blockzo.journal import format as fmt
 from tests.core import hostile, journals
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import blockzo as bz
-from blockzo import journal_format as fmt
-from blockzo.journal_reader import Reader
-from blockzo.record import float32
+from blockzo.journal import format as fmt
+from blockzo.journal.reader import Reader
+from blockzo.journal.record import float32
 from tests.core import journals
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import blockzo as bz
-from blockzo.evaluate import members
 from blockzo.ops.params import targets
 from blockzo.perturb import Move, materialised
 from tests.core import zoo
@@ -20,7 +19,7 @@ def test_moved_and_put_back(dtype: torch.dtype, stopped: bool) -> None:
     model = zoo.make("gpt2").to(dtype)
     model.transformer.wpe.weight.data = model.transformer.wpe.weight.data.t().contiguous().t()  # not contiguous
     blocks = bz.Blocks(model, [2])
-    found = dict(enumerate(members(blocks, targets(model))))
+    found = dict(enumerate(blocks.members(targets(model))))
     noise = bz.Noise(3, "gaussian")
     moves = {0: Move(noise, (4, 5), (0.1, 0.0)), 1: Move(noise, (6, 7), (-0.1, 0.2))}
     for group, directions in ((0, (4, 6)), (1, (None, 7))):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import blockzo as bz
-from blockzo.micro_batches import loss_terms, mean_losses, weighted_sums
+from blockzo.optim.micro_batches import loss_terms, mean_losses, weighted_sums
 from tests.core import zoo
 
 METHODS = [(bz.MeZO(), []), (bz.FZOO(3), []), (bz.SPZO(1, 2), [2]), (bz.SPZO(1, 2, "decoupled"), ["head"])]

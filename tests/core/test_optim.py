@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import blockzo as bz
-from blockzo.evaluate import PerturbedExecutor
 from blockzo.ops.params import named_tensors
-from blockzo.passes import kept_bytes
+from blockzo.optim.executor import PerturbedExecutor
+from blockzo.perturb.passes import kept_bytes
 from tests.core import zoo
 
 

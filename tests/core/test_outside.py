@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockzo import outside
+from blockzo.journal import outside
 
 
 @given(st.text())

@@ -11,9 +11,9 @@ from torch import nn
 
 import blockzo as bz
 from blockzo import ops
-from blockzo.evaluate import PerturbedExecutor
-from blockzo.groups import perturbed_losses
+from blockzo.optim.executor import PerturbedExecutor
 from blockzo.perturb import parameters
+from blockzo.perturb.groups import perturbed_losses
 from tests.core import zoo
 
 peft = pytest.importorskip("peft")

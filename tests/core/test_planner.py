@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import blockzo as bz
-from blockzo.planner import BlockState, Guard, Planner, fine_blocks, planned_method
+from blockzo.methods.planner import BlockState, Guard, Planner, fine_blocks, planned_method
 from tests.core import zoo
 
 COSTS = (1.0, 1.0, 1.0, 0.05)

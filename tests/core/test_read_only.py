@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import blockzo as bz
-from blockzo.evaluate import PerturbedExecutor
-from blockzo.groups import perturbed_losses
+from blockzo.optim.executor import PerturbedExecutor
 from blockzo.perturb import parameters
+from blockzo.perturb.groups import perturbed_losses
 from tests.core import zoo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ PROGRAM = """
 import ctypes, mmap, sys
 import torch
 import blockzo as bz
-from blockzo.groups import perturbed_losses
+from blockzo.perturb.groups import perturbed_losses
 from blockzo.perturb import parameters
 from tests.core import zoo
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from blockzo.evaluate import evaluation_mode
-from blockzo.repeatable import NotRepeatable, check_repeatable, tolerance_of
+from blockzo.optim.repeatable import NotRepeatable, check_repeatable, tolerance_of
+from blockzo.perturb.losses import evaluation_mode
 from tests.core import zoo
 
 OWN = random.Random(3)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blockzo as bz
-from blockzo import reuse
-from blockzo.evaluate import LossFunction
+from blockzo.optim import reuse
+from blockzo.perturb.losses import LossFunction
 from tests.core import zoo
 
 IDS = zoo.batch(4, 9)["input_ids"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockzo.schedules import SCHEDULES, factor, rates
+from blockzo.optim.schedules import SCHEDULES, factor, rates
 
 
 def test_shapes() -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import blockzo as bz
-from blockzo import journal_format as fmt
-from blockzo.record import check_record, float32, pack_floats, unpack_floats
+from blockzo.journal import format as fmt
+from blockzo.journal.record import check_record, float32, pack_floats, unpack_floats
 from tests.core import journals
 
 EDGES = [0.0, 1e-45, 1e-39, 2.0**-126, 1.0, 3e38, 3.5e38, 1e39, 1e300, 1e308]

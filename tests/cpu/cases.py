@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blockzo import _native
 from blockzo.noise import Noise
-from blockzo.ops import reference
+from blockzo.ops.backends import reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import Step, make_step
 

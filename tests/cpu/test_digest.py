@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import blockzo as bz
-from blockzo.quantized import QuantizedLinear
+from blockzo.perturb.quantized_linear import QuantizedLinear
 
 
 def by_hand(tensors: dict[str, Tensor]) -> str:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from blockzo import _native
 from blockzo.noise import Noise, noise_range
-from blockzo.ops import native, reference
+from blockzo.ops.backends import cpu as native
+from blockzo.ops.backends import reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED, changes, expected, isa, same_bits, threads, weights

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blockzo import _native
 from blockzo.noise import Noise, noise_at
-from blockzo.ops import native
+from blockzo.ops.backends import cpu as native
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, ISAS, SEED, changes, expected, isa, same_bits, threads, weights

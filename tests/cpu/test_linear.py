@@ -10,7 +10,9 @@ from torch import Tensor
 
 import blockzo as bz
 from blockzo.noise import Noise
-from blockzo.ops import native, panels, perturbed_copy, perturbed_linear, reference
+from blockzo.ops import panels, perturbed_copy, perturbed_linear
+from blockzo.ops.backends import cpu as native
+from blockzo.ops.backends import reference
 from blockzo.ops.steps import Step, make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, ISAS, SEED, isa, same_bits, threads
 

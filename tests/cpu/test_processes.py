@@ -13,7 +13,8 @@ import torch
 
 from blockzo import _native
 from blockzo.noise import Noise
-from blockzo.ops import native, reference
+from blockzo.ops.backends import cpu as native
+from blockzo.ops.backends import reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import same_bits, threads, weights

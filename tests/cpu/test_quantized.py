@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from blockzo.noise import Noise
-from blockzo.ops import native, perturbed_linear, reference
+from blockzo.ops import perturbed_linear
+from blockzo.ops.backends import cpu as native
+from blockzo.ops.backends import reference
 from blockzo.ops.quantized import QuantizedWeight, quantize
 from blockzo.ops.steps import make_step
-from blockzo.quantized import QuantizedLinear
+from blockzo.perturb.quantized_linear import QuantizedLinear
 from tests.cpu.cases import DISTRIBUTIONS, same_bits
 
 

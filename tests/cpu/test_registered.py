@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import blockzo as bz
-from blockzo.ops import registered
+from blockzo.ops import library as registered
 from blockzo.ops.packed import packed
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED

@@ -13,7 +13,9 @@ from torch import Tensor
 
 import blockzo as bz
 from blockzo.noise import Noise
-from blockzo.ops import backends, native, reference
+from blockzo.ops.backends import base as backends
+from blockzo.ops.backends import cpu as native
+from blockzo.ops.backends import reference
 from blockzo.ops.params import Target, targets
 from blockzo.ops.shards import Shard, indices, place_of, row_major
 from blockzo.ops.steps import make_step

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import blockzo as bz
 from blockzo import _native
-from blockzo.ops import native
+from blockzo.ops.backends import cpu as native
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, ISAS, isa, same_bits, weights
 
 EPS, LR = 1e-2, 1e-3

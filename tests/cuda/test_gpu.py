@@ -7,7 +7,9 @@ import torch
 
 import blockzo as bz
 from blockzo.noise import Noise
-from blockzo.ops import cuda, gpu, reference
+from blockzo.ops.backends import reference
+from blockzo.ops.backends.gpu import cuda
+from blockzo.ops.backends.gpu import kernels as gpu
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED, changes, expected, same_bits, weights

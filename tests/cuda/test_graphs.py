@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blockzo as bz
-from blockzo import evaluate
 from blockzo.noise import Noise
-from blockzo.ops import cuda, gpu
+from blockzo.ops.backends.gpu import cuda
+from blockzo.ops.backends.gpu import kernels as gpu
 from blockzo.ops.packed import packed
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
+from blockzo.optim import executor
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED, same_bits, weights
 
 GPUS = list(range(torch.cuda.device_count()))
@@ -61,7 +62,7 @@ def test_a_step_waits_for_the_device_once(method: bz.Method, monkeypatch: pytest
     zo = bz.ZO(Model(torch.bfloat16, "cuda"), lambda model, ids: model(ids), method=method, max_group=1)
     ids = batch(0, 8, "cuda")
     zo.step(ids)
-    reads, read = [], evaluate.read_together
+    reads, read = [], executor.read_together
 
     def watched(found):
         torch.cuda.set_sync_debug_mode("default")
@@ -70,7 +71,7 @@ def test_a_step_waits_for_the_device_once(method: bz.Method, monkeypatch: pytest
         reads.append(len(found))
         return values
 
-    monkeypatch.setattr(evaluate, "read_together", watched)
+    monkeypatch.setattr(executor, "read_together", watched)
     torch.cuda.set_sync_debug_mode("error")
     try:
         zo.step(ids)

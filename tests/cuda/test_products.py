@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from blockzo.noise import Noise
-from blockzo.ops import gpu_products, reference
+from blockzo.ops.backends import reference
+from blockzo.ops.backends.gpu import products as gpu_products
 from blockzo.ops.packed import packed
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import SEED, same_bits

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockzo.federated.privacy import PrivacySettings
-from blockzo.federated.settings import RunSettings
+from blockzo.federated.privacy.settings import PrivacySettings
+from blockzo.federated.protocol.settings import RunSettings
 from tests.federated.problem import settings
 
 CENTRAL: dict[str, Any] = {"mode": "central", "clip": 3.0, "noise_multiplier": 0.7, "delta": 1e-5, "clients": 4}

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 
 import blockzo as bz
-from blockzo.estimators import Method
-from blockzo.federated import messages as m
-from blockzo.federated.client import Client
-from blockzo.federated.local import LocalTransport
-from blockzo.federated.server import Server
-from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.federated.client.client import Client
+from blockzo.federated.client.worker import Weights, Worker, directions_of
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
+from blockzo.federated.server.server import Server
 from blockzo.federated.signing import new_signers
-from blockzo.federated.worker import Weights, Worker, directions_of
+from blockzo.methods.estimators import Method
+from blockzo.simulate.local import LocalTransport
 
 RUN = "00112233445566778899aabbccddeeff"
 ROWS = 8

@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-from blockzo.federated.client import Client
-from blockzo.federated.messages import CatchUp, encode
-from blockzo.federated.server import Server
-from blockzo.federated.settings import RoundPolicy
+from blockzo.federated.client.client import Client
+from blockzo.federated.protocol.messages import CatchUp, encode
+from blockzo.federated.protocol.settings import RoundPolicy
+from blockzo.federated.server.server import Server
 from blockzo.federated.signing import Signer
 from tests.federated.problem import settings, worker
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockzo.federated import messages as m
-from blockzo.federated.open_round import RoundResult
-from blockzo.federated.secure_round import SecureRound
-from blockzo.federated.settings import RoundPolicy
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.settings import RoundPolicy
+from blockzo.federated.secagg.round import SecureRound
+from blockzo.federated.server.open_round import RoundResult
 from tests.federated.problem import Federation, settings
 
 PHASES = ("advertise", "share", "mask", "unmask")

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 import blockzo as bz
-from blockzo.estimators import Method
-from blockzo.federated import messages as m
-from blockzo.federated.client import Client
-from blockzo.federated.privacy import PrivacySettings
-from blockzo.federated.server import Server
-from blockzo.federated.settings import RoundPolicy, RunSettings
-from blockzo.federated.worker import Weights, Worker, directions_of
+from blockzo.federated.client.client import Client
+from blockzo.federated.client.worker import Weights, Worker, directions_of
+from blockzo.federated.privacy.settings import PrivacySettings
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
+from blockzo.federated.server.server import Server
+from blockzo.methods.estimators import Method
 
 # powers of two, so that integers come back out of float32 exactly
 CLIP, EPS, LR = 4.0, 2.0**-3, 2.0**-30

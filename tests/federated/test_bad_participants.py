@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockzo.federated import messages as m
-from blockzo.federated.records import decode_record, encode_record
-from blockzo.federated.server import Server
-from blockzo.federated.settings import RoundPolicy
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.records import decode_record, encode_record
+from blockzo.federated.protocol.settings import RoundPolicy
+from blockzo.federated.server.server import Server
 from tests.federated.problem import Federation, settings, spoil, worker
 
 
@@ -338,8 +338,8 @@ def test_a_hundred_thousand_malformed_messages_change_nothing(tmp_path: Path) ->
 
 
 def test_a_journal_of_another_model_is_refused(tmp_path: Path) -> None:
-    from blockzo.federated.client import Client
-    from blockzo.journal import JournalError
+    from blockzo.federated.client.client import Client
+    from blockzo.journal.file import JournalError
 
     federation = Federation(tmp_path)
     federation.clients["c0"].close()

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockzo.federated.combine import Contribution, combine, weights_of
-from blockzo.federated.messages import Reply
-from blockzo.federated.records import decode_record, encode_record
-from blockzo.federated.round_record import round_record
+from blockzo.federated.protocol.aggregates import Contribution, combine, weights_of
+from blockzo.federated.protocol.messages import Reply
+from blockzo.federated.protocol.records import decode_record, encode_record
+from blockzo.federated.protocol.round_record import round_record
 from tests.federated.problem import settings
 
 FLOATS = st.floats(width=32, min_value=-1e6, max_value=1e6)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from blockzo.federated import messages as m
-from blockzo.federated.settings import RoundPolicy
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.settings import RoundPolicy
 from tests.federated.problem import Federation, settings
 
 DIGEST = "bz1-" + "0" * 64

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from blockzo.federated.signing import make_key, make_roster
-from blockzo.journal import Journal, JournalError
+from blockzo.journal.file import Journal, JournalError
 from tests.federated.processes import CLIENTS, ROUNDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]

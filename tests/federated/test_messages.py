@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import blockzo as bz
-from blockzo.federated import messages as m
-from blockzo.federated.records import decode_record, encode_record, make_record
-from blockzo.federated.settings import RunSettings
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.records import decode_record, encode_record, make_record
+from blockzo.federated.protocol.settings import RunSettings
 from tests.federated.problem import settings
 
 TAG = bytes(range(8))
@@ -144,7 +144,7 @@ def test_a_record_survives_its_travel(data: st.DataObject) -> None:
     finite = FLOATS.filter(math.isfinite)
     values = [tuple(data.draw(finite) for _ in directions) for directions in moved]
     if run.aggregate == "sign":
-        from blockzo.federated.records import sign_coefficient
+        from blockzo.federated.protocol.records import sign_coefficient
 
         sizes = [sign_coefficient(run, block, rates[block]) for block in range(2)]
         values = [tuple(size if v >= 0 else -size for v in found) for size, found in zip(sizes, values, strict=True)]

@@ -15,15 +15,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from blockzo.federated import messages as m
-from blockzo.federated import noise_shares
-from blockzo.federated import sum_messages as s
-from blockzo.federated.fixed_point import WORD, from_words, to_words
-from blockzo.federated.noise_shares import distance, mean_of_sum, multiplier, noisy_integers, share_variance
-from blockzo.federated.privacy import PrivacySettings
-from blockzo.federated.secure_values import decoded, encoded
-from blockzo.federated.settings import RoundPolicy
-from blockzo.federated.sum_messages import SumError
+from blockzo.federated.privacy import noise_shares
+from blockzo.federated.privacy.noise_shares import distance, mean_of_sum, multiplier, noisy_integers, share_variance
+from blockzo.federated.privacy.settings import PrivacySettings
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol import sum_messages as s
+from blockzo.federated.protocol.settings import RoundPolicy
+from blockzo.federated.secagg.fixed_point import WORD, from_words, to_words
+from blockzo.federated.secagg.values import decoded, encoded
+from blockzo.federated.sums import SumError
 from tests.federated.private_problem import CENTRAL, private, private_run
 from tests.federated.problem import Federation, settings, spoil
 from tests.federated.secure_problem import code_of, coefficients, losing
@@ -144,7 +144,7 @@ def test_one_unit_changes_the_integers_by_the_bound_at_most(rows: list[list[floa
 
 
 def test_the_sum_of_what_clients_add_is_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockzo.federated.estimate import Estimate
+    from blockzo.federated.protocol.estimate import Estimate
 
     run = private_run(SHARED, secure_sum=True)
     monkeypatch.setattr(noise_shares, "discrete_gaussian", lambda variance: 0)
@@ -179,7 +179,7 @@ def test_rounds_with_sums_and_privacy(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [r.epsilon for r in results] == [private(SHARED).epsilon(n) for n in range(1, 7)]
     # without the noise it is the clipped mean of central mode, to the bit
     monkeypatch.setattr(noise_shares, "discrete_gaussian", lambda variance: 0)
-    monkeypatch.setattr("blockzo.federated.privacy.discrete_gaussian", lambda variance: 0)
+    monkeypatch.setattr("blockzo.federated.privacy.settings.discrete_gaussian", lambda variance: 0)
     quiet = make(tmp_path / "quiet").transport.round()
     (tmp_path / "central").mkdir()
     central = Federation(tmp_path / "central", 4, private_run(CENTRAL, rounds=8)).transport.round()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockzo.federated import partition
+from blockzo.federated.client import partition
 
 LABELS = [i % 3 for i in range(600)]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from blockzo.federated import messages as m
-from blockzo.federated.client import Client
-from blockzo.federated.policy import ClientPolicy, PolicyError
-from blockzo.federated.settings import RunSettings
+from blockzo.federated.client.client import Client
+from blockzo.federated.client.policy import ClientPolicy, PolicyError
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.settings import RunSettings
 from tests.federated.problem import Federation, settings, worker
 
 PRIVATE = {"mode": "central", "clip": 2.0, "noise_multiplier": 1.0, "delta": 1e-5, "clients": 4.0}

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import blockzo as bz
-from blockzo.federated.addresses import shared_directions, step_directions
-from blockzo.federated.client import Client
-from blockzo.federated.pool import Pool
-from blockzo.federated.seeds import pool_numbers, round_seed
+from blockzo.federated.client.client import Client
+from blockzo.federated.protocol.addresses import shared_directions, step_directions
+from blockzo.federated.protocol.pool import Pool
+from blockzo.federated.protocol.seeds import pool_numbers, round_seed
 from tests.federated.problem import RUN, Federation, network, settings, worker
 
 POOL = {"pool": 8, "rebase": 5, "rounds": 33}

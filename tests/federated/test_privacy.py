@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import blockzo as bz
-from blockzo.federated import privacy
-from blockzo.federated.discrete_gaussian import bernoulli, discrete_gaussian
-from blockzo.federated.settings import RunSettings, run_tag
+from blockzo.federated.privacy import settings as privacy
+from blockzo.federated.privacy.discrete_gaussian import bernoulli, discrete_gaussian
+from blockzo.federated.protocol.settings import RunSettings, run_tag
 from tests.federated.private_problem import CENTRAL, LOCAL, private, private_run
 from tests.federated.problem import settings
 

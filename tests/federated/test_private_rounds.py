@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 import blockzo as bz
-from blockzo.federated import messages as m
-from blockzo.federated import privacy
-from blockzo.federated.client import Client
-from blockzo.federated.local import LocalTransport
-from blockzo.federated.releases import Releases
-from blockzo.federated.server import Server
-from blockzo.federated.settings import RoundPolicy, RunSettings
-from blockzo.federated.worker import Weights, Worker
+from blockzo.federated.client.client import Client
+from blockzo.federated.client.worker import Weights, Worker
+from blockzo.federated.privacy import settings as privacy
+from blockzo.federated.privacy.releases import Releases
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
+from blockzo.federated.server.server import Server
+from blockzo.simulate.local import LocalTransport
 from tests.federated.private_problem import CENTRAL, LOCAL, private, private_run
 from tests.federated.problem import Federation, network, settings, teacher_labels, worker
 

@@ -11,10 +11,10 @@ import torch
 
 import blockzo as bz
 from blockzo import _native
-from blockzo.federated import messages as m
-from blockzo.federated.seeds import first_direction, round_seed
-from blockzo.federated.settings import RoundPolicy, RunSettings
-from blockzo.journal import Journal, JournalError
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.seeds import first_direction, round_seed
+from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
+from blockzo.journal.file import Journal, JournalError
 from tests.federated.problem import RUN, Federation, loss, network, settings, worker
 
 METHODS = {

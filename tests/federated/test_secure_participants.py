@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from blockzo.federated import messages as m
-from blockzo.federated import sum_crypto
-from blockzo.federated import sum_messages as s
-from blockzo.federated.client import Client
-from blockzo.federated.secure_round import NOBODY
-from blockzo.federated.server import Server
-from blockzo.federated.settings import RoundPolicy
+from blockzo.federated.client.client import Client
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol import sum_messages as s
+from blockzo.federated.protocol.settings import RoundPolicy
+from blockzo.federated.secagg import crypto as sum_crypto
+from blockzo.federated.secagg.round import NOBODY
+from blockzo.federated.server.server import Server
 from tests.federated.problem import Federation, settings, worker
 from tests.federated.secure_problem import (
     PHASES,

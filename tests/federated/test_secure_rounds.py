@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from blockzo.federated import messages as m
-from blockzo.federated import sum_messages as s
-from blockzo.federated.settings import RoundPolicy
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol import sum_messages as s
+from blockzo.federated.protocol.settings import RoundPolicy
 from tests.federated.problem import Federation, settings, spoil, weights_of
 from tests.federated.secure_problem import (
     PHASES,

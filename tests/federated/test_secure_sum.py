@@ -15,15 +15,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import blockzo as bz
-from blockzo.federated import shamir, sum_crypto
-from blockzo.federated import sum_messages as s
-from blockzo.federated.combine import Contribution, combine, weights_of
-from blockzo.federated.estimate import Estimate
-from blockzo.federated.fixed_point import WORD, FixedPoint, from_words, to_words
-from blockzo.federated.secure_sum import SumClient, threshold_of
-from blockzo.federated.secure_sum_server import SumServer
-from blockzo.federated.secure_values import decoded, encoded
-from blockzo.federated.sum_messages import SumError, session_of
+from blockzo.federated.protocol import sum_messages as s
+from blockzo.federated.protocol.aggregates import Contribution, combine, weights_of
+from blockzo.federated.protocol.estimate import Estimate
+from blockzo.federated.protocol.sum_messages import session_of
+from blockzo.federated.secagg import crypto as sum_crypto
+from blockzo.federated.secagg import shamir
+from blockzo.federated.secagg.fixed_point import WORD, FixedPoint, from_words, to_words
+from blockzo.federated.secagg.sum_client import SumClient, threshold_of
+from blockzo.federated.secagg.sum_server import SumServer
+from blockzo.federated.secagg.values import decoded, encoded
+from blockzo.federated.sums import SumError
 from tests.federated.problem import settings
 
 LENGTH = 5

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blockzo.federated import messages as m
-from blockzo.federated import sum_crypto
-from blockzo.federated.fixed_point import to_words
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.secagg import crypto as sum_crypto
+from blockzo.federated.secagg.fixed_point import to_words
 from tests.federated.secure_problem import (
     code_of,
     finish,

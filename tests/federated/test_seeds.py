@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import blockzo as bz
 from blockzo.contract import ROUNDING_DIRECTION
-from blockzo.estimators import Method
-from blockzo.federated.seeds import chosen, first_direction, round_seed
-from blockzo.federated.server import Server
+from blockzo.federated.protocol.seeds import chosen, first_direction, round_seed
+from blockzo.federated.server.server import Server
+from blockzo.methods.estimators import Method
 from tests.federated.problem import network, settings
 
 RUN = bytes(range(16))

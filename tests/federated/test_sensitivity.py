@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import blockzo as bz
-from blockzo.federated import privacy
-from blockzo.federated.settings import RoundPolicy
+from blockzo.federated.privacy import settings as privacy
+from blockzo.federated.protocol.settings import RoundPolicy
 from tests.federated.sensitivity import Pair, Scene, search
 
 SCENES: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -14,15 +14,24 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from blockzo.federated import messages as m
-from blockzo.federated import sum_messages as s
-from blockzo.federated.client import Client
+from blockzo.federated.client.client import Client
 from blockzo.federated.flower.shim import signing_files
-from blockzo.federated.secure_sum import SumClient, read_roster
-from blockzo.federated.secure_sum_server import SumServer
-from blockzo.federated.settings import RoundPolicy
-from blockzo.federated.signing import Roster, Signer, fingerprint, make_key, make_roster, new_signers, roster_line
-from blockzo.federated.sum_messages import Keys, SumError
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol import sum_messages as s
+from blockzo.federated.protocol.settings import RoundPolicy
+from blockzo.federated.protocol.sum_messages import Keys
+from blockzo.federated.secagg.sum_client import SumClient, read_roster
+from blockzo.federated.secagg.sum_server import SumServer
+from blockzo.federated.signing import (
+    Roster,
+    Signer,
+    fingerprint,
+    make_key,
+    make_roster,
+    new_signers,
+    roster_line,
+)
+from blockzo.federated.sums import SumError
 from tests.federated.problem import worker
 from tests.federated.secure_problem import code_of, inner, make, opened, sealed
 

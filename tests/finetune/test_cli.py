@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from blockzo import cli
+from blockzo.cli import main as cli
 from blockzo.finetune import output
 from tests.finetune.process import REPOSITORY, blockzo, command, environment
 
@@ -179,7 +179,7 @@ def test_a_disk_that_fills_up(call: Any, tiny: Tiny, rows: Rows, tmp_path: Path,
 
             patch.setattr(output.Metrics, "append", append)
         elif step == 2:
-            from blockzo import journal
+            from blockzo.journal import file as journal
 
             original_write = journal.os.pwrite
             calls: list[int] = []
@@ -221,7 +221,7 @@ def test_help_names_every_command_and_option(call: Any) -> None:
 
 
 def test_bench_lists_and_refuses(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    from blockzo import commands
+    from blockzo.cli import commands
 
     monkeypatch.setattr(commands, "__file__", str(tmp_path / "blockzo" / "commands.py"))
     code, _, err = call("bench")

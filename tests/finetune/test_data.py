@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from blockzo.finetune.data import find_file, hold_out, limit, parse_where, read_examples, shots
+from blockzo.finetune.data.read import find_file, hold_out, limit, parse_where, read_examples, shots
+from blockzo.finetune.data.rows import read_lines
+from blockzo.finetune.data.tasks import Task, find_task
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.rows import read_lines
-from blockzo.finetune.tasks import Task, find_task
 
 TASK = Task("custom", "{text} It was {label}", {"0": "bad", "1": "good"})
 

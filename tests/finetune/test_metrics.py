@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blockzo.finetune.data.prompts import Encoded
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.metrics import area_under_curve, measure, scores
-from blockzo.finetune.models import load
-from blockzo.finetune.prompts import Encoded
+from blockzo.finetune.models.load import load
 from blockzo.finetune.scoring import Scorer
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from blockzo import digest
-from blockzo.finetune import packages
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.models import load, resolve, save
+from blockzo.finetune.models import packages
+from blockzo.finetune.models.load import load, resolve, save
 
 
 @pytest.mark.parametrize(

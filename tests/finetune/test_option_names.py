@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from blockzo import cli
-from blockzo.commands import app
+from blockzo.cli import main as cli
+from blockzo.cli.commands import app
 
 Rows = Callable[..., Path]
 Tiny = Callable[[str], Path]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockzo.finetune.order import BatchOrder, by_length, shuffled
+from blockzo.finetune.data.order import BatchOrder, by_length, shuffled
 
 
 @given(st.integers(0, 300), st.integers(0, 2**64 - 1), st.integers(0, 9))

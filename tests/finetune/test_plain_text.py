@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from blockzo.finetune.data import Example
-from blockzo.finetune.plain_text import PlainText
-from blockzo.finetune.prompts import Encoder, windows
-from blockzo.finetune.tasks import Task
+from blockzo.finetune.data.plain_text import PlainText
+from blockzo.finetune.data.prompts import Encoder, windows
+from blockzo.finetune.data.read import Example
+from blockzo.finetune.data.tasks import Task
 
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "models" / "stories15M"
 TEXT = ["it was a good film and a great story . It was terrible", "abcdefghijklmnopqrstuvwxyz 0123456789 <>[]/|_-"] * 4

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from blockzo.finetune.data import Example
+from blockzo.finetune.data.prompts import Encoder, begin_token, windows
+from blockzo.finetune.data.read import Example
+from blockzo.finetune.data.tasks import TASKS, Task, find_task
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.prompts import Encoder, begin_token, windows
-from blockzo.finetune.tasks import TASKS, Task, find_task
 
 WORDS = {"0": "terrible", "1": "great"}
 

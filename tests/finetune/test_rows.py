@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockzo.finetune.data import read_examples
+from blockzo.finetune.data.read import read_examples
+from blockzo.finetune.data.rows import column, read_lines, read_rows, text_lines
+from blockzo.finetune.data.tasks import find_task, pieces, render
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.prepare import prepare
-from blockzo.finetune.rows import column, read_lines, read_rows, text_lines
 from blockzo.finetune.settings import Settings
-from blockzo.finetune.tasks import find_task, pieces, render
 
 ENDS = ("\n", "\r\n", "\r")
 # no half surrogates and no NUL: these are refused, see below

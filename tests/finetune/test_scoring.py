@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from blockzo import ZO, Blocks, MeZO, Noise
-from blockzo.finetune.data import Example
-from blockzo.finetune.models import Loaded, load
-from blockzo.finetune.prompts import Encoded, Encoder
+from blockzo.finetune.data.prompts import Encoded, Encoder
+from blockzo.finetune.data.read import Example
+from blockzo.finetune.data.tasks import Task
+from blockzo.finetune.models.load import Loaded, load
 from blockzo.finetune.scoring import Scorer, label_logits
-from blockzo.finetune.tasks import Task
 
 TASK = Task("custom", "{text} It was {label}.", {"0": "terrible", "1": "great", "2": "good"})
 TEXTS = (

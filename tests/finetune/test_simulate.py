@@ -18,14 +18,14 @@ import pytest
 import torch
 
 import blockzo as bz
-from blockzo.federated import messages as m
-from blockzo.federated.worker import Weights
+from blockzo.federated.client.finetuning import Batches
+from blockzo.federated.client.worker import Weights
+from blockzo.federated.protocol import messages as m
 from blockzo.finetune import Settings, UserError
-from blockzo.finetune.models import load
+from blockzo.finetune.models.load import load
 from blockzo.finetune.prepare import prepare
-from blockzo.journal import Journal
+from blockzo.journal.file import Journal
 from blockzo.simulate import Federation, resume, simulate
-from blockzo.simulate.clients import Batches
 from blockzo.simulate.fedavg import FedAvg
 from blockzo.simulate.settings import FREE_ON_RESUME, resumed
 from tests.finetune.process import REPOSITORY, blockzo, command, environment

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from blockzo.finetune.data import find_file, read_examples
+from blockzo.finetune.data.read import find_file, read_examples
+from blockzo.finetune.data.tasks import TASKS, Task, fields, find_task, parse_labels, render
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.tasks import TASKS, Task, fields, find_task, parse_labels, render
 
 ROWS = {
     "sst2": (6920, 872),

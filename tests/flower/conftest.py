@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from blockzo.federated.client import Client
+from blockzo.federated.client.client import Client
 from blockzo.federated.flower import tiny
-from blockzo.federated.local import LocalTransport
-from blockzo.federated.server import Server
+from blockzo.federated.server.server import Server
 from blockzo.federated.signing import new_signers
+from blockzo.simulate.local import LocalTransport
 
 APP = Path(__file__).parents[2] / "examples" / "flower"
 RUN = "00112233445566778899aabbccddeeff"

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from blockzo.federated.client import Client
+from blockzo.federated.client.client import Client
 from blockzo.federated.flower import envelope
 from blockzo.federated.flower.worker_process import Resident
 

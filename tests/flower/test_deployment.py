@@ -20,7 +20,7 @@ import pytest
 from blockzo.federated.flower.loopback import Deployment
 from blockzo.federated.flower.plan import server_folder
 from blockzo.federated.flower.supervise import Supervised
-from blockzo.journal import Journal
+from blockzo.journal.file import Journal
 from tests.flower.conftest import APP, CONFIG, RUN_CONFIG, digest_in_process, flower_config, gone
 
 pytestmark = pytest.mark.timeout(600)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockzo.federated import messages as m
-from blockzo.federated.client import Client
+from blockzo.federated.client.client import Client
 from blockzo.federated.flower import envelope, tiny
 from blockzo.federated.flower.exchange import Exchange
 from blockzo.federated.flower.identity import Identities
 from blockzo.federated.flower.plan import open_server
 from blockzo.federated.flower.rounds import Rounds
-from blockzo.federated.server import Server
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.server.server import Server
 from tests.flower.conftest import CONFIG
 from tests.flower.local_grid import LocalGrid
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from blockzo.federated import messages as m
-from blockzo.federated.client import Client
+from blockzo.federated.client.client import Client
 from blockzo.federated.flower import envelope, server_app, tiny
 from blockzo.federated.flower.exchange import Exchange
 from blockzo.federated.flower.identity import Identities
 from blockzo.federated.flower.plan import open_server
 from blockzo.federated.flower.rounds import Rounds
-from blockzo.federated.server import Server
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.server.server import Server
 from blockzo.federated.signing import new_signers
 from tests.flower.conftest import CONFIG, digest_in_process
 from tests.flower.local_grid import LocalGrid

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from blockzo.federated import messages as m
 from blockzo.federated.flower import envelope, tiny, wire
 from blockzo.federated.flower.places import private_folder, socket_folder
 from blockzo.federated.flower.shim import Shim, WorkerError, client_name
-from blockzo.federated.server import Server
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.server.server import Server
 from tests.flower.conftest import CONFIG, RUN, gone
 
 

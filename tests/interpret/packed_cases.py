@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 
 from blockzo.noise import Noise
-from blockzo.ops import reference
+from blockzo.ops.backends import reference
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.params import Target
 from blockzo.ops.steps import Step, make_step

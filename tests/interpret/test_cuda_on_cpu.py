@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockzo.ops import cuda, gpu
+from blockzo.ops.backends.gpu import cuda
+from blockzo.ops.backends.gpu import kernels as gpu
 from blockzo.ops.params import Target
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, changes, expected, same_bits, weights
 from tests.interpret.packed_cases import check_rewritten

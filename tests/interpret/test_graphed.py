@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import blockzo as bz
-from blockzo.ops import backends, gpu, gpu_products, gpu_tables, registered_packed
+from blockzo.ops import library_packed as registered_packed
+from blockzo.ops.backends import base as backends
+from blockzo.ops.backends.gpu import kernels as gpu
+from blockzo.ops.backends.gpu import products as gpu_products
+from blockzo.ops.backends.gpu import tables as gpu_tables
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.steps import make_step
 from blockzo.perturb import parameters

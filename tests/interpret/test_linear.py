@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise
-from blockzo.ops import gpu, reference
+from blockzo.ops.backends import reference
+from blockzo.ops.backends.gpu import kernels as gpu
 from blockzo.ops.quantized import quantize
 from blockzo.ops.steps import Step, make_step
 from tests.cpu.cases import DISTRIBUTIONS, SEED

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise
-from blockzo.ops import gpu, gpu_tables
+from blockzo.ops.backends.gpu import kernels as gpu
+from blockzo.ops.backends.gpu import tables as gpu_tables
 from blockzo.ops.packed import pack, packed
 from blockzo.ops.params import Target
 from blockzo.ops.steps import Step, make_step

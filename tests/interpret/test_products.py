@@ -11,7 +11,10 @@ from torch import Tensor
 import blockzo as bz
 from blockzo.kernels import products as kernels
 from blockzo.noise import Noise, noise_range
-from blockzo.ops import backends, gpu, gpu_products, reference
+from blockzo.ops.backends import base as backends
+from blockzo.ops.backends import reference
+from blockzo.ops.backends.gpu import kernels as gpu
+from blockzo.ops.backends.gpu import products as gpu_products
 from blockzo.ops.packed import packed
 from blockzo.ops.steps import Step, make_step
 from tests.cpu.cases import DISTRIBUTIONS, SEED, same_bits

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from blockzo.noise import Noise
-from blockzo.ops import gpu, reference
-from blockzo.ops.gpu_runs import Runs, run_tables
-from blockzo.ops.gpu_tables import queue_of
+from blockzo.ops.backends import reference
+from blockzo.ops.backends.gpu import kernels as gpu
+from blockzo.ops.backends.gpu.runs import Runs, run_tables
+from blockzo.ops.backends.gpu.tables import queue_of
 from blockzo.ops.shards import Shard
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED, changes, expected, same_bits, weights

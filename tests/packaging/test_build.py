@@ -94,7 +94,7 @@ def test_metadata(wheel: Path) -> None:
     assert "License-Expression: Apache-2.0" in lines and "Requires-Python: >=3.10" in lines
     needed = [line.split(": ")[1] for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert sorted(part.split(">")[0].split(";")[0].strip() for part in needed) == ["msgspec", "numpy", "torch"]
-    assert "blockzo = blockzo.cli:main" in scripts
+    assert "blockzo = blockzo.cli.main:main" in scripts
 
 
 def test_vectors_are_those_of_the_contract() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockzo.ops import cuda
+from blockzo.ops.backends.gpu import cuda
 from tests.packaging.builds import NVCC, ROOT, copy_tree, execute
 
 CSRC = ROOT / "csrc"

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockzo import environment, ops, selftest
-from blockzo.operations import KNOWN, OPERATIONS, cases
-from blockzo.ops import native, reference, registered
+from blockzo import ops
+from blockzo.cli import environment, selftest
+from blockzo.ops import library as registered
+from blockzo.ops.backends import cpu as native
+from blockzo.ops.backends import reference
+from blockzo.ops.catalogue import KNOWN, OPERATIONS, cases
 from tests.packaging.builds import ALONE, Result
 from tests.packaging.test_runtime import damaged
 
 Python = Callable[..., Result]
 PROBES = ("versions", "machine", "build", "cpu", "threads", "cuda", "operations", "variables", "self_test")
-ENV = "from blockzo import environment; raise SystemExit(environment.main(json=True))"
+ENV = "from blockzo.cli import environment; raise SystemExit(environment.main(json=True))"
 
 
 def broken(*_: object, **__: object) -> None:
@@ -162,7 +165,7 @@ def test_an_unknown_instruction_set_is_reported(python: Python, installed: Path)
 
 def test_the_self_test_finds_wrong_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(check.ok for check in selftest.self_test())
-    from blockzo.ops import native
+    from blockzo.ops.backends import cpu as native
 
     good = native.replay_
 

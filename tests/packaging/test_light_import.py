@@ -15,7 +15,9 @@ def loaded(statement: str) -> set[str]:
     return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
 
 
-@pytest.mark.parametrize("statement", ["import blockzo", "from blockzo.journal import Journal", "import blockzo.cli"])
+@pytest.mark.parametrize(
+    "statement", ["import blockzo", "from blockzo.journal.file import Journal", "import blockzo.cli.main"]
+)
 def test_no_torch_before_it_is_needed(statement: str) -> None:
     assert not {"torch", "numpy", "transformers", "triton"} & loaded(statement)
 
@@ -43,7 +45,7 @@ SLOW = {"torch", "numpy", "transformers", "safetensors", "matplotlib", "triton",
 def test_the_command_line_answers_before_it_loads_torch(arguments: list[str], code: int) -> None:
     statement = f"""
 import sys
-from blockzo import cli
+from blockzo.cli import main as cli
 sys.argv = ["blockzo", *{arguments!r}]
 try:
     cli.main()
@@ -56,7 +58,7 @@ print("left", left)"""
 
 
 def test_a_server_loads_what_sums_need_with_the_first_run_that_has_them() -> None:
-    statement = "import blockzo.federated.server, blockzo.federated.client"
+    statement = "import blockzo.federated.server.server, blockzo.federated.client.client"
     assert not {"torch", "numpy", "cryptography"} & loaded(statement)
 
 

@@ -7,7 +7,8 @@ import struct
 
 import torch
 
-from blockzo import noise, selftest
+from blockzo import noise
+from blockzo.cli import selftest
 from tests.packaging.builds import ROOT
 
 TEXT = (ROOT / "docs" / "noise.md").read_text(encoding="utf-8")

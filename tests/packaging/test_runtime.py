@@ -20,7 +20,7 @@ with warnings.catch_warnings(record=True) as caught:
     w = {n: torch.arange(5000, dtype=torch.float32).to(t) for n, t in (("a", torch.bfloat16), ("b", torch.float32))}
     bz.perturb_(w, bz.Noise(7, "gaussian"), 0.5)
     bz.update_(w, bz.Noise(8), [0.25, -3.0], decay=0.125, stochastic_rounding=True)
-from blockzo.ops import backends
+from blockzo.ops.backends import base as backends
 native = backends.native()
 chosen = native._native.chosen() if native else "reference"
 messages = [str(w.message) for w in caught if "blockzo" in str(w.message)]
@@ -82,12 +82,12 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 """
     assert outcome(python(block + MOVE, installed))[2] == []
-    done = python(block + "from blockzo import environment; raise SystemExit(environment.main())", installed)
+    done = python(block + "from blockzo.cli import environment; raise SystemExit(environment.main())", installed)
     assert done.returncode == 0 and "all is well" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(
-    "first", ["import torch", "import blockzo", "import numpy, blockzo", "from blockzo.ops import native"]
+    "first", ["import torch", "import blockzo", "import numpy, blockzo", "from blockzo.ops.backends import cpu"]
 )
 def test_import_order_makes_no_difference(python: Python, installed: Path, first: str) -> None:
     """One OpenMP pool serves torch and the kernels, whichever was asked for first."""

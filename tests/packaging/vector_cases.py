@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from blockzo import selftest
+from blockzo.cli import selftest
 from blockzo.noise import Noise
-from blockzo.ops import reference
+from blockzo.ops.backends import reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import Step, make_step
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blockzo.ops import linear_choice
+from blockzo.ops.backends.gpu import linear_choice
 
 
 def test_the_table_of_the_package_serves_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise
-from blockzo.ops import reference
+from blockzo.ops.backends import reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 from tests.reference import contract

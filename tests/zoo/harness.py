@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import blockzo as bz
+from blockzo.methods.tree import BlockMove
 from blockzo.ops.params import named_tensors
-from blockzo.optim import step_seed
-from blockzo.tree import BlockMove
+from blockzo.optim.zo import step_seed
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import blockzo as bz
-from blockzo.evaluate import evaluation_mode
 from blockzo.ops.params import whole_targets
 from blockzo.perturb import hidden, hidden_reads, parameters
+from blockzo.perturb.losses import evaluation_mode
 from tests.zoo import harness, reads
 from tests.zoo.architectures import ARCHITECTURES, batch, jitter, make
 

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from blockzo.federated.flower import envelope
 from blockzo.federated.flower.identity import Identities
-from blockzo.outside import read_json
+from blockzo.journal.outside import read_json
 
 log = logging.getLogger("flwr")
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from blockzo.federated.flower import named
 from blockzo.federated.flower.places import checked_name, private_folder, state_root
-from blockzo.federated.right_weights import Replica
-from blockzo.federated.server import Server
-from blockzo.federated.settings import RoundPolicy, RunSettings
+from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
+from blockzo.federated.server.right_weights import Replica
+from blockzo.federated.server.server import Server
 
 PLAN = "blockzo.federated.flower.tiny:plan"
 
@@ -29,7 +29,7 @@ class Plan:
         base_digest, layout: `blockzo.digest(model)` and `blocks.layout` of the base model; constants will do, so that a server
             needs no torch.
         policy: how the server runs rounds; a quorum of all clients makes the result a function of the seeds alone.
-        replica: weights that follow the journal on the server (`blockzo.federated.worker.Weights`), or None.
+        replica: weights that follow the journal on the server (`blockzo.federated.client.worker.Weights`), or None.
     """
 
     settings: RunSettings

@@ -6,10 +6,10 @@ import logging
 import time
 from collections.abc import Callable
 
-from blockzo.federated import messages as m
 from blockzo.federated.flower.exchange import Arrival, Exchange, Peer
-from blockzo.federated.open_round import RoundResult
-from blockzo.federated.server import Server
+from blockzo.federated.protocol import messages as m
+from blockzo.federated.server.open_round import RoundResult
+from blockzo.federated.server.server import Server
 
 log = logging.getLogger("flwr")
 

@@ -18,8 +18,8 @@ from blockzo.federated.flower.identity import Identities
 from blockzo.federated.flower.plan import open_server, server_folder, serving
 from blockzo.federated.flower.rounds import Rounds
 from blockzo.federated.flower.waits import bound_waits
-from blockzo.federated.open_round import RoundResult
-from blockzo.federated.server import Server
+from blockzo.federated.server.open_round import RoundResult
+from blockzo.federated.server.server import Server
 
 log = logging.getLogger("flwr")
 

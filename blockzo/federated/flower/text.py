@@ -14,17 +14,16 @@ from typing import Any
 
 from torch import Tensor
 
-from blockzo.federated import partition
+from blockzo.federated.client import partition
+from blockzo.federated.client.finetuning import Batches, run_settings
+from blockzo.federated.client.worker import Weights, Worker
 from blockzo.federated.flower.plan import Plan
-from blockzo.federated.settings import RoundPolicy
-from blockzo.federated.worker import Weights, Worker
+from blockzo.federated.protocol.settings import RoundPolicy
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.metrics import measure, scores
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.settings import Settings
 from blockzo.ops.params import named_tensors
-from blockzo.simulate.clients import Batches
-from blockzo.simulate.settings import run_settings
 
 PARTITIONS = ("own", "iid")
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockzo.blocks import Blocks
-from blockzo.estimators import SPZO
+from blockzo.federated.client.worker import Weights, Worker, directions_of
 from blockzo.federated.flower.plan import Plan
-from blockzo.federated.settings import RoundPolicy, RunSettings
-from blockzo.federated.worker import Weights, Worker, directions_of
+from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
+from blockzo.methods.estimators import SPZO
+from blockzo.perturb.blocks import Blocks
 
 FEATURES, CLASSES, ROWS, BATCH = 16, 4, 256, 32
 

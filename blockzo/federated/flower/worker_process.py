@@ -27,8 +27,8 @@ from blockzo.federated.flower import envelope, named, wire
 from blockzo.federated.flower.places import private_folder
 
 if TYPE_CHECKING:
-    from blockzo.federated.client import Client
-    from blockzo.federated.policy import ClientPolicy
+    from blockzo.federated.client.client import Client
+    from blockzo.federated.client.policy import ClientPolicy
 
 log = logging.getLogger("blockzo.federated")
 
@@ -162,7 +162,7 @@ class Resident:
 def make_client(order: WorkerOrder) -> Client:
     import torch
 
-    from blockzo.federated.client import Client
+    from blockzo.federated.client.client import Client
 
     torch.set_num_threads(int(order.config.get("threads", 1)))
     worker = named.load(order.factory, "factory")(dict(order.config))

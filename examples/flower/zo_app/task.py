@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from blockzo.federated.client.worker import Worker
 from blockzo.federated.flower import tiny
 from blockzo.federated.flower.plan import Plan
-from blockzo.federated.worker import Worker
 
 
 def worker(config: Mapping[str, Any]) -> Worker:

@@ -1,0 +1,88 @@
+"""A fine-tune as a client of rounds does it: its settings for a run, and its batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockzo.federated.client.worker import directions_of
+from blockzo.federated.protocol.settings import RunSettings
+from blockzo.finetune.data.order import BatchOrder
+from blockzo.finetune.errors import UserError
+from blockzo.finetune.prepare import Prepared
+from blockzo.finetune.settings import Settings, numbers
+from blockzo.methods.planner import Auto
+
+
+def run_settings(settings: Settings, blocks: int, run: str, rounds: int, **federated: Any) -> RunSettings:
+    """A fine-tune's settings as those of a federated run; `federated` are further fields of RunSettings.
+
+    Raises:
+        UserError: the planner cannot run in rounds.
+    """
+    method = settings.estimator()
+    if isinstance(method, Auto):
+        raise UserError("--method auto chooses by what one machine measures, and cannot run in rounds; name a method")
+
+    def each(name: str) -> tuple[float, ...]:
+        values = numbers(f"--{name}", getattr(settings, name))
+        return tuple(values * blocks if len(values) == 1 else values)
+
+    return RunSettings(
+        run=run,
+        method=method.describe(),
+        directions=directions_of(method, blocks),
+        rounds=rounds,
+        lr=each("lr"),
+        eps=each("eps"),
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+        distributions=(settings.distribution,),
+        weight_decay=settings.weight_decay,
+        stochastic_rounding=settings.stochastic_rounding,
+        **federated,
+    )
+
+
+def log_prior(labels: Sequence[int], classes: int) -> Tensor:
+    """float32 [classes]: logarithms of the labels' shares, each counted once more than it is there."""
+    counts = [1 + sum(label == kind for label in labels) for kind in range(classes)]
+    return torch.tensor([math.log(count / sum(counts)) for count in counts])
+
+
+class Batches:
+    """A client's batch of a round and local step: a function of these two, so that a repeated round sees the same rows.
+
+    Args:
+        adjusted: add the logarithm of the client's label shares to its logits, so that it does not teach the model how skewed its
+            own labels are (logit adjustment: Menon et al., ICLR 2021; on clients: Zhang et al., ICML 2022).
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        rows: Sequence[int],
+        settings: Settings,
+        client: int,
+        local_steps: int,
+        adjusted: bool = False,
+    ) -> None:
+        self.prepared, self.own, self.local_steps = prepared, list(rows), local_steps
+        lengths = [prepared.train.lengths[row] for row in self.own]
+        seed = (settings.seed * 1_000_003 + client + 1) % (1 << 64)
+        self.order = BatchOrder(lengths, settings.batch, seed, settings.pool)
+        self.prior: Tensor | None = None
+        if adjusted:
+            if prepared.task is None:
+                raise UserError("--logit-adjustment is for tasks with labels; leave it out for language modelling")
+            labels = prepared.train.labels
+            self.prior = log_prior([labels[row] for row in self.own], len(prepared.task.words))
+
+    def __call__(self, number: int, step: int) -> tuple[Any, int]:
+        chosen = [self.own[i] for i in self.order.rows(number * self.local_steps + step)]
+        batch = self.prepared.scorer.batch(self.prepared.train, chosen)
+        return batch if self.prior is None else {**batch, "log_prior": self.prior}, len(chosen)

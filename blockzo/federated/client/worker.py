@@ -1,0 +1,226 @@
+"""A client's model and data: estimates scalars for a round, and follows the run's records."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from blockzo import ops
+from blockzo.federated.client.per_example import ExampleExecutor, example_scalars, losses_of_rows
+from blockzo.federated.client.weights import Weights
+from blockzo.federated.protocol.addresses import noise_seed, step_directions
+from blockzo.federated.protocol.estimate import Estimate
+from blockzo.federated.protocol.settings import RunSettings
+from blockzo.journal.outside import build, shown
+from blockzo.journal.record import BlockUpdate, Record
+from blockzo.methods import estimators
+from blockzo.methods.estimators import Method
+from blockzo.noise import Noise
+from blockzo.ops.params import whole_targets
+from blockzo.optim.evaluation import Evaluation
+from blockzo.optim.executor import PerturbedExecutor
+from blockzo.optim.micro_batches import loss_terms, parts_of
+from blockzo.optim.reuse import Reuse
+from blockzo.perturb import check_reads
+from blockzo.perturb.blocks import Blocks
+from blockzo.perturb.groups import MaxGroup
+from blockzo.perturb.losses import LossFunction, evaluation_mode, hugging_face_loss
+
+BatchOf = Callable[[int, int], tuple[Any, int]]
+"""(round, local step) -> batch and its number of rows; a function of these alone, so that a repeated round sees the same rows."""
+__all__ = ["Weights", "Worker", "directions_of", "method_of"]
+E = TypeVar("E", bound=PerturbedExecutor)
+_looked_at: WeakKeyDictionary[Blocks, set[LossFunction]] = WeakKeyDictionary()
+"""Losses that `check_reads` found nothing in."""
+METHODS = ("MeZO", "SPSA", "SPZO", "OneSided", "FZOO", "Tree", "Decoupled")
+
+
+def method_of(described: Mapping[str, Any]) -> Method:
+    """The method that `method.describe()` names.
+
+    Raises:
+        ValueError: none of this blockzo; the planner ("Auto") chooses by what one machine measures and is not for rounds.
+    """
+    name, arguments = described.get("name"), {k: v for k, v in described.items() if k != "name"}
+    if name not in METHODS:
+        raise ValueError(
+            f"method is {shown(name)}; expected one of {', '.join(METHODS)} (a planner cannot run in rounds)"
+        )
+    method: Method = build(getattr(estimators, name), arguments, f"method {name}")
+    return method
+
+
+def directions_of(method: Method, blocks: int) -> tuple[int, ...]:
+    """Perturbations of each block in one step of a method."""
+    counts = [0] * blocks
+    for moves in method.tree(blocks).leaf_moves():
+        for move in moves:
+            counts[move.block] = max(counts[move.block], move.direction + 1)
+    return tuple(counts)
+
+
+class Worker:
+    """Estimates of one client on the weights of a run.
+
+    Args:
+        weights: of this machine.
+        batch_of: the client's training data.
+        loss_fn: as of `blockzo.ZO`; for runs with privacy unit "example" it returns the loss of every row, shape (rows,), each a
+            function of that row alone.
+        held_out: () -> (rows, loss, accuracy) of the client's held-out data at the present weights.
+
+    Attributes:
+        flops, seconds: forward FLOPs so far, and the time they took.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        batch_of: BatchOf,
+        loss_fn: LossFunction | None = None,
+        held_out: Callable[[], tuple[int, float, float]] | None = None,
+        max_group: MaxGroup = "auto",
+    ) -> None:
+        self.weights, self.batch_of, self.held_out = weights, batch_of, held_out
+        self.loss_fn = loss_fn or hugging_face_loss
+        self.max_group = max_group
+        self.base_digest = weights.base_digest
+        self.layout = weights.blocks.layout
+        self.blocks = len(weights.blocks)
+        self.flops = 0
+        self.seconds = 0.0
+        self._settings: RunSettings | None = None
+        self._method: Method | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        return self.weights.blocks.model
+
+    def begin(self, settings: RunSettings) -> None:
+        method = method_of(settings.method)
+        counts = directions_of(method, settings.blocks)
+        if counts != settings.directions:
+            raise ValueError(f"the method makes {counts} directions a block, the settings say {settings.directions}")
+        self._settings, self._method = settings, method
+        self.weights.begin(settings)
+
+    def reset(self, snapshot: Mapping[str, Any] | None = None) -> None:
+        self.weights.reset(snapshot)
+
+    def replay(self, records: Sequence[Record]) -> None:
+        self.weights.replay(records)
+
+    def digest(self) -> str:
+        return self.weights.digest()
+
+    def save(self, path: Path) -> None:
+        self.weights.save(path)
+
+    def scores(self) -> tuple[int, float, float]:
+        if self.held_out is None:
+            raise ValueError("this client has no held-out data to score")
+        return self.held_out()
+
+    def estimate(self, number: int, slot: int) -> Estimate:
+        """Scalars of one round; between local steps the client moves by its own estimates, and goes back at the end."""
+        settings = self._settings
+        assert settings is not None
+        scalars: list[float] = []
+        losses: list[float] = []
+        rows = 0
+        kept = self.weights.take() if settings.local_steps > 1 else None
+        try:
+            for step in range(settings.local_steps):
+                batch, count = self.batch_of(number, step)
+                found, loss = self._step(settings, number, slot, step, batch, count)
+                rows += count
+                losses.append(loss)
+                scalars += [s for block in found for s in block]
+                if step + 1 < settings.local_steps:
+                    self._move(settings, number, slot, step, found)
+        finally:
+            if kept is not None:
+                self.weights.put(kept)
+        return Estimate(tuple(scalars), math.fsum(losses) / len(losses), rows)
+
+    def _noises(self, settings: RunSettings, number: int) -> list[Noise]:
+        seed = noise_seed(settings, number)
+        return [Noise(seed, distribution) for distribution in settings.distributions]
+
+    def _step(
+        self, settings: RunSettings, number: int, slot: int, step: int, batch: Any, rows: int
+    ) -> tuple[list[list[float]], float]:
+        """Scalars of each block, and the mean of the losses."""
+        assert self._method is not None
+        private = settings.private
+        if private is not None and private.unit == "example":
+            # one local step, so that this is the whole reply; losses do not leave
+            units = self._units(settings, number, slot, batch, rows, private.batch)
+            return [list(private.mean_of(units, settings.scalars))], 0.0
+        if private is None:
+            # not where a refusal, which depends on the data, would say who takes part
+            self._check_reads(batch)
+        executor = self._executor(PerturbedExecutor, settings, number, slot, step)
+        found = self._run(executor, settings, batch)
+        scalars = self._method.scalars(found.losses, settings.eps)
+        return [list(block.values()) for block in scalars], math.fsum(found.losses) / len(found.losses)
+
+    def _check_reads(self, batch: Any) -> None:
+        """Once for each loss and model: does the loss read weights that are not moved?"""
+        looked = _looked_at.setdefault(self.weights.blocks, set())
+        if self.loss_fn in looked:
+            return
+        with evaluation_mode(self.model):
+            part = parts_of(batch, lambda one: loss_terms(self.model, one))[0].batch
+            check_reads(whole_targets(self.model, "a federated round"), lambda: self.loss_fn(self.model, part))
+        looked.add(self.loss_fn)
+
+    def _executor(self, kind: type[E], settings: RunSettings, number: int, slot: int, step: int) -> E:
+        directions = step_directions(settings, number, slot, step)
+        noises = self._noises(settings, number)
+        reuse = Reuse.of(self.weights.blocks, self.loss_fn)
+        return kind(self.weights.blocks, noises, settings.eps, self.max_group, directions=directions, reuse=reuse)
+
+    def _run(self, executor: PerturbedExecutor, settings: RunSettings, batch: Any) -> Evaluation:
+        assert self._method is not None
+        tree = self._method.tree(settings.blocks)
+        began = time.perf_counter()
+        # a client may hand over micro-batches
+        parts = parts_of(batch, lambda one: loss_terms(self.model, one))
+        found = executor.run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
+        self.seconds += time.perf_counter() - began
+        self.flops += found.flops
+        return found
+
+    def _units(
+        self, settings: RunSettings, number: int, slot: int, batch: Any, rows: int, most: int
+    ) -> list[list[float]]:
+        """Scalars of every row; a row that fails has NaN, and no other row sees it."""
+        assert self._method is not None
+        if rows > most:
+            raise ValueError(f"a batch of {rows} rows; expected {most} at most (privacy batch)")
+
+        def run(part: Any) -> list[list[float]]:
+            executor = self._executor(ExampleExecutor, settings, number, slot, 0)
+            self._run(executor, settings, part)
+            return executor.rows
+
+        return example_scalars(self._method, losses_of_rows(run, batch, rows), settings.eps)
+
+    def _move(self, settings: RunSettings, number: int, slot: int, step: int, scalars: list[list[float]]) -> None:
+        rates = settings.rates(number)
+        updates = []
+        moved_by = step_directions(settings, number, slot, step)
+        for block, (numbers, found) in enumerate(zip(moved_by, scalars, strict=True)):
+            distribution = settings.distributions[block]
+            moved = tuple(rates[block] * s for s in found)
+            updates.append(BlockUpdate(numbers, moved, rates[block], settings.eps[block], distribution=distribution))
+        seed = noise_seed(settings, number)
+        record = Record(0, seed, settings.distributions[0], tuple(updates))
+        ops.replay_(self.model, [record], self.weights.blocks.layout)

@@ -1,0 +1,1 @@
+"""Clipping, noise and epsilon, and what has been released."""

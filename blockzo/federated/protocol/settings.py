@@ -1,0 +1,259 @@
+"""What a federated run is: `RunSettings`, the same for every participant, and `RoundPolicy`, the server's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from blockzo.contract import CONTRACT, DISTRIBUTIONS, ROUNDING_DIRECTION
+from blockzo.federated.privacy.settings import PrivacySettings
+from blockzo.journal.outside import MOST_BLOCKS, MOST_EVALUATIONS, MOST_SCALARS, build, shown
+from blockzo.journal.record import float32
+from blockzo.optim.schedules import factor
+
+PROTOCOL = 1
+AGGREGATES = ("mean", "trimmed-mean", "median", "sign")
+WEIGHTINGS = ("examples", "equal")
+
+
+def _numbers(name: str, values: tuple[float, ...], blocks: int, lowest: float) -> None:
+    if len(values) != blocks or not all(math.isfinite(float32(v)) and v >= lowest for v in values):
+        raise ValueError(
+            f"{name} is {shown(values)}; expected {blocks} finite float32 numbers, one a block, of {lowest} or more"
+        )
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What all participants must agree on; a message of a run with other settings is refused.
+
+    Attributes:
+        run: 32 hexadecimal digits that name the run; seeds are derived from it.
+        method: `method.describe()` of blockzo, for example {"name": "SPZO", "outer": 1, "inner": 4, "variant": "coupled"}.
+        directions: perturbations of each block in one local step, as the method makes them.
+        rounds: as many as the schedule spans.
+        lr, eps: of each block.
+        schedule, warmup: of the learning rate over the rounds (blockzo.optim.schedules).
+        distributions: of each block's noise.
+        weight_decay: decoupled, once a round, times the rate.
+        local_steps: estimates in a round; a client moves on its own between them, and goes back.
+        own_directions: every client has directions of its own; else all share them, and scalars are combined one by one.
+        aggregate: how scalars of shared directions are combined: "mean", "trimmed-mean", "median", or "sign" (one bit each way).
+        trim: share of the clients that "trimmed-mean" leaves out at either end of every scalar.
+        weighting: "examples" (as FedAvg, McMahan et al. 2017) or "equal"; of "mean" and "sign".
+        pool: directions that a run has in all, in each block; 0: new ones every round. With a pool the weights are the base less
+            a sum over it (FedKSeed, arXiv 2312.06353), so that whoever was away for long loads that many numbers at most.
+        rebase: rounds after which a pool's weights are made from the base again, rounded once.
+        privacy: settings of `blockzo.federated.privacy.settings.PrivacySettings`; None: no clipping, no noise.
+        secure_sum: clients hide their scalars, loss and number of examples under masks that cancel in the sum (docs/privacy.md),
+            and sign what they promise one another with long-term keys; "unsigned": without, so that a server that does not follow
+            the protocol could invent clients.
+    """
+
+    run: str
+    method: Mapping[str, Any]
+    directions: tuple[int, ...]
+    rounds: int
+    lr: tuple[float, ...]
+    eps: tuple[float, ...]
+    schedule: str = "constant"
+    warmup: int = 0
+    distributions: tuple[str, ...] = ("rademacher",)
+    weight_decay: float = 0.0
+    stochastic_rounding: bool = False
+    local_steps: int = 1
+    own_directions: bool = False
+    aggregate: str = "mean"
+    trim: float = 0.25
+    weighting: str = "examples"
+    pool: int = 0
+    rebase: int = 100
+    privacy: Mapping[str, Any] | None = None
+    secure_sum: bool | str = False
+
+    def __post_init__(self) -> None:
+        for name in ("directions", "lr", "eps", "distributions"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "method", dict(self.method))
+        blocks = len(self.directions)
+        for name, lowest, most in (
+            ("rounds", 1, (1 << 32) - 2),
+            ("local_steps", 1, MOST_SCALARS),
+            ("warmup", 0, 1 << 32),
+            ("pool", 0, MOST_SCALARS),
+            ("rebase", 1, 1 << 32),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= most:
+                raise ValueError(f"{name} is {shown(value)}; expected an integer from {lowest} to {most}")
+        if len(self.distributions) == 1:
+            object.__setattr__(self, "distributions", self.distributions * blocks)
+        if len(self.run) != 32 or not set(self.run) <= set("0123456789abcdef"):
+            raise ValueError(f"run is {shown(self.run)}; expected 32 hexadecimal digits (secrets.token_hex(16))")
+        if not blocks or not any(self.directions) or any(not isinstance(n, int) or n < 0 for n in self.directions):
+            raise ValueError(
+                f"directions is {shown(self.directions)}; expected a number for each block, not all of them 0"
+            )
+        if blocks > MOST_BLOCKS or sum(self.directions) > MOST_EVALUATIONS or self.scalars > MOST_SCALARS:
+            raise ValueError(
+                f"{blocks} blocks with {sum(self.directions)} directions in each of {self.local_steps} local steps; expected at "
+                f"most {MOST_BLOCKS} blocks, {MOST_EVALUATIONS} directions and {MOST_SCALARS} scalars in a round"
+            )
+        _numbers("lr", self.lr, blocks, 0.0)
+        _numbers("eps", self.eps, blocks, 1e-30)
+        if len(self.distributions) != blocks or not set(self.distributions) <= set(DISTRIBUTIONS):
+            raise ValueError(
+                f"distributions is {shown(self.distributions)}; expected {blocks} of {', '.join(DISTRIBUTIONS)}"
+            )
+        if self.aggregate not in AGGREGATES or self.weighting not in WEIGHTINGS:
+            raise ValueError(
+                f"aggregate is {shown(self.aggregate)}, weighting {shown(self.weighting)}; expected one of "
+                f"{', '.join(AGGREGATES)} and one of {', '.join(WEIGHTINGS)}"
+            )
+        decays = [self.weight_decay, *(lr * self.weight_decay for lr in self.lr)]
+        if not 0 <= self.trim < 0.5 or not all(math.isfinite(float32(d)) and d >= 0 for d in decays):
+            raise ValueError(
+                f"trim is {self.trim}, weight_decay {self.weight_decay}; expected 0 <= trim < 0.5, and 0 or more, finite in "
+                "float32 times every rate"
+            )
+        if self.local_steps * max(self.directions) > ROUNDING_DIRECTION:
+            raise ValueError(
+                f"{self.local_steps} local steps of {self.directions} directions; the noise contract numbers "
+                f"{ROUNDING_DIRECTION}: take fewer of either"
+            )
+        if self.own_directions and self.aggregate != "mean":
+            raise ValueError(
+                f"aggregate is {self.aggregate!r} with own directions, where every scalar comes from one client; "
+                'expected "mean", or shared directions'
+            )
+        if self.pool and self.stochastic_rounding:
+            raise ValueError(
+                "a pool has one seed for all rounds, and would round alike in each; leave stochastic_rounding out"
+            )
+        if self.pool and (self.weight_decay or self.pool < self.local_steps * max(self.directions)):
+            raise ValueError(
+                f"pool is {self.pool} with weight_decay {self.weight_decay} and {self.local_steps} local steps of "
+                f"{self.directions} directions; expected no decay, and at least as many as a round draws"
+            )
+        if not isinstance(self.secure_sum, bool) and self.secure_sum != "unsigned":
+            raise ValueError(f'secure_sum is {self.secure_sum!r}; expected True, False or "unsigned"')
+        if self.secure_sum and (self.aggregate != "mean" or self.own_directions):
+            raise ValueError(
+                f"secure_sum with aggregate {self.aggregate!r}, own_directions {self.own_directions}: a secure sum gives the "
+                'mean over shared directions alone; expected "mean" and False, or no secure_sum'
+            )
+        factor(self.schedule, 0, self.rounds, self.warmup)
+        if self.privacy is not None:
+            private = PrivacySettings.from_dict(self.privacy)
+            private.check(self)
+            if self.secure_sum:
+                from blockzo.federated.privacy.noise_shares import check_shares
+
+                check_shares(private, self.scalars)
+            elif private.survivors:
+                raise ValueError(f"privacy survivors is {private.survivors} without secure_sum, to which it belongs")
+            object.__setattr__(self, "privacy", private.as_dict())
+
+    @property
+    def private(self) -> PrivacySettings | None:
+        """`privacy` as an object."""
+        return None if self.privacy is None else PrivacySettings(**self.privacy)
+
+    @property
+    def signed_sum(self) -> bool:
+        """Do clients sign in the secure sums?"""
+        return self.secure_sum is True
+
+    @property
+    def blocks(self) -> int:
+        return len(self.directions)
+
+    @property
+    def scalars(self) -> int:
+        """Scalars in a reply: local steps x perturbations of all blocks."""
+        return self.local_steps * sum(self.directions)
+
+    @property
+    def slots(self) -> int:
+        """Participants of a round that can have directions of their own; a message numbers 65,536."""
+        if not self.own_directions:
+            return 1
+        return min(1 << 16, ROUNDING_DIRECTION // (self.local_steps * max(self.directions)))
+
+    def rates(self, number: int) -> tuple[float, ...]:
+        """Learning rate of each block in a round."""
+        scale = factor(self.schedule, number, self.rounds, self.warmup)
+        return tuple(lr * scale for lr in self.lr)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
+        """From what `as_dict` gave, by way of JSON.
+
+        Raises:
+            ValueError: a setting is missing, unknown or out of range.
+        """
+        lacking = sorted({f.name for f in fields(cls)} - set(values)) if isinstance(values, Mapping) else []
+        if lacking:
+            raise ValueError(f"settings lack {', '.join(lacking)} (another version of blockzo?)")
+        return build(cls, values, "settings")
+
+
+def run_tag(settings: RunSettings, base_digest: str, layout: Mapping[str, int]) -> bytes:
+    """Eight bytes in every message: another contract, base model, layout or setting gives others."""
+    facts = [PROTOCOL, CONTRACT, base_digest, sorted(layout.items()), settings.as_dict()]
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2s(text.encode("utf-8"), digest_size=8, person=b"bz-run").digest()
+
+
+@dataclass(frozen=True)
+class RoundPolicy:
+    """How the server runs rounds; clients need not know.
+
+    Attributes:
+        clients: asked in a round; all that are there where None.
+        quorum: replies without which a round does not count and is tried again. With central noise instead: clients that must be
+            there when the round is opened; it counts then, whoever answers.
+        deadline: seconds after which a round ends with the replies that are there; with secure sums each of its four phases.
+        digest_every: rounds between digests that clients send of their weights; 0: never.
+        largest_loss_change: a scalar that means a larger change of the loss than this, in nats, is refused.
+        most_examples: that one client may claim; it bounds its weight in the mean.
+        most_bytes: of records in one message to a client (one record always goes). What comes in may be as large as a reply.
+        most_messages: of one client in a round.
+        snapshot_every: rounds between snapshots beside the journal, which is then cut; 0: the journal keeps every round.
+        roster: file with the public keys of the clients of signed secure sums (blockzo.federated.signing), where the server shall
+            refuse others by name; None: the clients do it.
+    """
+
+    clients: int | None = None
+    quorum: int = 1
+    deadline: float = 60.0
+    digest_every: int = 1
+    largest_loss_change: float = 20.0
+    most_examples: int = 1 << 20
+    most_bytes: int = 1 << 24
+    most_messages: int = 64
+    snapshot_every: int = 0
+    roster: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.quorum < 1 or (self.clients is not None and self.clients < self.quorum):
+            raise ValueError(f"quorum is {self.quorum} of {self.clients} clients; expected 1 <= quorum <= clients")
+        if not self.deadline > 0 or self.digest_every < 0 or not self.largest_loss_change > 0:
+            raise ValueError(
+                f"deadline is {self.deadline}, digest_every {self.digest_every}, largest_loss_change "
+                f"{self.largest_loss_change}; expected positive numbers (digest_every: 0 or more)"
+            )
+        if self.snapshot_every < 0:
+            raise ValueError(f"snapshot_every is {self.snapshot_every}; expected 0 or more rounds")
+        if self.most_examples < 1 or self.most_bytes < 1024 or self.most_messages < 4:
+            raise ValueError("most_examples, most_bytes and most_messages must be at least 1, 1024 and 4")
+
+    def wants_digest(self, number: int) -> bool:
+        return self.digest_every > 0 and number % self.digest_every == 0

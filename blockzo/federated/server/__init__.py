@@ -1,0 +1,1 @@
+"""The server of a run: a state machine without transport and without torch."""

@@ -1,0 +1,326 @@
+"""Loading a model the way its name asks for, and saving it so that `from_pretrained` loads it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from blockzo.finetune.errors import UserError
+from blockzo.finetune.models.checkpoint import fitted
+from blockzo.finetune.models.heads import HEAD_FILE, HeadedEncoder, check_forward, trained_classifier
+from blockzo.finetune.models.packages import BUILT_IN, fetch
+from blockzo.finetune.models.weight_files import FLOATS, file_entries, weight_entries
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Loaded:
+    """A model in evaluation mode; `kind` is "causal", "masked" or "head"."""
+
+    model: Any
+    tokenizer: Any
+    kind: str
+    source: str
+    limit: int
+    """Most tokens that the model takes."""
+    notes: list[str] = field(default_factory=list)
+    """What was mended or left out."""
+
+
+def resolve(name: str, fallback: str | None, say: Callable[[str], None]) -> str:
+    """Folder, file or hub name of a model; built-in models are fetched.
+
+    Args:
+        fallback: another model for a demonstration whose built-in model cannot be had; the change is announced.
+    """
+    if name.lower() not in BUILT_IN:
+        return name
+    try:
+        return str(fetch(name.lower(), say))
+    except UserError as error:
+        if fallback is None:
+            raise
+        say(f"{error}\nusing the fallback model {fallback} instead: figures of the documentation do not hold for it")
+        return resolve(fallback, None, say)
+
+
+def load(
+    source: str,
+    dtype: str,
+    head: str = "auto",
+    classes: int = 0,
+    seed: int = 0,
+    task: str = "classification",
+    labels: Sequence[str] = (),
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Loads a folder, a GGUF file or folder, or a hub name. Two loads give the same bits.
+
+    Args:
+        head: "auto" (by the model's architecture), "words" (its language-model head) or "mean" (mean pooling and a linear
+            layer of `classes` outputs, made from `seed` unless the folder holds one).
+        labels: of the task, in the order of its classes; a trained classifier that names the same labels gets this order.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        UserError: it cannot be found or loaded, its weights are not those of its configuration, or it has no head that the
+            task can use.
+    """
+    transformers = quiet_transformers()
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    gguf = _gguf_file(Path(source))
+    if gguf is not None:
+        model, tokenizer, notes = read_gguf(gguf, dtype, seed)
+        kind = "causal"
+    else:
+        entries = weight_entries(Path(source), _raw_config(Path(source))) if Path(source).is_dir() else {}
+        trust = {"trust_remote_code": trust_remote_code}
+        config = _attempt(source, lambda: transformers.AutoConfig.from_pretrained(source, **trust))
+        kind = _kind(config, source, head)
+        if task == "lm" and kind != "causal":
+            raise UserError(f"{source} is not a causal model; --task lm needs one that predicts the next token")
+        tokenizer = _attempt(source, lambda: transformers.AutoTokenizer.from_pretrained(source, **trust))
+        auto, options = _how(transformers, kind, config)
+        options.update(dtype=DTYPES[dtype], config=config, **trust)
+        model, notes = _attempt(source, lambda: fitted(source, auto, options, entries, config, seed))
+    _check_tokenizer(source, model, tokenizer)
+    if kind == "head":
+        model = _with_head(model, source, classes, seed)
+    elif kind == "classifier":
+        model, told = trained_classifier(model, tokenizer, source, classes, labels)
+        kind, notes = "head", [*notes, *told]
+    model.eval()
+    for name, parameter in model.named_parameters():
+        # an encoder's pooler, where it cannot be left out, is read by no loss here
+        parameter.requires_grad_(not (isinstance(model, HeadedEncoder) and ".pooler." in name))
+    check_forward(source, model, kind)
+    return Loaded(model, tokenizer, kind, source, _limit(model, tokenizer), notes)
+
+
+def quiet_transformers() -> Any:
+    """The module, without its own progress bars and notes."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+T = TypeVar("T")
+
+
+def _attempt(source: str, action: Callable[[], T]) -> T:
+    """`action()`; whatever a library makes of a user's files becomes one message."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return action()
+    except UserError:
+        raise
+    except Exception as error:
+        kind = (
+            "a folder"
+            if Path(source).exists()
+            else "no folder here and not a built-in model, so it was sought on the hub"
+        )
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2])[:400] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"the model {source!r} brings Python code of its own, which would run with your rights: read it, then add "
+                "--trust-remote-code to run it"
+            ) from error
+        raise UserError(
+            f"the model {source!r} cannot be loaded ({kind}): {reason}\n"
+            f"Expected a folder with config.json, tokenizer files and weights, a .gguf file, one of {', '.join(BUILT_IN)}, or "
+            "a hub name where there is a network"
+        ) from error
+
+
+def _raw_config(folder: Path) -> dict[str, Any]:
+    """config.json as it is; the library that reads it has its own say later."""
+    path = folder / "config.json"
+    if not path.is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        if adapter:
+            return {}
+        raise UserError(
+            f"the model {str(folder)!r} cannot be loaded (a folder): it has no config.json. Expected a folder with config.json, "
+            "tokenizer files and weights, as save_pretrained writes it, or with one .gguf file"
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a configuration: {error}; fetch or copy it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a configuration: {type(found).__name__} found, expected a JSON object")
+    return found
+
+
+def _kind(config: Any, source: str, head: str) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    if head not in ("auto", "words", "mean"):
+        raise UserError(f"head is {head!r}; expected auto, words or mean")
+    name = (getattr(config, "architectures", None) or [""])[0]
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{source} ({name or config.model_type}) is an encoder-decoder, which the command line does not train; give a causal "
+            'or masked model or an encoder, or use the Python API: bz.Blocks(model, 0.5, layers="...") and bz.ZO'
+        )
+    if head == "mean" or (head == "auto" and (Path(source) / HEAD_FILE).is_file()):
+        return "head"
+    if name.endswith("ForMaskedLM") or (
+        head == "words" and name.endswith("ForPreTraining") and config.model_type in MASKED
+    ):
+        return "masked"
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return "causal"
+    if name.endswith("ForSequenceClassification") and head == "auto":
+        return "classifier"
+    if config.model_type in CAUSAL and config.model_type not in MASKED:
+        return "causal"
+    if head == "words":
+        raise UserError(f"{source} ({name or config.model_type}) has no language-model head; use --head mean")
+    return "head"
+
+
+def _how(transformers: Any, kind: str, config: Any) -> tuple[Any, dict[str, Any]]:
+    """The class that reads a model of this kind, and options of its own."""
+    if kind == "causal":
+        return transformers.AutoModelForCausalLM, {}
+    if kind == "masked":
+        return transformers.AutoModelForMaskedLM, {}
+    if kind == "classifier":
+        return transformers.AutoModelForSequenceClassification, {}
+    try:
+        known = set(inspect.signature(transformers.AutoModel._model_mapping[type(config)].__init__).parameters)
+    except (KeyError, AttributeError):
+        known = set()
+    # a pooler would be weights that no loss reads
+    return transformers.AutoModel, {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
+
+
+def _with_head(encoder: Any, source: str, classes: int, seed: int) -> HeadedEncoder:
+    from safetensors.torch import load_file
+
+    saved = Path(source) / HEAD_FILE
+    if not saved.is_file():
+        return HeadedEncoder(encoder, classes, seed)
+    model = HeadedEncoder(encoder, classes, seed)
+    entries = file_entries(saved)
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    wanted = {name: tuple(t.shape) for name, t in model.head.state_dict().items()}
+    if set(shapes) == set(wanted) and shapes != wanted and len(shapes["weight"]) == 2:
+        found, width = shapes["weight"]
+        if (found, width) == (shapes["bias"] + (width,) if len(shapes["bias"]) == 1 else ()) and width == wanted[
+            "weight"
+        ][1]:
+            raise UserError(f"{saved} has {found} classes, the task has {classes}; use the task it was trained for")
+    if shapes != wanted or any(entry.dtype not in FLOATS for entry in entries.values()):
+        told = ", ".join(f"{n} {list(e.shape)} {e.dtype}" for n, e in sorted(entries.items())) or "nothing"
+        raise UserError(
+            f"{saved} holds {told}; expected weight {list(wanted['weight'])} and bias {list(wanted['bias'])} of a float dtype. "
+            "Give the folder as blockzo wrote it"
+        )
+    tensors = load_file(saved)
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+        raise UserError(f"{saved} holds NaN or infinity; use another checkpoint")
+    model.head.load_state_dict(tensors)
+    return model
+
+
+def _check_tokenizer(source: str, model: Any, tokenizer: Any) -> None:
+    """Raises UserError where the tokenizer is empty or makes ids that the embedding does not have."""
+    try:
+        ids = tokenizer.get_vocab().values()
+        most = max(ids, default=-1)
+    except Exception:  # a tokenizer of remote code may have no table
+        return
+    special = set(tokenizer.all_special_ids)
+    if len(special) >= len(ids) or not tokenizer("it was a good film", add_special_tokens=False)["input_ids"]:
+        raise UserError(
+            f"{source} has no tokenizer, or one without a vocabulary; put tokenizer.json (or vocab files) and "
+            "tokenizer_config.json of the model into its folder"
+        )
+    embedding = getattr(model.get_input_embeddings(), "weight", None)
+    if embedding is not None and most >= embedding.shape[0]:
+        raise UserError(
+            f"the tokenizer of {source} makes token ids up to {most}, the embedding has {embedding.shape[0]} rows: it belongs to "
+            "another model, or tokens were added to it. Give the model's own tokenizer, or resize the model first "
+            "(model.resize_token_embeddings(len(tokenizer)))"
+        )
+
+
+def _limit(model: Any, tokenizer: Any) -> int:
+    """Most tokens of a row: of the configuration, of tables of positions that begin after a padding id, of the tokenizer."""
+    config = model.config
+    told = getattr(config, "max_position_embeddings", None)
+    limit = told if isinstance(told, int) and told > 0 else 1 << 20
+    for name, module in model.named_modules():
+        if (
+            isinstance(module, nn.Embedding)
+            and "position" in name.rpartition(".")[2]
+            and module.padding_idx is not None
+        ):
+            limit = min(limit, module.num_embeddings - module.padding_idx - 1)
+    return min(limit, int(min(tokenizer.model_max_length, 1 << 20)))
+
+
+def _gguf_file(path: Path) -> Path | None:
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{path} is a file; expected a model folder or a .gguf file")
+        return path
+    if not path.is_dir() or (path / "config.json").is_file():
+        return None
+    found = sorted(path.glob("*.gguf"))
+    if len(found) > 1:
+        raise UserError(f"{path} holds {len(found)} .gguf files ({', '.join(f.name for f in found)}); name one of them")
+    return found[0] if found else None
+
+
+def read_gguf(path: Path, dtype: str, seed: int = 0) -> tuple[Any, Any, list[str]]:
+    """Model and tokenizer of a GGUF file, its quantised weights expanded to `dtype`, and what there is to say of them."""
+    transformers = quiet_transformers()
+    folder, name = str(path.parent), path.name
+    if not path.read_bytes()[:4] == b"GGUF":
+        raise UserError(f"{path} cannot be loaded: it does not begin as a GGUF file does; fetch it again")
+    tokenizer = _attempt(str(path), lambda: transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name))
+    options = {"gguf_file": name, "dtype": DTYPES[dtype], "trust_remote_code": False}
+    model, notes = _attempt(
+        str(path), lambda: fitted(folder, transformers.AutoModelForCausalLM, options, {}, None, seed)
+    )
+    # it is no longer quantised; with these left, save_pretrained refuses
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    return model, tokenizer, notes
+
+
+def save(loaded: Loaded, folder: Path) -> None:
+    """Weights in safetensors, configuration and tokenizer: `from_pretrained(folder)` loads them."""
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.glob("*.safetensors"):
+        # safetensors writes files that only their owner may read
+        file.chmod(0o666 & ~mask)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of the weights and buffers, tied ones counted once."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))

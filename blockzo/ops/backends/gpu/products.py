@@ -1,0 +1,125 @@
+"""The launch of `kernels/products.py`: a linear layer whose weight and noise are multiplied apart."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from blockzo.kernels.products import add_parts, part_count, tiles
+from blockzo.kernels.products import products as products_kernel
+from blockzo.ops.backends.gpu.tables import DTYPES, EXACT, on_device, queue_of, signed, step_tables, table, used
+from blockzo.ops.packed import Given
+from blockzo.ops.steps import Step
+
+SUM_BLOCK = 1024
+NONE = -1
+INTERPRETED_AS = 9
+"""Major compute capability of the tiles that a CPU interprets."""
+
+
+@cache
+def _major(index: int | None) -> int:
+    return torch.cuda.get_device_capability(index)[0]
+
+
+def pairs_of(step: Given, groups: int) -> list[tuple[int, int]]:
+    """Groups by twos of one direction; the second is `NONE` where one is left. Which directions of a packed step are alike is
+    not known here.
+    """
+    if not isinstance(step, Step):
+        return [(group, NONE) for group in range(groups)]
+    members: dict[int, list[int]] = {}
+    for group, direction in enumerate(step.directions):
+        members.setdefault(direction, []).append(group)
+    found = [((*held, NONE)[k], (*held, NONE)[k + 1]) for held in members.values() for k in range(0, len(held), 2)]
+    return sorted(found, key=lambda pair: pair[1] == NONE)
+
+
+def tasks_of(pairs: list[tuple[int, int]], slots: int, sides: int) -> tuple[tuple[int, ...], ...]:
+    """A line for each program: the first `sides` groups of so many pairs; the last may have slots of no group."""
+    count = -(-len(pairs) // slots)
+    padded = pairs + [(NONE, NONE)] * (count * slots - len(pairs))
+    return tuple(
+        tuple(group for pair in padded[k * slots : (k + 1) * slots] for group in pair[:sides]) for k in range(count)
+    )
+
+
+def products(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    start: int,
+    step: Given,
+    stream: int,
+    parts: int | None = None,
+) -> Tensor:
+    """`start` and the distance of rows are multiples of what one Philox block serves.
+
+    Args:
+        parts: into which K is cut, for benchmarks; None: by the shape of the weight. They decide the order of the sums.
+    """
+    groups, tokens, width = x.shape
+    rows = weight.shape[0]
+    shared = groups > 1 and x.stride(0) == 0
+    if width > 1 and x.stride(2) != 1:
+        x = x[:1].contiguous().expand_as(x) if shared else x.contiguous()
+    if bias is not None and rows > 1 and bias.stride(-1) != 1:
+        bias = bias.contiguous()
+    bias_group = bias.stride(0) if bias is not None and bias.dim() == 2 else 0
+    out = torch.empty(groups, tokens, rows, dtype=x.dtype, device=x.device)
+    compute = x.dtype if x.dtype == weight.dtype else torch.float32
+    gaussian = step.distribution == "gaussian"
+    pairs = pairs_of(step, groups)
+    paired = any(second != NONE for _, second in pairs)
+    tile = tiles(tokens, gaussian, len(pairs), paired, shared, _major(x.device.index) if x.is_cuda else INTERPRETED_AS)
+    if compute == torch.float32:
+        # such tiles are twice as large
+        tile["num_stages"] = 1
+    parts = part_count(rows, width) if parts is None else parts
+    sums = out if parts == 1 else torch.empty(parts, *out.shape, dtype=torch.float32, device=x.device)
+    with on_device(x):
+        tasks = table(tasks_of(pairs, tile["SLOTS"], tile["SIDES"]), queue_of(x.device))
+        numbers = step_tables([step], queue_of(x.device))
+        grid = (len(tasks), -(-rows // tile["ROWS"]), -(-tokens // tile["TOKENS"]) * parts)
+        products_kernel[grid](
+            sums,
+            x,
+            weight,
+            out if bias is None else bias,
+            tasks,
+            *numbers,
+            groups,
+            tokens,
+            rows,
+            width,
+            parts,
+            -(-width // (128 * parts)) * 128,
+            x.stride(0),
+            x.stride(1),
+            weight.stride(0),
+            start,
+            bias_group,
+            signed(stream),
+            BIAS=bias is not None and parts == 1,
+            GAUSSIAN=gaussian,
+            COMPUTE=DTYPES[compute],
+            **{**EXACT, **tile},
+        )
+        if parts > 1:
+            add_parts[(groups * tokens, -(-rows // SUM_BLOCK))](
+                out,
+                sums,
+                out if bias is None else bias,
+                groups * tokens,
+                tokens,
+                rows,
+                parts,
+                bias_group,
+                BIAS=bias is not None,
+                BLOCK=SUM_BLOCK,
+                **EXACT,
+            )
+        used(tasks, *numbers)
+    return out

@@ -1,0 +1,30 @@
+"""What a user holds: `ZO`, its executors and costs; whole batches as micro-batches, ranks of a process group, captured graphs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockzo import names_of
+
+if TYPE_CHECKING:
+    from blockzo.optim.costs import Cost, cost
+    from blockzo.optim.distributed import DistributedZO
+    from blockzo.optim.graphed import GraphedStep
+    from blockzo.optim.micro_batches import MicroBatches
+    from blockzo.optim.zo import ZO, StepResult
+
+__all__ = ["ZO", "Cost", "DistributedZO", "GraphedStep", "MicroBatches", "StepResult", "cost"]
+
+# a server's learning-rate schedule must not load torch
+__getattr__ = names_of(
+    __name__,
+    {
+        "ZO": "blockzo.optim.zo",
+        "Cost": "blockzo.optim.costs",
+        "DistributedZO": "blockzo.optim.distributed",
+        "GraphedStep": "blockzo.optim.graphed",
+        "MicroBatches": "blockzo.optim.micro_batches",
+        "StepResult": "blockzo.optim.zo",
+        "cost": "blockzo.optim.costs",
+    },
+)

@@ -1,0 +1,276 @@
+"""The executor: runs an evaluation tree, siblings in groups, and returns the losses of its leaves.
+
+Weights are moved where they are consumed and never written; `in_place.py` writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from blockzo.methods.tree import BlockMove, EvaluationTree, Node
+from blockzo.noise import Noise
+from blockzo.ops.params import whole_targets
+from blockzo.optim.evaluation import Evaluation, check_loss, joined
+from blockzo.optim.micro_batches import Part
+from blockzo.optim.reuse import DEPENDS, Reuse, continues, whole
+from blockzo.perturb import Index, Move, PerturbedForward
+from blockzo.perturb.blocks import Blocks
+from blockzo.perturb.groups import (
+    Activations,
+    Grouping,
+    Limits,
+    MaxGroup,
+    group_losses,
+    read_together,
+    run_groups,
+    split_drift,
+)
+from blockzo.perturb.losses import evaluation_mode
+from blockzo.perturb.passes import ROUNDED, Path, PathChanged, kept_bytes, no_drift
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A node of the tree: the moves of all blocks up to its last, its parent's number in its group, its first leaf's number."""
+
+    node: Node
+    path: tuple[BlockMove | None, ...]
+    parent: int
+    leaf: int
+
+
+class PerturbedExecutor:
+    """Evaluates a tree without writing a weight, siblings in groups.
+
+    Args:
+        noise: of the step, or one for each block.
+        eps: size of a move, one a block.
+        max_group: evaluations that run as one batch at most; "auto": by measured memory, and only where it is faster. Kept
+            activations are those of (levels of the tree) x (evaluations in a group).
+        directions: for each block, numbers of the noise's directions that are the tree's directions 0, 1, 2, ...; the same
+            numbers where None.
+        reuse: what is known of the loss that is evaluated; one for all steps. Where None, it is found out at the first run.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        noise: Noise | Sequence[Noise],
+        eps: Sequence[float],
+        max_group: MaxGroup = "auto",
+        directions: Sequence[Sequence[int]] | None = None,
+        reuse: Reuse | None = None,
+    ) -> None:
+        self.blocks, self.eps = blocks, eps
+        self.reuse = reuse or Reuse(blocks)
+        self.directions = directions
+        self.noises = [noise] * len(blocks) if isinstance(noise, Noise) else list(noise)
+        if len(self.noises) != len(blocks):
+            raise ValueError(
+                f"noise has {len(self.noises)} entries for {len(blocks)} blocks; expected one, or one a block"
+            )
+        self.members = blocks.members(whole_targets(blocks.model, "a perturbed forward"))
+        device = next((t.tensor.device for block in self.members for t in block), torch.device("cpu"))
+        self.grouping = Grouping(blocks, max_group, device)
+        self._indices: dict[tuple[int, ...], Index] = {}
+
+    def run(self, tree: EvaluationTree, forward: Callable[[], Any]) -> Evaluation:
+        """Losses of the leaves. Where evaluations cannot continue from what is kept, each leaf runs the whole model (`Reuse`)."""
+        result = Evaluation()
+        with evaluation_mode(self.blocks.model):
+            self.prepare(tree, forward)
+            values = self._continued(tree, forward, result)
+            if values is None:
+                values, _, _ = self._evaluate(whole(tree), forward, result)
+        found = {leaf: self._loss(leaf, value) for leaf, value in values.items()}
+        result.losses = [check_loss(found[leaf], moves) for leaf, moves in enumerate(tree.leaf_moves())]
+        return result
+
+    def run_parts(self, tree: EvaluationTree, parts: Sequence[Part], loss: Callable[[Any], Any]) -> Evaluation:
+        """The same of the micro-batches of a batch, one after the other; `loss` takes one of them."""
+        return joined([self.run(tree, partial(loss, part.batch)) for part in parts], [part.weight for part in parts])
+
+    def prepare(self, tree: EvaluationTree, forward: Callable[[], Any]) -> None:
+        """Finds out, where it is not known, whether the tree's evaluations can continue from what is kept."""
+        if self.reuse.needed(tree):
+            with evaluation_mode(self.blocks.model):
+                self.reuse.check(_Trial(self, forward))
+
+    def _continued(self, tree: EvaluationTree, forward: Callable[[], Any], result: Evaluation) -> dict[int, Any] | None:
+        """The leaves' values; None where they must be evaluated whole."""
+        running = self.reuse.tree(tree)
+        if not continues(running):
+            return self._evaluate(running, forward, result)[0]
+        error: Exception
+        for checked in (False, True):
+            try:
+                values, drift, paths = self._evaluate(running, forward, result)
+                if drift > ROUNDED:
+                    self.reuse.give_up(PathChanged(DEPENDS))
+                    return None
+                if all(map(self.reuse.accepts, paths)):
+                    return values
+                error = PathChanged("its layers are called otherwise from evaluation to evaluation")
+            except PathChanged as changed:
+                error = changed
+            except (torch.OutOfMemoryError, MemoryError):
+                raise
+            except Exception as failure:
+                # the whole model may do better, or tell what is wrong with the loss
+                values, _, _ = self._evaluate(whole(tree), forward, result)
+                self.reuse.give_up(failure)
+                return values
+            if not checked:
+                # another batch may go another way; what holds there is found out once
+                self.reuse.check(_Trial(self, forward))
+                if self.reuse.reason is not None:
+                    return None
+        self.reuse.give_up(error)
+        return None
+
+    def _evaluate(
+        self, tree: EvaluationTree, forward: Callable[[], Any], result: Evaluation
+    ) -> tuple[dict[int, Any], float, set[Path]]:
+        """Values of the leaves by number, the largest drift of what they continue from, and the ways they went."""
+        unread: list[tuple[list[int], Tensor, Tensor]] = []
+        paths: set[Path] = set()
+        run = partial(self._run, forward, paths if continues(tree) else None)
+        self.grouping.busy.clear()
+
+        def visit(places: Sequence[_Place], kept: Activations | None, held: int) -> None:
+            result.kept_bytes = max(result.kept_bytes, held)
+            alike: dict[tuple[int, int], list[_Place]] = {}
+            for place in places:
+                alike.setdefault((place.node.first, place.node.stop), []).append(place)
+            for kind, waiting in alike.items():
+                for part, output, mode in self.grouping.each(waiting, partial(run, kept), kind):
+                    result.count(mode)
+                    if part[0].node.stop < len(self.blocks):
+                        children = [child for at, place in enumerate(part) for child in _children(place, at)]
+                        visit(children, output, held + kept_bytes(output.tree()))
+                        continue
+                    value, drift = split_drift(output)
+                    unread.append(([place.leaf for place in part], self._losses(value, len(part)), drift))
+
+        visit(_places(tree.roots, (), 0, 0), None, 0)
+        numbers = read_together([*(losses for _, losses, _ in unread), *(drift for _, _, drift in unread)])
+        drifts = tree_leaves(numbers[len(unread) :])
+        values = {
+            leaf: value
+            for (leaves, _, _), group in zip(unread, numbers, strict=False)
+            for leaf, value in zip(leaves, group, strict=True)
+        }
+        return values, max(drifts, default=0.0), paths
+
+    def _losses(self, output: Activations, groups: int) -> Tensor:
+        """What is read of each group in the end, from what the loss function gave: float32, groups first."""
+        return group_losses(output, groups)
+
+    def _loss(self, leaf: int, value: Any) -> float:
+        return float(value)
+
+    def _run(
+        self,
+        forward: Callable[[], Any],
+        paths: set[Path] | None,
+        kept: Activations | None,
+        part: Sequence[_Place],
+        row_limits: Limits | None,
+        measure: bool,
+    ) -> tuple[Activations, PerturbedForward]:
+        """`paths`: where the ways of leaves are noted; None: nothing of the tree is kept."""
+        first, stop = part[0].node.first, part[0].node.stop
+        # blocks before `first` too: a tied weight of theirs may be used again here
+        moves = {b: self._move(b, moved) for b in range(stop) if any(moved := [place.path[b] for place in part])}
+        moved_blocks = tuple(moves)
+        if moved_blocks not in self._indices:
+            self._indices[moved_blocks] = Index({block: self.members[block] for block in moved_blocks})
+
+        def run(before: Any, mode: PerturbedForward) -> Any:
+            if paths is None:
+                return self.blocks.run_whole(forward), no_drift()
+            if stop == len(self.blocks):
+                value, drift, path = self.blocks.run_to_loss(forward, first, before)
+                paths.add(path)
+                return value, drift
+            return self.blocks.run(forward, first, stop, before, mode.unbar)
+
+        return run_groups(
+            run,
+            None if kept is None else kept.take([place.parent for place in part]),
+            self._indices[moved_blocks],
+            moves,
+            len(part),
+            self._later(stop),
+            row_limits,
+            measure,
+        )
+
+    def _move(self, block: int, moves: Sequence[BlockMove | None]) -> Move:
+        """Of one block in all groups; a group that does not move it has scale 0."""
+        named = [0 if move is None else move.direction for move in moves]
+        directions = tuple(named if self.directions is None else (self.directions[block][k] for k in named))
+        scales = tuple(0.0 if move is None else move.sign * self.eps[block] for move in moves)
+        return Move(self.noises[block], directions, scales)
+
+    def _later(self, stop: int) -> dict[int, str]:
+        return {
+            id(
+                target.tensor
+            ): f"parameter {target.name!r} belongs to block {block} but the model uses it in block {stop - 1} or "
+            "before; pass Blocks(example=...) so that it is assigned where it is used first"
+            for block in range(stop, len(self.blocks))
+            for target in self.members[block]
+        }
+
+
+class _Trial:
+    """Evaluations of the check of kept activations (`reuse.Trial`), all blocks moved along their first direction."""
+
+    def __init__(self, executor: PerturbedExecutor, forward: Callable[[], Any]) -> None:
+        self.executor, self.forward = executor, forward
+
+    def whole(self, sign: int) -> tuple[Any, Path]:
+        value, _, path = self._run(0, len(self.executor.blocks), None, sign)
+        return value, path
+
+    def keep(self, block: int, kept: Activations | None) -> Activations:
+        return self._alone(block, block + 1, kept, 1, set())
+
+    def rest(self, block: int, kept: Activations | None) -> tuple[Any, float, Path]:
+        return self._run(block, len(self.executor.blocks), kept, 1)
+
+    def _run(self, first: int, stop: int, kept: Activations | None, sign: int) -> tuple[Any, float, Path]:
+        paths: set[Path] = set()
+        value, drift = split_drift(self._alone(first, stop, kept, sign, paths))
+        return value.tree(), float(drift), paths.pop()
+
+    def _alone(self, first: int, stop: int, kept: Activations | None, sign: int, paths: set[Path]) -> Activations:
+        moved = tuple(BlockMove(block, 0, sign) if self.executor.members[block] else None for block in range(stop))
+        place = _Place(Node(first, stop), moved, 0, 0)
+        return self.executor._run(self.forward, paths, kept, [place], None, False)[0]
+
+
+def _places(nodes: Sequence[Node], path: tuple[BlockMove | None, ...], parent: int, leaf: int) -> list[_Place]:
+    result = []
+    for node in nodes:
+        wanted = {move.block: move for move in node.moves}
+        moves = (*path, *(wanted.get(block) for block in range(node.first, node.stop)))
+        result.append(_Place(node, moves, parent, leaf))
+        leaf += _leaves(node)
+    return result
+
+
+def _children(place: _Place, parent: int) -> list[_Place]:
+    return _places(place.node.children, place.path, parent, place.leaf)
+
+
+def _leaves(node: Node) -> int:
+    return sum(map(_leaves, node.children)) if node.children else 1

@@ -1,0 +1,182 @@
+"""May evaluations of a loss continue from kept activations? Found by trying, looked at in every step, never assumed.
+
+Kept activations stand for a block only if the loss uses nothing else of its layers. Hidden states, attentions, router
+logits, side state that later layers read, a cache that generation fills: none of these is in them. So before the first step
+every cut is tried once, with weights moved: the loss continued from what the blocks before it left must be the loss of the whole
+model. Where it is not, every evaluation runs the whole model, which is right for any loss and costs what it costs.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from blockzo.methods.tree import EvaluationTree, Node
+from blockzo.perturb.blocks import Blocks
+from blockzo.perturb.passes import ROUNDED, Path, PathChanged
+
+ROUNDING = 2e-6
+"""Relative difference of a continued loss from that of the whole model which is let pass: both run the same kernels."""
+OF_SPREAD = 0.005
+"""Or this share of the difference between two losses of opposite moves."""
+EXACTLY = ROUNDED / 100
+"""Drift of inputs (`passes.Kept`) where one and the same kernel made both."""
+DEPENDS = "a later call of its layers depends on what an earlier call gave (generation, recurrence)"
+AGAIN = 256
+"""Steps after which all is tried again: a loss may turn to hidden states late in training."""
+
+
+class Trial(Protocol):
+    """Evaluations that a check makes, all blocks moved along one direction; each alone, not in a group."""
+
+    def whole(self, sign: int) -> tuple[Any, Path]:
+        """What the loss function gives on the whole model."""
+
+    def keep(self, block: int, kept: Any) -> Any:
+        """What block `block` leaves, run on `kept`; sign +."""
+
+    def rest(self, block: int, kept: Any) -> tuple[Any, float, Path]:
+        """What the loss function gives from block `block` on, sign +; how far inputs drifted (`passes.Kept`)."""
+
+
+class Reuse:
+    """What is known of one loss on one cut model.
+
+    Attributes:
+        reason: why every evaluation runs the whole model; None: it continues from kept activations.
+    """
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks = blocks
+        self.reason: str | None = None
+        self.paths: set[tuple[Any, ...]] = set()
+        self.steps = 0
+
+    def tree(self, tree: EvaluationTree) -> EvaluationTree:
+        """The tree to run: the one given, or its leaves, each run whole."""
+        return tree if self.reason is None else whole(tree)
+
+    @classmethod
+    def of(cls, blocks: Blocks, loss_fn: Callable[..., Any]) -> Reuse:
+        """One for all that evaluate this loss on these blocks, such as the virtual clients of a simulation."""
+        return _known.setdefault(blocks, {}).setdefault(loss_fn, cls(blocks))
+
+    def needed(self, tree: EvaluationTree) -> bool:
+        """Whether the next step begins with a check."""
+        if self.reason is not None or not continues(tree):
+            return False
+        self.steps += 1
+        return not self.paths or self.steps % AGAIN == 0
+
+    def check(self, trial: Trial) -> None:
+        """Tries every cut; costs two forwards of the model, one more in parts, and for every cut the blocks after it, once.
+
+        Raises:
+            Exception: whatever the loss function raises on the whole model.
+        """
+        expected, path = trial.whole(1)
+        kept: Any = None
+        bounds: list[float] = []
+        try:
+            for block in range(1, len(self.blocks)):
+                kept = trial.keep(block - 1, kept)
+                if block == 1:
+                    # other moves between: what a model remembers of its last call must not help
+                    bounds = _bounds(expected, trial.whole(-1)[0])
+                found, drift, went = trial.rest(block, kept)
+                if drift > EXACTLY:
+                    raise PathChanged(DEPENDS)
+                if went != path:
+                    raise PathChanged("its layers are called otherwise when outputs are kept")
+                if not _close(found, expected, bounds):
+                    raise PathChanged(
+                        f"the loss continued after layer {self.blocks.starts[block] - 1} is {_shown(found)}, of the whole model "
+                        f"{_shown(expected)}: it uses more of the layers than the output of the last (hidden states, attentions, "
+                        "router logits or other side outputs)"
+                    )
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            self.give_up(error)
+            return
+        self.paths |= path
+
+    def accepts(self, path: Path) -> bool:
+        """Whether an evaluation went a way that was tried."""
+        return path <= self.paths
+
+    def give_up(self, error: Exception) -> None:
+        """From now on every evaluation runs the whole model; said once, with the price."""
+        self.reason = str(error) if isinstance(error, PathChanged) else f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"evaluations cannot continue from kept activations: {self.reason.splitlines()[0][:400]}. Losses and updates stay "
+            "right: every evaluation runs the whole model, so a step costs as many full forwards as it has losses, and cutting "
+            "the model into blocks saves nothing",
+            stacklevel=7,
+        )
+
+
+_known: WeakKeyDictionary[Blocks, dict[Callable[..., Any], Reuse]] = WeakKeyDictionary()
+
+
+def continues(tree: EvaluationTree) -> bool:
+    return any(root.children for root in tree.roots)
+
+
+def whole(tree: EvaluationTree) -> EvaluationTree:
+    """The same leaves, each run from the first block to the last."""
+    return EvaluationTree(tree.blocks, tuple(Node(0, tree.blocks, moves) for moves in tree.leaf_moves()))
+
+
+def _numbers(value: Any) -> list[Tensor]:
+    return [leaf.detach().reshape(-1).double().cpu() for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _bounds(expected: Any, other: Any) -> list[float]:
+    """Of each tensor of a result, how far it may differ."""
+    result = []
+    for one, two in zip(_numbers(expected), _numbers(other), strict=False):
+        size = float(one.abs().amax()) if one.numel() else 0.0
+        spread = float((one - two).abs().amax()) if one.numel() and one.shape == two.shape else 0.0
+        result.append(max(ROUNDING * size, OF_SPREAD * spread) if math.isfinite(size + spread) else math.inf)
+    return result
+
+
+def _close(found: Any, expected: Any, bounds: list[float]) -> bool:
+    ones, twos = _numbers(found), _numbers(expected)
+    if [len(one) for one in ones] != [len(two) for two in twos]:
+        return False
+    return all(
+        bool((((one - two).abs() <= bound) | (one == two) | (one.isnan() & two.isnan())).all())
+        for one, two, bound in zip(ones, twos, bounds, strict=False)
+    )
+
+
+def _shown(value: Any) -> str:
+    numbers = _numbers(value)
+    return f"{float(numbers[0][0]):.7g}" if numbers and len(numbers[0]) else f"a {type(value).__name__}"
+
+
+class UnmovedTrial:
+    """Evaluations of the check of kept activations (`reuse.Trial`) on the weights as they are: moves in place leave rounding."""
+
+    def __init__(self, blocks: Blocks, forward: Callable[[], Any]) -> None:
+        self.blocks, self.forward = blocks, forward
+
+    def whole(self, sign: int) -> tuple[Any, Path]:
+        value, _, path = self.blocks.run_to_loss(self.forward)
+        return value, path
+
+    def keep(self, block: int, kept: Any) -> Any:
+        return self.blocks.run(self.forward, block, block + 1, kept)
+
+    def rest(self, block: int, kept: Any) -> tuple[Any, float, Path]:
+        value, drift, path = self.blocks.run_to_loss(self.forward, block, kept)
+        return value, float(drift), path

@@ -1,0 +1,445 @@
+"""What a user holds: an optimiser that takes a batch and does one zeroth-order step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from blockzo import ops
+from blockzo.journal.file import Journal, JournalError
+from blockzo.journal.record import BlockUpdate, Record, check_record, float32
+from blockzo.methods.estimators import Decoupled, Method, MeZO, Scalars, default_blocks
+from blockzo.methods.planner import Auto, Planner, StepPlan, fine_blocks, planned_method
+from blockzo.methods.tree import EvaluationTree
+from blockzo.noise import Noise, check_seed
+from blockzo.ops.params import named_tensors, targets, whole_targets
+from blockzo.optim.costs import measure_seconds
+from blockzo.optim.evaluation import Evaluation
+from blockzo.optim.executor import PerturbedExecutor
+from blockzo.optim.in_place import InPlaceExecutor
+from blockzo.optim.micro_batches import MicroBatches, Part, Weight, as_one_loss, loss_terms, meaning_of_list, parts_of
+from blockzo.optim.ranks import check_alone
+from blockzo.optim.repeatable import check_repeatable
+from blockzo.optim.reuse import Reuse
+from blockzo.perturb import check_reads
+from blockzo.perturb.blocks import Blocks
+from blockzo.perturb.groups import MaxGroup
+from blockzo.perturb.losses import LossFunction, evaluation_mode, hugging_face_loss
+
+Run = Callable[[StepPlan, EvaluationTree, Sequence[Part]], Evaluation]
+Rate = float | Sequence[float] | Callable[[int], float | Sequence[float]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step.
+
+    `loss` is the mean of the tree's losses (they lie around the unmoved loss); `losses` are the leaves in order; `scalars` the
+    estimated slope along each direction, for each block; `forwards` the number of losses; `flops` forward FLOPs as counted
+    while running; `record` what was applied.
+    """
+
+    loss: float
+    scalars: Scalars
+    losses: tuple[float, ...]
+    seed: int
+    forwards: int
+    flops: int
+    record: Record
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of one step: SplitMix64 (Steele et al., OOPSLA 2014) of the run's seed; distinct steps get distinct seeds."""
+    mask = (1 << 64) - 1
+
+    def mix(z: int) -> int:
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        return z ^ (z >> 31)
+
+    return mix((mix(seed) + step * 0x9E3779B97F4A7C15) & mask)
+
+
+class ZO:
+    """Zeroth-order optimiser.
+
+    Args:
+        model: its trainable parameters are float32, bfloat16 or float16.
+        loss_fn: (model, batch) -> tensor with one element. May be stopped by an exception that passes through it.
+            Where None: `model(**batch).loss`.
+        method: MeZO(), SPSA(n), SPZO(outer, inner, variant), OneSided(n), FZOO(n), Tree(levels), Decoupled(directions), or
+            "auto" (`Auto()`): a planner measures the blocks and chooses what to move at every step (docs/planner.md).
+        blocks: Blocks(model, boundaries). Where None: in half for methods that need two blocks, several for "auto", else one.
+        lr: learning rate; one a block; or a function step -> either. 1e-6 where None. With "auto" a
+            factor on the planned rates, 1 where None, that lifts one up to `Auto.caution` times the best and no further.
+        eps: size of the perturbation; one number or one a block.
+        distribution: "rademacher" or "gaussian"; one or one a block.
+        seed: of the run, in [0, 2**64); step t uses `step_seed(seed, t)`.
+        weight_decay: decoupled; a step multiplies weights by 1 - lr * weight_decay.
+        stochastic_rounding: for bfloat16 and float16 weights.
+        journal: `Journal.create(...)` or `Journal.resume(...)`; every step is on disk before it is applied. Steps it already
+            holds are replayed at once.
+        evaluate: "perturbed" (weights are not written to evaluate a loss) or "in_place" (written and restored: not exact, so the
+            journal must be one made with exact=False).
+        max_group: evaluations that run as one batch at most; "auto": by measured memory, and only where it is faster; 1: one
+            after the other.
+        rows_of: weight of a micro-batch: batch -> number that its loss is a mean over. Where None: label tokens where `labels`
+            holds one a token, else rows (`micro_batches.loss_terms`).
+        independent_ranks: in a torch.distributed process group of several ranks, says that each trains a model of its own;
+            without it such a group is refused, as ranks that share a step need `DistributedZO`.
+
+    Raises:
+        ValueError: the settings do not fit each other or the model.
+    """
+
+    _joined_ranks = False
+    """Whether the ranks of a process group work on one step together."""
+    _sharded = False
+    """Whether parameters may be parts of tensors that several processes share."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction | None = None,
+        method: Method | Auto | str | None = None,
+        blocks: Blocks | None = None,
+        lr: Rate | None = None,
+        eps: float | Sequence[float] = 1e-3,
+        distribution: str | Sequence[str] = "rademacher",
+        seed: int = 0,
+        weight_decay: float = 0.0,
+        stochastic_rounding: bool = False,
+        journal: Journal | None = None,
+        evaluate: str = "perturbed",
+        max_group: MaxGroup = "auto",
+        rows_of: Weight | None = None,
+        independent_ranks: bool = False,
+    ) -> None:
+        if not self._joined_ranks:
+            check_alone(independent_ranks)
+        self.model = model
+        self.loss_fn = loss_fn or hugging_face_loss
+        if isinstance(method, str):
+            if method != "auto":
+                raise ValueError(f'method is {method!r}; expected "auto" or a method such as blockzo.MeZO()')
+            method = Auto()
+        self.method: Method | Auto = method or MeZO()
+        if isinstance(self.method, Auto):
+            self.blocks = blocks or fine_blocks(model)
+        else:
+            self.blocks = blocks or default_blocks(model, self.method)
+        if self.blocks.model is not model:
+            raise ValueError("blocks were cut from another model; expected Blocks of the model that is trained")
+        if evaluate not in ("perturbed", "in_place"):
+            raise ValueError(f'evaluate is {evaluate!r}; expected "perturbed" or "in_place"')
+        if not (targets(model) if self._sharded else whole_targets(model, "a step of blockzo.ZO")):
+            raise ValueError("the model has no trainable parameter; expected one with requires_grad")
+        self.planner: Planner | None = None
+        if isinstance(self.method, Auto):
+            if evaluate == "in_place":
+                raise ValueError('method "auto" evaluates perturbed forwards; expected evaluate="perturbed"')
+        else:
+            self.method.tree(len(self.blocks))
+        self.lr: Rate = lr if lr is not None else 1.0 if isinstance(self.method, Auto) else 1e-6
+        self.eps = _per_block("eps", eps, len(self.blocks))
+        if any(e <= 0 or float32(e) == 0 for e in self.eps):
+            raise ValueError(f"eps is {eps}; expected a positive number")
+        self.distributions = _distributions(distribution, len(self.blocks))
+        self.seed = check_seed(seed)
+        self.weight_decay = float(weight_decay)
+        self.stochastic_rounding = stochastic_rounding
+        self.evaluate = evaluate
+        self.max_group = max_group
+        self.rows_of = rows_of or (lambda batch: loss_terms(model, batch))
+        self.reuse = Reuse(self.blocks)
+        self._lists_are_parts: bool | None = None
+        self.step_number = 0
+        self.journal = journal
+        self._unused_checked = self._repeatable = False
+        self._reads_checked_at: int | None = 0
+        """The step before which it is tried again whether the loss reads weights that are not moved; None: never again."""
+        self.rates(0)
+        if journal is not None:
+            self._attach(journal)
+
+    def rates(self, step: int) -> list[float]:
+        """Learning rate of each block at a step."""
+        value = self.lr(step) if callable(self.lr) else self.lr
+        return _per_block("lr", value, len(self.blocks))
+
+    def step(self, batch: Any) -> StepResult:
+        """Estimates on the batch, writes the record to the journal, updates the weights.
+
+        Args:
+            batch: what `loss_fn` takes; or micro-batches, a list of such or `MicroBatches`: one step on all of them, with the
+                memory of one (in place: with what is kept between blocks of all). A list that `loss_fn` itself takes is one.
+        """
+        if self.evaluate == "in_place":
+            return self._step_in_place(batch)
+        result = self._estimate(batch)
+        self.apply(result.record)
+        return result
+
+    def estimate(self, batch: Any) -> Record:
+        """The record of a step at the current weights, without applying it."""
+        return self._estimate(batch).record
+
+    def apply(self, record: Record) -> None:
+        """Writes a record (its step must be the next one) to the journal, then applies it; the same bits as `step`."""
+        self._check_next([record])
+        self._commit(record)
+        self._replay([record])
+
+    def replay(self, records: Sequence[Record]) -> None:
+        """Writes consecutive records to the journal, then applies them in one pass over the weights."""
+        self._check_next(records)
+        for record in records:
+            self._commit(record)
+        self._replay(records)
+
+    def _check_next(self, records: Sequence[Record]) -> None:
+        for number, record in enumerate(records, self.step_number):
+            if record.step != number:
+                raise ValueError(f"the record holds step {record.step}; expected step {number}, the next one")
+            if len(record.blocks) != len(self.blocks):
+                raise ValueError(f"the record has {len(record.blocks)} blocks, the model {len(self.blocks)}")
+
+    def _replay(self, records: Sequence[Record]) -> None:
+        self._check_next(records)
+        ops.replay_(self.model, records, self.blocks.layout)
+        self.step_number += len(records)
+        if self.planner is not None:
+            for record in records:
+                self.planner.observe(record)
+
+    def method_of(self, record: Record) -> Method:
+        """The method that a record of this run was made with."""
+        return planned_method(record) if isinstance(self.method, Auto) else self.method
+
+    def _plan(self, batch: Any) -> StepPlan:
+        seed = step_seed(self.seed, self.step_number)
+        rates = tuple(self.rates(self.step_number))
+        if not isinstance(self.method, Auto):
+            return StepPlan(self.method, rates, tuple(self.eps), seed)
+        if self.planner is None:
+            self._measure(seed, lambda: self.loss_fn(self.model, batch))
+        assert self.planner is not None
+        return self.planner.plan(self.step_number, lambda step: step_seed(self.seed, step), rates)
+
+    def _measure(self, seed: int, forward: Callable[[], Any]) -> None:
+        """Starts the planner with what the blocks cost on this machine, and whether anything can be kept between them."""
+        assert isinstance(self.method, Auto)
+        count = len(self.blocks)
+        executor = PerturbedExecutor(self.blocks, self._noise(seed), self.eps, reuse=self.reuse)
+        executor.prepare(Decoupled((1,) * count).tree(count), forward)
+        whole = self.reuse.reason is not None
+        self._start_planner(self.method.costs or measure_seconds(self.blocks, forward, whole=whole), whole)
+        if self.journal is not None:
+            assert self.planner is not None
+            self.journal.add_plan({"costs": self.planner.costs, **({"whole": True} if whole else {})})
+
+    def _start_planner(self, costs: Sequence[float], whole: bool = False) -> None:
+        assert isinstance(self.method, Auto)
+        if len(costs) != len(self.blocks):
+            raise ValueError(f"costs has {len(costs)} entries for {len(self.blocks)} blocks; expected one a block")
+        trainable = [block in set(self.blocks.layout.values()) for block in range(len(self.blocks))]
+        self.planner = Planner(self.method, costs, trainable, self.eps, whole)
+
+    def _noise(self, seed: int) -> Noise | list[Noise]:
+        noises = [Noise(seed, distribution) for distribution in self.distributions]
+        return noises[0] if len(set(noises)) == 1 else noises
+
+    def _estimate(self, batch: Any) -> StepResult:
+        if self.evaluate == "in_place":
+            with self._moved_in_place(batch) as (executor, result):
+                executor.restore()
+                return result
+
+        return self._result(*self._evaluated(batch, self._perturbed))
+
+    def _perturbed(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
+        self.look_at(parts[0].batch)
+        executor = PerturbedExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.max_group, reuse=self.reuse)
+        return executor.run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
+
+    def _evaluated(self, batch: Any, run: Run) -> tuple[StepPlan, Evaluation]:
+        parts = self._parts(batch)
+        plan = self._plan(parts[0].batch)
+        return plan, run(plan, plan.method.tree(len(self.blocks)), parts)
+
+    def _parts(self, batch: Any) -> list[Part]:
+        """Micro-batches of a step, at least one."""
+        if isinstance(batch, list) and batch:
+            if self._lists_are_parts is None:
+                with evaluation_mode(self.model):
+                    self._lists_are_parts = meaning_of_list(batch, lambda one: self.loss_fn(self.model, one))
+            if self._lists_are_parts:
+                batch = MicroBatches(batch)
+        return parts_of(batch, self.rows_of)
+
+    def _loss_of(self, part: Part) -> Callable[[], Any]:
+        return lambda: self.loss_fn(self.model, part.batch)
+
+    @contextmanager
+    def _moved_in_place(self, batch: Any) -> Iterator[tuple[InPlaceExecutor, StepResult]]:
+        """Weights as the last evaluation left them; an error inside puts them back."""
+        used: list[InPlaceExecutor] = []
+
+        def run(plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
+            self._check_repeatable(parts[0].batch)
+            used.append(InPlaceExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.reuse))
+            # the weights move once for all parts
+            losses = [self._loss_of(part) for part in parts]
+            return used[0].run(tree, as_one_loss(losses, [part.weight for part in parts]))
+
+        try:
+            result = self._result(*self._evaluated(batch, run))
+            yield used[0], result
+        except BaseException:
+            for executor in used:
+                executor.restore()
+            raise
+
+    def _step_in_place(self, batch: Any) -> StepResult:
+        with self._moved_in_place(batch) as (executor, result):
+            self._commit(result.record)
+        executor.finish(result.record.blocks, self.stochastic_rounding)
+        self.step_number += 1
+        return result
+
+    def _result(self, plan: StepPlan, found: Evaluation) -> StepResult:
+        self._check_used(found)
+        losses = tuple(float32(loss) for loss in found.losses)
+        scalars = plan.method.scalars(losses, plan.eps)
+        applied = scalars if self.planner is None else self.planner.scalars(scalars)
+        updates = tuple(
+            BlockUpdate(
+                tuple(block),
+                tuple(lr * s for s in block.values()),
+                lr=lr,
+                eps=eps,
+                # a block without directions rests: its weights do not decay either
+                decay=lr * self.weight_decay if block else 0.0,
+                distribution=distribution,
+            )
+            for block, lr, eps, distribution in zip(applied, plan.rates, plan.eps, self.distributions, strict=True)
+        )
+        record = Record(
+            self.step_number,
+            plan.seed,
+            self.distributions[0],
+            updates,
+            losses,
+            stochastic_rounding=self.stochastic_rounding,
+        )
+        return StepResult(math.fsum(losses) / len(losses), scalars, losses, plan.seed, len(losses), found.flops, record)
+
+    def look_at(self, batch: Any) -> None:
+        """Before perturbed evaluations: is the loss repeatable, does it read weights past them? Once, mostly.
+
+        Raises:
+            ValueError: what is wrong with it; no weight has changed.
+        """
+        self._check_repeatable(batch)
+        self._check_reads(batch)
+
+    def _check_repeatable(self, batch: Any) -> None:
+        """At the first step: is the loss the same when it is evaluated again?
+
+        Raises:
+            NotRepeatable: a ValueError; no weight has changed.
+        """
+        if self._repeatable:
+            return
+        with evaluation_mode(self.model):
+            whole = self.blocks.run_whole
+            check_repeatable(lambda: _number(whole(lambda: self.loss_fn(self.model, batch))), self.model)
+        self._repeatable = True
+
+    def _check_reads(self, batch: Any) -> None:
+        """Does the loss read weights that are not moved? Tried at the first step, and at 1, 2, 4, ... while some are unused.
+
+        Raises:
+            ValueError: it does; no weight has changed.
+        """
+        if self._reads_checked_at is None or self.step_number < self._reads_checked_at:
+            return
+        with evaluation_mode(self.model):
+            whole = whole_targets(self.model, "a perturbed forward")
+            check_reads(whole, lambda: self.loss_fn(self.model, batch))
+        self._reads_checked_at = max(1, 2 * self.step_number)
+
+    def _check_used(self, found: Evaluation) -> None:
+        if self._unused_checked and self._reads_checked_at is None:
+            return
+        unused = [name for name, tensor in named_tensors(self.model).items() if id(tensor) not in found.used]
+        if not unused or self.evaluate == "in_place":
+            self._reads_checked_at = None
+        first, self._unused_checked = not self._unused_checked, True
+        if unused and first:
+            warnings.warn(
+                f"{len(unused)} trainable parameters are not used by the loss ({', '.join(unused[:3])}"
+                f"{', ...' if len(unused) > 3 else ''}); updates would only add noise to them: freeze them with "
+                "requires_grad_(False)",
+                stacklevel=4,
+            )
+
+    def _commit(self, record: Record) -> None:
+        check_record(record, len(self.blocks))
+        if self.journal is not None:
+            self.journal.append(record)
+
+    def _attach(self, journal: Journal) -> None:
+        if journal.layout != self.blocks.layout:
+            raise JournalError(
+                "the journal's layout (parameter -> block) is not that of this model and its blocks; "
+                "create it with layout=blocks.layout, or cut the model as the journal says"
+            )
+        if journal.exact and self.evaluate == "in_place":
+            raise JournalError(
+                "in-place evaluation does not restore weights exactly, so replay cannot give training's bits; "
+                'create the journal with exact=False, or use evaluate="perturbed"'
+            )
+        if journal.base_digest is not None:
+            found = ops.digest(self.model)
+            if found != journal.base_digest:
+                raise JournalError(
+                    f"the journal begins at weights {journal.base_digest}, this model has {found}; load the base model it names"
+                )
+        self.take_plan(journal)
+        self._replay(journal.records())
+
+    def take_plan(self, journal: Journal) -> None:
+        """Before records of a journal are replayed: what its planner had measured. Nothing for other methods."""
+        if isinstance(self.method, Auto):
+            if journal.plan is not None:
+                self._start_planner(journal.plan["costs"], bool(journal.plan.get("whole", False)))
+            elif len(journal):
+                raise JournalError('the journal holds steps but no plan; it was not written with method="auto"')
+
+
+def _number(loss: Any) -> Any:
+    """What can be compared of it; what is no loss is refused where it is read."""
+    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else math.nan
+
+
+def _distributions(value: str | Sequence[str], blocks: int) -> list[str]:
+    values = [value] * blocks if isinstance(value, str) else list(value)
+    if len(values) != blocks:
+        raise ValueError(f"distribution has {len(values)} entries for {blocks} blocks; expected one or one a block")
+    return [Noise(0, v).distribution for v in values]
+
+
+def _per_block(what: str, value: float | Sequence[float], blocks: int) -> list[float]:
+    values = [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * blocks  # type: ignore[arg-type]
+    if len(values) != blocks:
+        raise ValueError(f"{what} has {len(values)} entries for {blocks} blocks; expected one number or one a block")
+    if not all(math.isfinite(v) and v >= 0 for v in values):
+        raise ValueError(f"{what} is {value}; expected finite numbers that are not negative")
+    return values

@@ -1,0 +1,61 @@
+"""Rounds in one process: the transport of simulations and tests. Messages are the bytes that would travel, and are counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from blockzo.federated.client.client import Client
+from blockzo.federated.server.open_round import RoundResult
+from blockzo.federated.server.server import Server
+
+Deliver = Callable[[str, bytes], bytes | None]
+"""(client, its answer) -> what reaches the server; None: lost or late."""
+
+
+class LocalTransport:
+    """Carries messages between one server and its clients.
+
+    Attributes: `up`, `down`: bytes so far by client.
+    """
+
+    def __init__(self, server: Server, clients: Mapping[str, Client]) -> None:
+        self.server, self.clients = server, dict(clients)
+        self.up: Counter[str] = Counter()
+        self.down: Counter[str] = Counter()
+
+    def join(self, names: Iterable[str] | None = None) -> None:
+        """Introduces clients to the server, all where None."""
+        for name in self.clients if names is None else names:
+            self._talk(name, self.clients[name].hello())
+
+    def round(
+        self, available: Iterable[str] | None = None, now: float = 0.0, deliver: Deliver = lambda name, data: data
+    ) -> RoundResult:
+        """One attempt at a round with whoever is available; who does not answer is taken as gone."""
+        messages = self.server.open_round(self.clients if available is None else available, now)
+        while messages:
+            for name, message in messages.items():
+                self.down[name] += len(message)
+                sent = self.clients[name].handle(message)
+                answer = deliver(name, sent)
+                if answer is None:
+                    self.up[name] += len(sent)
+                    self.server.gone(name)
+                    continue
+                self._talk(name, answer, now)
+            messages = self.server.advance(now, over=True)
+        return self.server.close_round()
+
+    def scores(self, names: Iterable[str]) -> None:
+        """Asks clients for their held-out scores; they are in `server.scores`."""
+        for name, task in self.server.ask_scores(names).items():
+            self.down[name] += len(task)
+            self._talk(name, self.clients[name].handle(task))
+
+    def _talk(self, name: str, answer: bytes, now: float = 0.0) -> None:
+        while answer:
+            self.up[name] += len(answer)
+            back = self.server.receive(name, answer, now)
+            self.down[name] += len(back)
+            answer = self.clients[name].handle(back)
