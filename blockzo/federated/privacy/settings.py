@@ -10,10 +10,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import lru_cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from blockzo.federated.privacy import accounting
 from blockzo.federated.privacy.discrete_gaussian import bernoulli, discrete_gaussian
 from blockzo.journal.outside import build
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 MODES, UNITS = ("central", "local"), ("client", "example")
 GRID_BITS = 22
 """Sums of a client lie within 2^22 steps of the grid: float32 carries them in a reply without loss."""
-_ORDERS = (*range(2, 257), 320, 384, 512, 768, 1024, 2048, 4096)
-"""Of Renyi divergences; whole numbers, for which the bound of a sampled discrete Gaussian is shown (docs/privacy.md)."""
 
 
 @dataclass(frozen=True)
@@ -197,26 +194,24 @@ class PrivacySettings:
     def epsilon(self, rounds: int) -> float:
         """Epsilon at `delta` after so many rounds, for one unit added or taken away; by dp-accounting.
 
-        Renyi accounting of the Gaussian mechanism, Poisson sampled with `sampling_rate`: a function of the settings and the
-        number of rounds alone. Mode "local": against whoever sees the client's replies.
+        The Gaussian mechanism, Poisson sampled with `sampling_rate`: a function of the settings and the number of rounds alone
+        (`blockzo/federated/privacy/accounting.py`). Mode "local": against whoever sees the client's replies.
 
         Raises:
             ImportError: dp-accounting is not installed.
         """
-        need_accounting()
+        accounting.need_accounting()
         if rounds < 0:
             raise ValueError(f"rounds is {rounds}; expected 0 or more")
         if not rounds:
             return 0.0
-        from dp_accounting import rdp
-
-        noise = self.noise_multiplier
+        renyi = self.noise_multiplier
         if self.survivors:
             from blockzo.federated.privacy.noise_shares import multiplier
 
-            noise = multiplier(self)
-        orders, divergences = _one_round(noise, self.sampling_rate)
-        return float(rdp.compute_epsilon(orders, rounds * divergences, self.delta)[0])
+            renyi = multiplier(self)
+        on_grid = accounting.continuous(self.noise_multiplier, self.variance, max(1, self.survivors))
+        return accounting.epsilon(on_grid, renyi, self.sampling_rate, rounds, self.delta)
 
 
 def _integers(values: Sequence[float], step: float, rounded: Callable[[float], int]) -> list[int]:
@@ -233,23 +228,3 @@ def _cut(found: list[int], bound: int) -> list[int]:
         return found
     norm = math.isqrt(squares - 1) + 1
     return [(abs(v) * bound // norm) * (1 if v > 0 else -1) for v in found]
-
-
-@lru_cache(maxsize=64)
-def _one_round(noise_multiplier: float, rate: float) -> tuple[Any, Any]:
-    """Orders, and the Renyi divergence of one round at each of them."""
-    import dp_accounting
-    from dp_accounting import rdp
-
-    event = dp_accounting.GaussianDpEvent(noise_multiplier)
-    # without sampling the bound holds for every order, and fractions are tighter where epsilon is large
-    orders = _ORDERS if rate < 1 else (*(1 + k / 50 for k in range(1, 500)), *_ORDERS)
-    accountant = rdp.RdpAccountant(orders=list(orders))
-    accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, event) if rate < 1 else event)
-    return accountant.orders, accountant.rdp
-
-
-def need_accounting() -> None:
-    """Raises ImportError, with what to do, where dp-accounting is not installed: before a run, not after its first round."""
-    if find_spec("dp_accounting") is None:
-        raise ImportError("a run with privacy needs dp-accounting to say what it costs: pip install 'blockzo[privacy]'")

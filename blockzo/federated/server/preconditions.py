@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockzo.federated.privacy.settings import need_accounting
+from blockzo.federated.privacy.accounting import need_accounting
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
 
 
