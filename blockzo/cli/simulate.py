@@ -82,6 +82,10 @@ def simulate(
         bool,
         Option("--secure-sum", help="The server sees sums of the clients' scalars only.", rich_help_panel=PRIVACY),
     ] = False,
+    policy: Annotated[
+        str | None,
+        Option(help="JSON file of what every client takes part in; others are refused.", rich_help_panel=PRIVACY),
+    ] = None,
     drop: Annotated[float, Option(help="Share of answers that get lost.", rich_help_panel=CLIENTS)] = 0.0,
     liars: Annotated[float, Option(help="Share of clients that send random scalars.", rich_help_panel=CLIENTS)] = 0.0,
     train: o.Train = None,

@@ -16,6 +16,7 @@ import transformers
 
 from blockzo.federated.client.client import Client
 from blockzo.federated.client.finetuning import Batches, run_settings
+from blockzo.federated.client.policy import ClientPolicy, PolicyError
 from blockzo.federated.client.worker import Weights, Worker
 from blockzo.federated.protocol.seeds import chosen
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
@@ -119,6 +120,8 @@ class Simulation:
             for client, rows in enumerate(self.parts)
         ]
         self.policy = self._policy()
+        with about("--policy"):
+            self.asked = ClientPolicy() if federation.policy is None else ClientPolicy.load(Path(federation.policy))
         self.run = hashlib.blake2s(f"simulate {settings.seed}".encode(), digest_size=16).hexdigest()
         self.rows = prepared.evaluation_rows(settings)
         self._began, self._earlier = time.monotonic(), 0.0
@@ -167,6 +170,7 @@ class Simulation:
 
     def _zeroth_order(self, journal: Journal | None, interrupts: Interrupts) -> dict[str, Any]:
         path = self.folder / output.JOURNAL
+        self._ask(self.run_settings())
         if journal is None:
             told = {"settings": self.settings.as_dict(), "federation": self.federation.as_dict()}
             facts = {
@@ -207,6 +211,17 @@ class Simulation:
             metrics, before, interrupts, {"refused": refused, "final_digest": server.journal.final_digest}
         )
 
+    def _ask(self, run: RunSettings) -> None:
+        """All clients have one policy: what one would refuse in its answer to the welcome ends the run before it begins."""
+        try:
+            self.asked.check(run)
+        except PolicyError as error:
+            file = self.federation.policy
+            raise UserError(
+                f"every client refuses this run: {error}. "
+                + ("Ask for less of them" if file is None else f"Change the run, or what --policy {file} asks for")
+            ) from None
+
     def _check(self, journal: Journal) -> None:
         if journal.base_digest != self.weights.base_digest:
             raise UserError(
@@ -230,7 +245,10 @@ class Simulation:
         self.workers = workers
         names = [name_of(number) for number in range(len(workers))]
         signers = new_signers(names) if self.federation.secure_sum and len(names) > 1 else {}
-        return {name: Client(worker, signer=signers.get(name)) for name, worker in zip(names, workers, strict=True)}
+        return {
+            name: Client(worker, signer=signers.get(name), policy=self.asked)
+            for name, worker in zip(names, workers, strict=True)
+        }
 
     def _round(
         self, server: Server, transport: LocalTransport, metrics: output.Metrics, interrupts: Interrupts

@@ -18,8 +18,8 @@ from blockzo.journal.outside import Refusal, build
 
 ENGINES = ("zo", "fedavg")
 CLIENTS = 8
-FREE_ON_RESUME = finetune.FREE_ON_RESUME - {"steps"}
-"""Settings that may differ when a simulation continues: those of a fine-tune, but not its rounds."""
+FREE_ON_RESUME = finetune.FREE_ON_RESUME - {"steps"} | {"policy"}
+"""Settings that may differ when a simulation continues: those of a fine-tune, but not its rounds; and what clients ask for."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Federation:
         local_steps, own_directions, aggregate, trim, weighting: as in `RunSettings`.
         seed_pool: directions that the run has in all, in each block; 0: new ones every round.
         privacy: "central", "local" or None; clip, noise_multiplier, delta as in `PrivacySettings`.
+        policy: JSON file of what every client takes part in, as in `blockzo.federated.client.policy.ClientPolicy`.
         secure_sum: the server sees sums only; as in `RunSettings`.
         drop: share of the answers that do not arrive in time; with secure_sum of the clients that drop out in one of its phases.
         liars: share of the clients that send random scalars.
@@ -60,6 +61,7 @@ class Federation:
     noise_multiplier: float | None = None
     delta: float = 1e-5
     secure_sum: bool = False
+    policy: str | None = None
     drop: float = 0.0
     liars: float = 0.0
 
@@ -108,11 +110,21 @@ class Federation:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; expected a share of 0 or more and below 1")
         plain = Federation() if self.engine == "fedavg" else self
-        ignored = ("aggregate", "own_directions", "liars", "drop", "seed_pool", "privacy", "weighting", "secure_sum")
+        ignored = (
+            "aggregate",
+            "own_directions",
+            "liars",
+            "drop",
+            "seed_pool",
+            "privacy",
+            "weighting",
+            "secure_sum",
+            "policy",
+        )
         if any(getattr(self, name) != getattr(plain, name) for name in ignored):
             raise UserError(
                 "--engine fedavg is the plain baseline, weighted by examples; leave out --aggregate, --own-directions, "
-                "--liars, --drop, --seed-pool, --privacy, --weighting and --secure-sum"
+                "--liars, --drop, --seed-pool, --privacy, --weighting, --secure-sum and --policy"
             )
 
     def private(self, clients: int) -> dict[str, Any] | None:
@@ -153,5 +165,5 @@ def resumed(settings: Settings, federation: Federation, given: Mapping[str, Any]
     before = {**settings.as_dict(), **federation.as_dict()}
     refuse(differences(before, given, FREE_ON_RESUME))
     # that code was trusted once says nothing of the code that is there now
-    free = {"trust_remote_code": False, **{k: v for k, v in given.items() if k in FREE_ON_RESUME}}
-    return replace(settings, **free), federation
+    free = {"trust_remote_code": False, **{k: v for k, v in given.items() if k in finetune.FREE_ON_RESUME - {"steps"}}}
+    return replace(settings, **free), replace(federation, policy=given.get("policy", federation.policy))

@@ -91,6 +91,7 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--noise-multiplier": ("0", "-1", "nan", "none"),
     "--delta": ("0", "-1", "1", "nan", "none"),
     "--secure-sum": ANYTHING,
+    "--policy": ("gone.json", ""),
     "--drop": ("-1", "1", "nan", "none"),
     "--liars": ("-1", "1", "nan", "none"),
 }

@@ -24,9 +24,11 @@ from blockzo.federated.protocol import messages as m
 from blockzo.finetune import Settings, UserError
 from blockzo.finetune.models.load import load
 from blockzo.finetune.prepare import prepare
+from blockzo.finetune.progress import Reporter
 from blockzo.journal.file import Journal
 from blockzo.simulate import Federation, resume, simulate
 from blockzo.simulate.fedavg import FedAvg
+from blockzo.simulate.run import Simulation
 from blockzo.simulate.settings import FREE_ON_RESUME, resumed
 from tests.finetune.process import REPOSITORY, blockzo, command, environment
 
@@ -247,6 +249,56 @@ def test_every_setting_is_compared_when_a_simulation_continues() -> None:
             resumed(told, federation, {name: other})
     same = {**told.as_dict(), **federation.as_dict(), "lr": "0.000001", "eps": "0.001"}
     assert resumed(told, federation, same) == (told, federation)
+
+
+def test_clients_refuse_what_their_policy_does_not_take(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    """As real ones would: with the same words as the answer to a welcome, before anything is written; asked again on resume."""
+    told = settings(tiny("llama"), rows, steps=2)
+    private = {"privacy": "central", "clip": 4.0, "noise_multiplier": 1.0, "weighting": "equal"}
+    policy = tmp_path / "policy.json"
+
+    def asked(**fields: Any) -> str:
+        policy.write_text(json.dumps(fields))
+        return str(policy)
+
+    for wanted, federation, reason in (
+        ({"privacy": "any"}, {}, "the run's privacy is 'none'; this client asks for 'any'"),
+        ({"privacy": "central", "least_noise": 1.5}, private, "this client asks for 1.5"),
+        ({"privacy": "central", "most_epsilon": 2.0}, private, "this client takes 2 at most"),
+        ({"secure_sum": True}, {}, "no signed secure sums"),
+        ({"methods": ["FZOO"]}, {}, "takes part in FZOO"),
+        ({"most_rounds": 1}, {}, "rounds: 2 in the run, at most 1"),
+        ({"methods": 3}, {}, "methods of a client's policy is 3"),
+        ({"epsilon": 3}, {}, "a client's policy has no .'epsilon'"),
+    ):
+        with pytest.raises(UserError, match=reason) as caught:
+            simulate(told, Federation(clients=4, policy=asked(**wanted), **federation), tmp_path / "run")
+        assert "--policy" in str(caught.value) and not (tmp_path / "run").exists()
+    taken = Federation(clients=4, policy=asked(privacy="central", most_clip=4.0, most_epsilon=20.0), **private)
+    result = simulate(told, taken, tmp_path / "run")
+    assert result["rounds"] == 2 and result["federation"]["policy"] == str(policy)
+    assert 0 < result["epsilon"] <= 20.0
+    asked(privacy="central", most_clip=3.0)
+    with pytest.raises(UserError, match="clip 4 .*--policy"):
+        resume(tmp_path / "run")
+    (tmp_path / "other.json").write_text("{}")
+    assert resume(tmp_path / "run", given={"policy": str(tmp_path / "other.json")})["rounds"] == 2
+    with pytest.raises(UserError, match="--policy"):
+        Federation(engine="fedavg", policy=str(policy))
+
+
+def test_every_virtual_client_has_the_policy(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    told = settings(tiny("llama"), rows, steps=2)
+    (tmp_path / "policy.json").write_text(json.dumps({"most_rounds": 2, "most_directions": 100}))
+    federation = Federation(clients=3, policy=str(tmp_path / "policy.json"))
+    simulation = Simulation(told, federation, tmp_path / "run", prepare(told, print), Reporter())
+    run = simulation.run_settings()
+    welcome = m.encode(m.Welcome(run.as_dict(), simulation.weights.base_digest, 0), b"12345678")
+    for client in simulation._clients().values():
+        longer = m.Welcome({**run.as_dict(), "rounds": 3}, simulation.weights.base_digest, 0)
+        answer = m.decode(client.handle(m.encode(longer, b"12345678")), None, None)
+        assert isinstance(answer, m.Refused) and "rounds: 3 in the run, at most 2" in answer.reason
+        assert not isinstance(m.decode(client.handle(welcome) or client.hello(), None, None), m.Refused)
 
 
 def test_a_column_says_how_many_clients_there_are(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:

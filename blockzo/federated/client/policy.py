@@ -60,7 +60,10 @@ class ClientPolicy:
     most_lr: float = 1e3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "methods", tuple(self.methods))
+        names = self.methods
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"methods of a client's policy is {names!r}; expected a list of names")
+        object.__setattr__(self, "methods", tuple(names))
         if self.privacy not in PRIVACY or self.unit not in ("", *UNITS):
             raise ValueError(
                 f"privacy is {self.privacy!r}, unit {self.unit!r}; expected one of {', '.join(PRIVACY)} and one of "
