@@ -21,17 +21,10 @@ from blockzo.optim.evaluation import Evaluation, check_loss, joined
 from blockzo.optim.micro_batches import Part
 from blockzo.optim.reuse import DEPENDS, Reuse, continues, whole
 from blockzo.perturb import Index, Move, PerturbedForward
+from blockzo.perturb.activations import Activations, group_losses, read_together, split_drift
 from blockzo.perturb.blocks import Blocks
-from blockzo.perturb.groups import (
-    Activations,
-    Grouping,
-    Limits,
-    MaxGroup,
-    group_losses,
-    read_together,
-    run_groups,
-    split_drift,
-)
+from blockzo.perturb.grouping import Grouping, Limits, MaxGroup
+from blockzo.perturb.groups import run_groups
 from blockzo.perturb.losses import evaluation_mode
 from blockzo.perturb.passes import ROUNDED, Path, PathChanged, kept_bytes, no_drift
 

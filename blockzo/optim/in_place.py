@@ -20,8 +20,8 @@ from blockzo.ops.params import targets
 from blockzo.optim.evaluation import Evaluation, check_loss
 from blockzo.optim.reuse import DEPENDS, Reuse, UnmovedTrial, continues, whole
 from blockzo.perturb import PerturbedForward
+from blockzo.perturb.activations import Activations, group_losses, read_together
 from blockzo.perturb.blocks import Blocks
-from blockzo.perturb.groups import Activations, group_losses, read_together
 from blockzo.perturb.losses import evaluation_mode
 from blockzo.perturb.passes import ROUNDED, Path, PathChanged, no_drift
 

@@ -29,7 +29,7 @@ from blockzo.optim.repeatable import check_repeatable
 from blockzo.optim.reuse import Reuse
 from blockzo.perturb import check_reads
 from blockzo.perturb.blocks import Blocks
-from blockzo.perturb.groups import MaxGroup
+from blockzo.perturb.grouping import MaxGroup
 from blockzo.perturb.losses import LossFunction, evaluation_mode, hugging_face_loss
 
 Run = Callable[[StepPlan, EvaluationTree, Sequence[Part]], Evaluation]

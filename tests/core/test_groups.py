@@ -18,8 +18,9 @@ import blockzo as bz
 from blockzo.methods.tree import BlockMove, EvaluationTree, Node
 from blockzo.ops.params import targets
 from blockzo.optim.executor import PerturbedExecutor
-from blockzo.perturb import Index, Move, groups, parameters
-from blockzo.perturb.groups import Known, Size, perturbed_losses, run_groups
+from blockzo.perturb import Index, Move, grouping, groups, parameters
+from blockzo.perturb.grouping import Known, Size
+from blockzo.perturb.groups import perturbed_losses, run_groups
 from blockzo.perturb.losses import evaluation_mode
 from tests.core import zoo
 
@@ -262,7 +263,7 @@ def test_auto_is_one_with_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     few = losses_of(model, 8)
     assert sizes.seen == [1, 6, 1]  # one to measure, the group, one to compare it with
     sizes.seen.clear()
-    losses_of(model, groups.AUTO_ROWS + 1)
+    losses_of(model, grouping.AUTO_ROWS + 1)
     assert sizes.seen == [6] + [1] * 6  # the group stops at the first layer
     sizes.seen.clear()
     assert torch.equal(losses_of(model, 8), few)  # whatever ran before
@@ -301,14 +302,14 @@ def test_auto_follows_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, model = Sizes(monkeypatch), nn.Linear(4, 4)
     losses_of(model, 8)
     free = 2 * 3 * Known.of(model).sizes[None].nbytes
-    monkeypatch.setattr(groups, "free_memory", lambda device: free)
+    monkeypatch.setattr(grouping, "free_memory", lambda device: free)
     sizes.seen.clear()
     losses_of(model, 8)
     assert sizes.seen == [3, 3]
     sizes.seen.clear()
     losses_of(model, 16)  # twice the rows: measured again, and half as many fit
     assert sizes.seen[:2] == [3, 1] and set(sizes.seen[2:]) == {1}
-    monkeypatch.setattr(groups, "free_memory", lambda device: 0)
+    monkeypatch.setattr(grouping, "free_memory", lambda device: 0)
     sizes.seen.clear()
     losses_of(model, 16)
     assert sizes.seen == [1] * 6
@@ -330,7 +331,7 @@ def test_a_group_that_memory_does_not_hold_is_halved(monkeypatch: pytest.MonkeyP
 
 
 def test_free_memory_is_that_of_this_machine() -> None:
-    assert 1 << 20 < groups.free_memory(torch.device("cpu")) < 1 << 50
+    assert 1 << 20 < grouping.free_memory(torch.device("cpu")) < 1 << 50
 
 
 class Live(TorchFunctionMode):

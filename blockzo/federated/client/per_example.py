@@ -16,7 +16,7 @@ from blockzo.methods.tree import EvaluationTree
 from blockzo.optim.evaluation import Evaluation, joined
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.micro_batches import Part
-from blockzo.perturb.groups import Activations
+from blockzo.perturb.activations import Activations
 
 log = logging.getLogger("blockzo.federated")
 

@@ -29,7 +29,7 @@ from blockzo.optim.micro_batches import loss_terms, parts_of
 from blockzo.optim.reuse import Reuse
 from blockzo.perturb import check_reads
 from blockzo.perturb.blocks import Blocks
-from blockzo.perturb.groups import MaxGroup
+from blockzo.perturb.grouping import MaxGroup
 from blockzo.perturb.losses import LossFunction, evaluation_mode, hugging_face_loss
 
 BatchOf = Callable[[int, int], tuple[Any, int]]

@@ -1,0 +1,184 @@
+"""How many evaluations run together: by measured memory, by rows that keep the cores busy, and by what can be batched at all."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from blockzo.perturb import PerturbedForward
+from blockzo.perturb.activations import Activations
+from blockzo.perturb.mode import Outgrown
+
+AUTO_ROWS = 64
+"""With more rows (tokens) a forward, one keeps the cores busy, and `max_group="auto"` is 1: measured on OPT-125M, two cores with
+AVX-512, groups of four gain 2 times at 16 rows, little at 64, nothing at 128."""
+AUTO_GROUP = 16
+"""More groups at once bring no more speed."""
+SAFETY = 4
+"""Peak memory of a forward is taken as so many times the operands and results of its largest operation."""
+
+Item = TypeVar("Item")
+MaxGroup = int | str
+Limits = tuple[int, int]
+"""Rows that a linear layer and a lookup may have."""
+Run = Callable[[Sequence[Item], Limits | None, bool], tuple[Activations, PerturbedForward]]
+
+
+@dataclass
+class Size:
+    """What one evaluation takes, by the rows it was measured with (None: not known), and how many fit at most."""
+
+    rows: Limits | None = None
+    nbytes: int = 0
+    largest: int = AUTO_GROUP
+
+    def learn(self, mode: PerturbedForward) -> None:
+        """From a run that measured."""
+        self.nbytes = SAFETY * mode.footprint + sum(small.nbytes for small in mode.small.values())
+        self.rows = mode.rows, mode.lookups
+
+
+class Known:
+    """What was learned of one model: what evaluations take, by the blocks they run, and whether they can be batched at all."""
+
+    _of: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self.sizes: dict[Any, Size] = {}
+        self.alone: str | None = None
+        self.checked = False
+
+    @classmethod
+    def of(cls, owner: Any) -> Known:
+        """`owner`: the model or its Blocks; one object serves every step."""
+        return cls._of.setdefault(owner, cls())
+
+
+class Grouping:
+    """Decides how many evaluations of one step run together, and runs them.
+
+    The counts depend on the model and the batch, not on what ran before, so that a step can be repeated bit for bit (but where
+    memory is short). Therefore what is run to measure is run again in its group.
+
+    Args:
+        owner: the model or its Blocks.
+        max_group: a number, or "auto": by measured memory, and 1 where a linear layer has more than AUTO_ROWS rows.
+    """
+
+    def __init__(self, owner: Any, max_group: MaxGroup, device: torch.device) -> None:
+        if max_group != "auto" and (isinstance(max_group, (bool, str)) or max_group < 1):
+            raise ValueError(f'max_group is {max_group!r}; expected "auto" or a positive integer')
+        self.known = Known.of(owner)
+        self.max_group, self.device = max_group, device
+        self.busy: set[Any] = set()
+        """Kinds of evaluations whose rows keep the cores busy."""
+
+    def each(
+        self, items: Sequence[Item], run: Run[Item], kind: Any = None
+    ) -> Iterator[tuple[Sequence[Item], Activations, PerturbedForward]]:
+        """Runs all items in order, some at once; `run(items, row_limits, measure)` is `run_groups` on their moves.
+
+        Args:
+            kind: evaluations of one kind run the same part of the model.
+        """
+        failure: Exception | None = None
+        size = self.known.sizes.setdefault(kind, Size())
+        done = 0
+        while done < len(items):
+            alone = failure is not None or kind in self.busy
+            count = 1 if alone else self._count(size, len(items) - done)
+            part = items[done : done + count]
+            try:
+                if count > 1 and isinstance(self.max_group, str) and size.rows is None:
+                    size.learn(run(part[:1], (AUTO_ROWS, sys.maxsize), True)[1])
+                    continue
+                result, mode = run(part, self._limits(size, count), False)
+                if count > 1 and not self.known.checked:
+                    _check(result, run(part[-1:], None, False)[0])
+                    self.known.checked = True
+            except Outgrown as found:
+                if found.linear and found.rows > AUTO_ROWS:
+                    self.busy.add(kind)
+                size.rows = None
+                continue
+            except (torch.OutOfMemoryError, MemoryError):
+                if count == 1:
+                    raise
+                size.largest = count // 2
+                continue
+            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
+                if count == 1:
+                    raise
+                failure = error
+                continue
+            if failure is not None:
+                # alone it runs, so it was the batching that failed
+                self._give_up(failure)
+                failure = None
+            done += count
+            yield part, result, mode
+
+    def _count(self, size: Size, waiting: int) -> int:
+        if waiting == 1 or self.known.alone is not None:
+            return 1
+        limit = size.largest if isinstance(self.max_group, str) else self.max_group
+        if isinstance(self.max_group, str) and size.rows is not None:
+            limit = min(limit, free_memory(self.device) // (2 * max(1, size.nbytes)))
+        chunks = -(-waiting // max(1, limit))
+        return -(-waiting // chunks)
+
+    def _limits(self, size: Size, count: int) -> Limits | None:
+        """More rows than were measured are well where memory is ample."""
+        if count == 1 or not isinstance(self.max_group, str) or size.rows is None:
+            return None
+        spare = max(1.0, free_memory(self.device) / (2 * max(1, size.nbytes) * count))
+        rows, lookups = size.rows
+        return min(AUTO_ROWS, int(rows * spare)), int(lookups * spare)
+
+    def _give_up(self, failure: Exception) -> None:
+        self.known.alone = f"{type(failure).__name__}: {failure}"
+        warnings.warn(
+            f"this model cannot be evaluated in groups ({self.known.alone.splitlines()[0][:300]}); its evaluations run one after "
+            "the other, with the same results",
+            stacklevel=6,
+        )
+
+
+class _Differs(RuntimeError):
+    pass
+
+
+def _check(group: Activations, alone: Activations) -> None:
+    """The last of the first group against its own evaluation: a model that keeps state between calls is found here."""
+    last = group.take([-1])
+    for found, expected in zip(last.leaves, alone.leaves, strict=True):
+        if isinstance(expected, Tensor) and expected.is_floating_point():
+            bound = 0.05 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-3
+            difference = (found - expected).abs().max() if expected.numel() else torch.zeros(())
+            if found.shape != expected.shape or float(difference) > bound * float(expected.abs().max() + 1e-6):
+                raise _Differs(f"in a group a result differs by {float(difference):.3g} from the same evaluation alone")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken; 0 where that cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")))
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            found.append(int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, StopIteration, ValueError):
+        pass
+    return max(0, min(found, default=0))
