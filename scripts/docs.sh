@@ -9,4 +9,4 @@ bin="${BLOCKZO_VENV:-.venv}/bin"
 # a word of the theme's makers about its successor, at every run
 export NO_MKDOCS_2_WARNING=1
 if [ "${1:-}" = --serve ]; then exec "$bin/mkdocs" serve --strict; fi
-exec "$bin/mkdocs" build --strict --quiet "$@"
+exec "$bin/mkdocs" build --strict "$@"

@@ -33,7 +33,8 @@ def perturbed_linear(
         weight: [N, K] with unit stride along K: the whole logical tensor or a slice of its rows or columns. Element (n, k) has
             the noise of index `start + n * weight.stride(0) + k`. Or a `QuantizedWeight`: dequantised, then moved; `start` is 0.
         bias: None, [N], or [G, N] (one row a group, already moved).
-        directions, scales: G of each. A scale of 0 leaves the weight of that group as it is.
+        directions: G of them, one a group.
+        scales: G of them. A scale of 0 leaves the weight of that group as it is.
         start: index of the first element of `weight` in its logical tensor.
 
     Returns:

@@ -62,7 +62,8 @@ def cost(
         model: blocks, or a model, which is cut in half where the method needs two blocks.
         batch_shape: (sequences, tokens), for models that take `input_ids`; the logits of all positions are counted then.
         max_group: evaluations that run as one batch.
-        batch, loss_fn: a real batch and the loss that training uses; instead of `batch_shape`.
+        batch: a real one, instead of `batch_shape`.
+        loss_fn: the loss that training uses.
     """
     blocks = model if isinstance(model, Blocks) else default_blocks(model, method)
     tree = method.tree(len(blocks))

@@ -34,15 +34,16 @@ class DistributedZO(ZO):
     the bits of a single process.
 
     Args:
-        model, loss_fn, options: as of `ZO`; alike on every rank. `method` may not be "auto". With split "batch" and
-            `evaluate="in_place"` the model may be sharded over the ranks (fully_shard, tensor parallelism). `journal` is given on
-            rank 0 alone; what it holds already is replayed by all.
+        model: as of `ZO`; alike on every rank. With split "batch" and `evaluate="in_place"` it may be sharded over the ranks
+            (fully_shard, tensor parallelism).
+        loss_fn: as of `ZO`.
         split: "directions": every rank takes leaves of the evaluation tree, with the same batch for all;
             "batch": every rank evaluates the whole tree on its own rows, and losses are averaged over rows. A rank without
             rows passes None, but not with a sharded model, whose forwards all ranks run together.
-        rows_of: split "batch" and micro-batches: batch -> number that its loss is a mean over, as of `ZO`.
         costs: split "directions": of running each block once, in any unit, to cut fair shares; all blocks alike where None.
         group: process group; the default one where None.
+        options: those of `ZO`, alike on every rank. `method` may not be "auto". `journal` is given on rank 0 alone; what it holds
+            already is replayed by all. `rows_of` serves split "batch" and micro-batches.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.

@@ -31,7 +31,9 @@ def perturbed(
 
     Args:
         model: any module; parameters with `requires_grad` are moved, under their canonical names.
-        directions, scales: one of each. For several at once: `blockzo.perturbed_losses`.
+        noise: whose z; its seed is that of the step.
+        directions: one. For several at once: `blockzo.perturbed_losses`.
+        scales: one, of that direction.
 
     Returns:
         A context manager without gradients, the mode; its `flops` counts what ran inside. A function that is to be compiled

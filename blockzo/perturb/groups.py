@@ -93,7 +93,9 @@ def perturbed_losses(
 
     Args:
         model: any module; parameters with `requires_grad` are moved, under their canonical names. Dropout is off.
-        directions, scales: G of each; in evaluation g every weight is `w + scales[g] * z[directions[g]]`.
+        noise: whose z; its seed is that of the step.
+        directions: G of them; in evaluation g every weight is `w + scales[g] * z[directions[g]]`.
+        scales: G of them.
         forward: calls the model and returns a tensor with one element.
         max_group: evaluations that run as one batch at most; "auto": by measured memory, and only where it is faster.
 
