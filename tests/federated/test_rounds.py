@@ -11,6 +11,7 @@ import torch
 
 import blockzo as bz
 from blockzo import _native
+from blockzo.federated.client.client import Client
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.seeds import first_direction, round_seed
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
@@ -237,6 +238,45 @@ def test_a_client_that_began_at_a_snapshot_starts_again_when_the_servers_is_gone
     federation.restart_client("c3")
     assert federation.clients["c3"].position < 40
     assert federation.catch_up() == digests
+
+
+def test_what_cannot_be_loaded_is_moved_aside_not_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(make(tmp_path / "run"), chosen=settings(rounds=40), policy=RoundPolicy(snapshot_every=4))
+    while not federation.server.finished:
+        away = 2 <= federation.server.number < 13
+        federation.transport.round([n for n in federation.clients if n != "c3" or not away])
+    digests = federation.catch_up()
+    held = federation.clients["c3"].position
+    federation.clients["c3"].close()
+    journal, base = tmp_path / "run" / "c3.bz", tmp_path / "run" / "c3.bz.base.safetensors"
+    records, weights = journal.read_bytes(), base.read_bytes()
+    base.write_bytes(weights[:-7])
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", lambda self, target: (_ for _ in ()).throw(PermissionError("read-only")))
+        with pytest.raises(JournalError, match="cannot be moved aside .read-only.; put these weights back"):
+            federation.restart_client("c3")
+    assert journal.read_bytes() == records and base.read_bytes() == weights[:-7]
+    federation.restart_client("c3")
+    assert federation.catch_up() == digests
+    assert "it is kept as" in caplog.text and "c3.bz.kept-1" in caplog.text
+    kept = tmp_path / "run" / "c3.bz.kept-1"
+    assert kept.read_bytes() == records
+    damaged = kept.with_name(kept.name + ".base.safetensors")
+    assert damaged.read_bytes() == weights[:-7]
+    # the second time under another name
+    federation.clients["c3"].close()
+    base.unlink()
+    again = journal.read_bytes()
+    federation.restart_client("c3")
+    assert (tmp_path / "run" / "c3.bz.kept-2").read_bytes() == again and kept.read_bytes() == records
+    federation.clients["c3"].close()
+    # with its weights mended the journal serves as it did
+    damaged.write_bytes(weights)
+    mended = Client(worker(3), kept)
+    assert mended.position == held and {mended.worker.digest()} == set(digests)
+    mended.close()
 
 
 def test_a_folder_that_was_moved_still_serves(tmp_path: Path) -> None:

@@ -88,18 +88,31 @@ class Client:
         self.position = journal.next_step
 
     def _lost(self, journal: Journal, snapshot: Mapping[str, Any]) -> bool:
-        """Loads the weights that the journal begins at; where that fails the client begins again at the base."""
+        """Loads the weights that the journal begins at; where that fails the client begins again at the base.
+
+        Journal and weights are moved aside then, since why they cannot be loaded may pass: a client at that path has them again.
+        """
         if "pool" not in snapshot:
             snapshot = {**snapshot, "path": str(_beside(journal.path))}
         try:
             self.worker.reset(dict(snapshot))
             return False
         except Exception as error:
-            log.warning(
-                "%s begins at weights that cannot be loaded (%s); beginning again at the base", journal.path, error
-            )
+            reason = error
         journal.close()
-        journal.path.unlink()
+        try:
+            kept = _move_aside(journal.path)
+        except OSError as error:
+            raise JournalError(
+                f"{journal.path} begins at weights that cannot be loaded ({reason}), and cannot be moved aside ({error}); put "
+                "these weights back, or choose another place for the client's state"
+            ) from reason
+        log.warning(
+            "%s begins at weights that cannot be loaded (%s); it is kept as %s, and this client begins again at the base",
+            journal.path,
+            reason,
+            kept,
+        )
         self.worker.reset(None)
         return True
 
@@ -374,6 +387,18 @@ class Client:
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
+
+
+def _move_aside(journal: Path) -> Path:
+    """Renames a journal, and the snapshot beside it, to the first names that are free: NAME.kept-1, NAME.kept-2, ..."""
+    number = 1
+    while (place := journal.with_name(f"{journal.name}.kept-{number}")).exists() or _beside(place).exists():
+        number += 1
+    # the snapshot first: while the journal stands where it was nothing has begun again
+    if _beside(journal).exists():
+        _beside(journal).rename(_beside(place))
+    journal.rename(place)
+    return place
 
 
 def _beside(journal: Path) -> Path:
