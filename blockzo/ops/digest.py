@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +31,24 @@ def digest(params: Params) -> str:
     without a parameter `weight` that hold a packed buffer and one of scales. Other buffers are not. The result begins
     with `bz1-`, the version of this definition: SHA-256 of the lines `name dtype shape sha256-of-bytes`, sorted by name.
 
+    What hangs on a quantised parameter (bitsandbytes) counts too, under the parameter's name: the tensors of its `quant_state`,
+    and one line for the rest of it; tensors that are attributes of a parameter of 8 bits or fewer, as `SCB` is, unless they
+    are the same memory. Where a layer's forward takes them from its weight to itself, only the digest of the module finds them.
+    (bitsandbytes repacks weights of 4 bits, with rounded scales, at the first forward in evaluation mode on CPUs with bfloat16
+    instructions: that is another digest, as it is other weights.)
+
     A tensor that is made of others (torchao) has the hash of its type, of what it says of itself and of those others. DTensors
     have the digest of the whole tensors, which are gathered one at a time: all ranks must call this.
 
     Raises:
         ValueError: a `Shard`, a DTensor whose placement is not Shard or Replicate, or a tensor without bits of its own (meta,
-            fake, sparse).
+            fake, sparse); a `quant_state` that does not say what it holds (`as_dict`).
     """
     tensors = named_tensors(params, trainable_only=False)
     if isinstance(params, nn.Module):
         tensors |= _quantised(params)
+    hung, notes = _hanging(params, tensors)
+    tensors |= hung
     for name, tensor in tensors.items():
         _check(name, tensor)
     if any(map(distributed.is_dtensor, tensors.values())):
@@ -51,6 +60,7 @@ def digest(params: Params) -> str:
         f"{name} {_dtype(tensor)} {'x'.join(map(str, tensor.shape))} {value}\n"
         for (name, tensor), value in zip(tensors.items(), hashes, strict=True)
     )
+    lines = sorted([*lines, *notes])
     return PREFIX + hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
 
 
@@ -64,6 +74,47 @@ def _quantised(model: nn.Module) -> dict[str, Tensor]:
         if packed and scaled and dict(module.named_parameters(recurse=False)).get("weight") is None:
             found.update({canonical_name(f"{prefix}.{name}".removeprefix(".")): b for name, b in own.items()})
     return found
+
+
+def _hanging(params: Params, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors without which a quantised parameter says nothing, by name; and of each `quant_state` a line for the rest."""
+    owners: dict[int, nn.Module] = {}
+    if isinstance(params, nn.Module):
+        owners = {id(p): module for module in params.modules() for p in module.parameters(recurse=False)}
+    found: dict[str, Tensor] = {}
+    notes = []
+    for name, tensor in tensors.items():
+        owner = owners.get(id(tensor))
+        if owner is not None and getattr(owner, "weight", None) is not tensor:
+            owner = None
+        state = _quant_state(name, tensor, owner)
+        if state is not None:
+            held = dict(state.as_dict())
+            found.update({f"{name}.quant_state.{key}": v for key, v in held.items() if isinstance(v, Tensor)})
+            said = sorted(f"{key} {v!r}\n" for key, v in held.items() if not isinstance(v, Tensor))
+            notes.append(f"{name}.quant_state {hashlib.sha256(''.join(said).encode()).hexdigest()}\n")
+        if tensor.dtype in _PACKED and not is_traceable_wrapper_subclass(tensor):
+            # bitsandbytes' layers of 8 bits move the scales there at their first forward
+            moved = {"SCB": getattr(getattr(owner, "state", None), "SCB", None)}
+            for key, value in {**moved, **{k: v for k, v in vars(tensor).items() if v is not None}}.items():
+                if isinstance(value, Tensor) and value.data_ptr() != tensor.data_ptr():
+                    found[f"{name}.{key}"] = value
+    return found, notes
+
+
+def _quant_state(name: str, tensor: Tensor, owner: nn.Module | None) -> Any:
+    """Of a parameter, or of its layer where it was lost on the way (sharding does that); None where there is none."""
+    state = getattr(tensor, "quant_state", None)
+    if state is None:
+        state = getattr(owner, "quant_state", None)
+        # others have a switch of that name
+        return state if callable(getattr(state, "as_dict", None)) else None
+    if not callable(getattr(state, "as_dict", None)):
+        raise ValueError(
+            f"parameter {name!r} has a quant_state of type {type(state).__name__} without as_dict(), so that its weights are not "
+            "known; expected bitsandbytes 0.41 or later"
+        )
+    return state
 
 
 def _check(name: str, tensor: Tensor) -> None:

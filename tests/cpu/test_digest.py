@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,6 +76,89 @@ def test_quantised_bases_are_told_apart() -> None:
         assert bz.digest(changed) != found[0]
     # alike under the wrappers of other trainers
     assert bz.digest(nn.ModuleDict({"module": eight})) == found[0]
+
+
+class State:
+    """As bitsandbytes' QuantState speaks of itself; with statistics that are quantised too where `offset` is given."""
+
+    def __init__(self, absmax: Tensor, offset: float | None = None, **settings: object) -> None:
+        self.absmax, self.code, self.offset = absmax, torch.linspace(-1, 1, 16), offset
+        self.settings: dict[str, object] = {
+            "quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": (8, 32), **settings
+        }  # fmt: skip
+
+    def as_dict(self, packed: bool = False) -> dict[str, object]:
+        nested = {"nested_absmax": torch.ones(1), "nested_offset": self.offset} if self.offset is not None else {}
+        return {**self.settings, "absmax": self.absmax, "quant_map": self.code, **nested}
+
+
+class Hung(nn.Parameter):
+    """A parameter with attributes that a copy keeps."""
+
+    def __new__(cls, data: Tensor, **attributes: object) -> Hung:
+        made = torch.Tensor._make_subclass(cls, data, False)
+        made.__dict__.update(attributes)
+        return made  # type: ignore[return-value]
+
+
+def four_bits(**changed: object) -> nn.Module:
+    values: dict[str, object] = {"absmax": torch.arange(1.0, 5.0), **changed}
+    layer = nn.Linear(32, 8, bias=False)
+    layer.weight = Hung(torch.arange(128, dtype=torch.uint8).view(-1, 1), quant_state=State(**values))  # type: ignore[arg-type]
+    return nn.Sequential(layer)
+
+
+def test_what_hangs_on_a_weight_of_four_bits_tells_two_apart() -> None:
+    models = [
+        four_bits(),
+        four_bits(absmax=torch.tensor([1.0, 2.0, 3.0, 4.0000005])),
+        four_bits(absmax=torch.arange(1.0, 5.0).bfloat16()),
+        four_bits(quant_type="fp4"),
+        four_bits(blocksize=128),
+        four_bits(shape=(32, 8)),
+        four_bits(offset=0.5),
+        four_bits(offset=0.25),
+    ]
+    other = four_bits()
+    other[0].weight.quant_state.code[3] += 0.125  # type: ignore[index]
+    assert len({bz.digest(model) for model in (*models, other)}) == 9
+    assert bz.digest(four_bits()) == bz.digest(models[0]) == bz.digest(nn.ModuleDict({"module": models[0]}))
+    assert bz.digest(models[0]) == bz.digest(dict(models[0].named_parameters()))
+    # where sharding took it from the weight, the layer still has it
+    lost = four_bits()
+    lost[0].quant_state, lost[0].weight.quant_state = lost[0].weight.quant_state, None  # type: ignore[index]
+    assert bz.digest(lost) == bz.digest(models[0])
+    models[0][0].weight.quant_state = [torch.ones(1)]  # type: ignore[index]
+    with pytest.raises(ValueError, match=r"'0\.weight' has a quant_state of type list without as_dict"):
+        bz.digest(models[0])
+
+
+def test_scales_that_hang_on_a_weight_of_eight_bits_count_wherever_they_are() -> None:
+    def eight(scale: float) -> nn.Module:
+        layer = nn.Linear(4, 3)
+        data = torch.arange(12, dtype=torch.int8).view(3, 4)
+        layer.weight = Hung(data, SCB=torch.full((3,), scale), CB=data, has_fp16_weights=False)
+        with torch.no_grad():
+            layer.bias.fill_(1.0)
+        return nn.Sequential(layer)
+
+    one, other = eight(1.0), eight(2.0)
+    found = bz.digest(one)
+    assert found == bz.digest(eight(1.0)) != bz.digest(other)
+    # as a first forward moves them
+    one[0].state = SimpleNamespace(SCB=one[0].weight.SCB, CB=one[0].weight)  # type: ignore[index]
+    one[0].weight.SCB = one[0].weight.CB = None  # type: ignore[index]
+    assert bz.digest(one) == found
+
+
+def test_attributes_of_weights_that_are_not_quantised_do_not_count() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    found = bz.digest(model)
+    assert found == by_hand(dict(model.named_parameters()))
+    model[0].weight.main_grad = torch.ones(3, 4)  # type: ignore[index]
+    model[0].state = SimpleNamespace(SCB=torch.ones(3))
+    model[0].quant_state = True  # type: ignore[assignment]
+    assert bz.digest(model) == found
 
 
 def test_tensors_without_bits_are_refused_by_name() -> None:
