@@ -46,8 +46,8 @@ def read_examples(path: Path, task: Task, where: Mapping[str, str] | None = None
         label = column(row, task.label_column, place, advice=LABEL).strip()
         if label not in classes:
             raise UserError(
-                f"{place}: label {label!r} is not one of {', '.join(classes)}; correct the line, or say what the labels mean "
-                "with --labels LABEL=WORD,..."
+                f"{place}: label {label!r} is not one of {', '.join(classes)}; correct the line, say what the labels mean with "
+                "--labels LABEL=WORD,..., or name another column with --label-column"
             )
         columns = {}
         for name in task.columns:

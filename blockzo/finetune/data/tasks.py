@@ -234,6 +234,9 @@ def find_task(
     Raises:
         UserError: the name is not known, or `custom` without template and labels.
     """
+    for option, column in (("--label-column", label_column), ("--text-column", text_column)):
+        if column is not None and not column.strip():
+            raise UserError(f"{option} is {column!r}; expected the name of a column of the data")
     words = parse_labels(labels) if labels is not None else None
     template = template.replace("\\n", "\n") if template is not None else None
     if name == "custom":
