@@ -4,26 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
-
-from typer.core import TyperCommand
-
-ALSO = {
-    "boundary": "--split",
-    "boundaries": "--split",
-    "privacy mode": "--privacy",
-    "privacy delta": "--delta",
-    "privacy clip": "--clip",
-    "privacy noise_multiplier": "--noise-multiplier",
-}
-"""Arguments of the library that stand for an option of another name."""
-
-OF_COMMAND: dict[str, dict[str, str]] = {
-    # rounds are the steps of a simulation, and --pool is of batches
-    "simulate": {"--steps": "--rounds", "steps": "--rounds", "pool": "--seed-pool"},
-    "evaluate": {"--model": "MODEL"},
-    "replay": {"--model": "BASE", "--output": "OUT"},
-}
 
 
 def as_typed(text: str, names: Mapping[str, str]) -> str:
@@ -44,33 +24,3 @@ def as_typed(text: str, names: Mapping[str, str]) -> str:
         if "_" in name:
             text = re.sub(rf"{word}(?![\w./'\"-])", option, text)
     return text
-
-
-def typed(context: Any) -> dict[str, Any]:
-    """Parameters that stood on the command line, with their values."""
-
-    def told(name: str) -> bool:
-        # by name, since newer typers bring their own copy of click's enumeration
-        return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-
-    return {name: value for name, value in context.params.items() if told(name)}
-
-
-class Command(TyperCommand):
-    """A command whose errors name its options."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ValueError as error:
-            if error.args == (str(error),):
-                error.args = (as_typed(str(error), self.names()),)
-            raise
-
-    def names(self) -> dict[str, str]:
-        own = {
-            str(parameter.name): max(parameter.opts, key=len)
-            for parameter in self.params
-            if parameter.param_type_name == "option"
-        }
-        return {**ALSO, **own, **OF_COMMAND.get(str(self.name), {})}

@@ -23,10 +23,12 @@ from blockzo.finetune.interrupt import Interrupts
 from blockzo.finetune.metrics import Scores, measure, scores
 from blockzo.finetune.models.identity import identity_of
 from blockzo.finetune.models.load import DTYPES, save, weight_bytes
+from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.report import draw_curve, summary
-from blockzo.finetune.settings import Settings, numbers, resumed
+from blockzo.finetune.resuming import resumed
+from blockzo.finetune.settings import Settings
 from blockzo.ops.params import named_tensors
 from blockzo.optim.schedules import rates
 

@@ -5,92 +5,114 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockzo.contract import DISTRIBUTIONS
+from blockzo.finetune.data.tasks import TASKS
 from blockzo.finetune.errors import UserError
-from blockzo.journal.outside import MOST_BLOCKS, Refusal, build, shown
+from blockzo.finetune.number_lists import counts, numbers, places
+from blockzo.finetune.option import DATA, EVERY, FINETUNE, METHOD, MODEL, RUN, check, option
+from blockzo.journal.outside import MOST_BLOCKS, Refusal, build
 from blockzo.journal.record import float32
-from blockzo.methods import estimators
-from blockzo.methods.planner import Auto
 from blockzo.optim.schedules import SCHEDULES
 
+if TYPE_CHECKING:
+    from blockzo.methods import estimators
+    from blockzo.methods.planner import Auto
+
 METHODS = ("mezo", "spsa", "spzo", "one-sided", "fzoo", "tree", "auto")
+DTYPES = ("float32", "bfloat16", "float16")
+OVERFLOWS = {"truncate": "with a warning", "error": ""}
+HEADS = {"auto": "", "words": "language-model head", "mean": "pooling and a linear layer"}
+VARIANTS = ("coupled", "crossed", "decoupled")
 MOST_LOSSES = 100_000
 """Of one step; far more than any run has use for."""
-VARIANTS = ("coupled", "crossed", "decoupled")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. Lists (`lr`, `eps`, `split`, `levels`) are text with commas, as on the command line; `None` means the default."""
+    """One run. Lists (`lr`, `eps`, `split`, `levels`) are text with commas, as on the command line; `None` means the default.
 
-    model: str
-    task: str = "sst2"
-    train: str | None = None
-    validation: str | None = None
-    data_dir: str | None = None
-    template: str | None = None
-    labels: str | None = None
-    label_column: str | None = None
-    text_column: str | None = None
-    control_tokens: bool = False
-    train_where: str | None = None
-    train_rows: int | None = None
-    shots: int | None = None
-    holdout: int | None = None
-    method: str = "spzo"
-    blocks: int | None = None
-    split: str | None = None
-    outer: int = 1
-    inner: int = 4
-    variant: str = "coupled"
-    one_sided: bool = False
-    directions: int | None = None
-    levels: str | None = None
-    lr: str | None = None
-    schedule: str = "constant"
-    warmup: int = 0
-    eps: str = "1e-3"
-    distribution: str = "rademacher"
-    dtype: str = "float32"
-    stochastic_rounding: bool = False
-    weight_decay: float = 0.0
-    batch: int = 16
-    steps: int = 100
-    eval_every: int | None = None
-    eval_rows: int | None = 256
-    final_rows: int | None = None
-    max_length: int | None = None
-    overflow: str = "truncate"
-    pool: int = 16
-    seed: int = 0
-    head: str = "auto"
-    trust_remote_code: bool = False
-    trainable: str | None = None
-    in_place: bool = False
-    threads: int | None = None
+    Every field is an option of the command line (`blockzo.finetune.option`); docs/finetune.md has them as a table.
+    """
+
+    model: str = option(
+        "Folder, GGUF file, hub name, or built in: smollm2-135m, minilm-l6, stories15m.",
+        MODEL,
+        short="-m",
+        suggested="smollm2-135m",
+        free=True,
+    )
+    task: str = option(f"{', '.join(TASKS)}, custom (own data) or lm (text).", DATA, "sst2", commands=EVERY)
+    train: str | None = option(
+        "Training data: .tsv, .csv or .jsonl (.gz); text for lm.", DATA, None, commands=EVERY, free=True
+    )
+    validation: str | None = option("Held-out data: .tsv, .csv or .jsonl (.gz).", DATA, None, commands=EVERY, free=True)
+    data_dir: str | None = option("Folder with the data of ready-made tasks.", DATA, None, commands=EVERY, free=True)
+    template: str | None = option('Prompt, for example "{text} It was {label}."', DATA, None, commands=EVERY)
+    labels: str | None = option('Label words: "0=terrible,1=great".', DATA, None, commands=EVERY)
+    label_column: str | None = option("Column with the label, where not label.", DATA, None, commands=EVERY)
+    text_column: str | None = option(
+        "Column that the template's text stands for; the text of lm rows.", DATA, None, commands=EVERY
+    )
+    control_tokens: bool = option(
+        "Let </s> and the like in the data become control tokens.", DATA, False, commands=EVERY
+    )
+    train_where: str | None = option("Only training rows with these values: k=16,seed=13,split=train.", DATA, None)
+    train_rows: int | None = option("So many training rows, chosen by seed.", DATA, None, least=1)
+    shots: int | None = option("So many training rows of every label.", DATA, None, least=1)
+    holdout: int | None = option("Rows held out where there is no validation file.", DATA, None, least=1)
+    final_rows: int | None = option(
+        "Held-out rows that are used; all by default.", DATA, None, commands=EVERY, least=1, free=True
+    )
+    max_length: int | None = option(
+        "Most tokens of a row; the model's limit by default.", DATA, None, commands=EVERY, least=3
+    )
+    overflow: str = option("Longer rows: {choices}.", DATA, "truncate", commands=EVERY, choices=OVERFLOWS)
+    dtype: str = option("{choices}.", MODEL, "float32", commands=EVERY, choices=DTYPES)
+    head: str = option("{choices}.", MODEL, "auto", commands=EVERY, choices=HEADS)
+    trust_remote_code: bool = option(
+        "Run Python code that comes with the model.", MODEL, False, commands=EVERY, free=True
+    )
+    trainable: str | None = option("Train only parameters with such names: *norm*,lm_head*.", METHOD, None)
+    method: str = option("{choices}.", METHOD, "spzo", choices=METHODS)
+    blocks: int | None = option("Cut the layers into so many equal blocks.", METHOD, None, least=1, most=MOST_BLOCKS)
+    split: str | None = option(
+        "Where blocks begin: layers (12,24), fractions (0.5), head.",
+        METHOD,
+        None,
+        stands_for=("boundary", "boundaries"),
+    )
+    outer: int = option("spzo: directions of the first block.", METHOD, 1, least=1)
+    inner: int = option("spzo: directions of the second block for each.", METHOD, 4, least=1)
+    variant: str = option("spzo: {choices}.", METHOD, "coupled", choices=VARIANTS)
+    one_sided: bool = option("spzo, tree: sign + only, against one unmoved loss.", METHOD, False)
+    directions: int | None = option("spsa, one-sided, fzoo: directions a step.", METHOD, None, least=1)
+    levels: str | None = option("tree: directions of every block: 1,2,4.", METHOD, None)
+    lr: str | None = option("Learning rate (1e-6), or one a block: 1e-6,1e-4; auto: a factor (1).", METHOD, None)
+    schedule: str = option("{choices}.", METHOD, "constant", choices=SCHEDULES)
+    warmup: int = option("Steps over which the rate rises.", METHOD, 0, least=0)
+    eps: str = option("Size of the perturbation, or one a block.", METHOD, "1e-3")
+    distribution: str = option("{choices}.", METHOD, "rademacher", choices=DISTRIBUTIONS)
+    weight_decay: float = option("Decoupled, times the rate.", METHOD, 0.0)
+    stochastic_rounding: bool = option("For 16-bit weights.", METHOD, False)
+    in_place: bool = option(
+        "Write and restore weights to evaluate: not exact, no bitwise replay.", METHOD, False, commands=(FINETUNE,)
+    )
+    batch: int = option("Rows a step.", RUN, 16, commands=EVERY, short="-b", least=1)
+    steps: int = option("Steps.", RUN, 100, short="-n", least=1, free=True)
+    eval_every: int | None = option(
+        "Steps between evaluations; a tenth of the run by default.", RUN, None, least=1, free=True
+    )
+    eval_rows: int | None = option("Held-out rows of these evaluations.", RUN, 256, least=1, free=True)
+    pool: int = option("Batches sorted by length together; 1 for plain random batches.", RUN, 16, least=1)
+    seed: int = option("Of noise, batches and chosen rows.", RUN, 0, commands=EVERY)
+    threads: int | None = option("CPU threads.", RUN, None, commands=EVERY, least=1, most=1 << 12, free=True)
 
     def __post_init__(self) -> None:
-        _one_of("--method", self.method, METHODS)
+        check(self)
         if self.lr is None:
             object.__setattr__(self, "lr", "1" if self.method == "auto" else "1e-6")
-        _one_of("--variant", self.variant, VARIANTS)
-        _one_of("--schedule", self.schedule, SCHEDULES)
-        _one_of("--distribution", self.distribution, DISTRIBUTIONS)
-        _one_of("--dtype", self.dtype, ("float32", "bfloat16", "float16"))
-        _one_of("--overflow", self.overflow, ("truncate", "error"))
-        _one_of("--head", self.head, ("auto", "words", "mean"))
-        for name in ("outer", "inner", "batch", "steps", "pool"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("blocks", "directions", "eval_every", "eval_rows", "final_rows", "train_rows", "shots", "threads"):
-            _at_least(name, getattr(self, name), 1)
-        for name, most in (("blocks", MOST_BLOCKS), ("threads", 1 << 12)):
-            if (getattr(self, name) or 0) > most:
-                raise UserError(f"--{name} is {shown(getattr(self, name))}; expected {most} at most")
-        _at_least("holdout", self.holdout, 1)
-        _at_least("max_length", self.max_length, 3)
-        _at_least("warmup", self.warmup, 0)
         if not 0 <= self.seed < 1 << 64:
             raise UserError(f"--seed is {self.seed}; expected an integer in [0, 2**64)")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -122,8 +144,8 @@ class Settings:
             )
         try:
             estimator = self.estimator()
-            if not isinstance(estimator, Auto):
-                estimator.tree(count)
+            if self.method != "auto":
+                estimator.tree(count)  # type: ignore[union-attr]
         except ValueError as error:
             raise UserError(f"{error}. Look at --method, --variant, --blocks, --split and --levels") from None
 
@@ -137,7 +159,7 @@ class Settings:
         if self.split is not None:
             if self.split == "auto":
                 return "auto"
-            return [_boundary(entry.strip()) for entry in _entries("--split", self.split)]
+            return places("--split", self.split)
         count = self.blocks
         if count is None and self.method == "auto":
             return "fine"
@@ -146,6 +168,10 @@ class Settings:
         return [i / count for i in range(1, count)]
 
     def estimator(self) -> estimators.Method | Auto:
+        # torch comes with them, which the command line's help can do without
+        from blockzo.methods import estimators
+        from blockzo.methods.planner import Auto
+
         directions = self.directions
         if self.method in ("mezo", "spzo", "tree", "auto") and directions is not None:
             instead = {"mezo": "use --method spsa", "spzo": "use --outer and --inner", "tree": "use --levels"}
@@ -185,10 +211,7 @@ class Settings:
                     "--method tree needs --levels, the directions of every block, for example --levels 1,2,4"
                 )
             return []
-        levels = numbers("--levels", self.levels)
-        if any(level != int(level) or level < 0 for level in levels):
-            raise UserError(f"--levels is {self.levels}; expected whole numbers with commas, one a block")
-        return [int(level) for level in levels]
+        return counts("--levels", self.levels)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -208,98 +231,3 @@ class Settings:
             raise UserError(
                 f"the journal's settings do not fit this version of blockzo ({error}); use the version that wrote it"
             ) from None
-
-
-FREE_ON_RESUME = frozenset(
-    "model train validation data_dir eval_every eval_rows final_rows threads steps trust_remote_code".split()
-)
-"""Settings that may differ when a run continues: model and data are compared by digest, the others do not change a step."""
-
-
-def resumed(old: Settings, given: Mapping[str, Any]) -> Settings:
-    """The settings of a run that continues: the journal's, with what the user gave again where that may differ.
-
-    Raises:
-        UserError: names every setting that was given and differs.
-    """
-    before = old.as_dict()
-    wrong = differences(before, given, FREE_ON_RESUME)
-    steps = given.get("steps", old.steps)
-    if steps != old.steps and old.schedule != "constant":
-        wrong.append(f"--steps was {old.steps}, now {steps}, which would change the {old.schedule} schedule")
-    refuse(wrong)
-    # that code was trusted once says nothing of the code that is there now
-    before["trust_remote_code"] = False
-    return Settings(**{**before, **{k: v for k, v in given.items() if k in FREE_ON_RESUME}})
-
-
-def differences(before: Mapping[str, Any], given: Mapping[str, Any], free: frozenset[str]) -> list[str]:
-    """Of settings that were given again: those that are not `free` to differ from what they were, each as a phrase."""
-    return [
-        f"--{name.replace('_', '-')} was {before[name]}, now {value}"
-        for name, value in given.items()
-        if name in before and name not in free and not _same(name, value, before[name])
-    ]
-
-
-def refuse(wrong: list[str]) -> None:
-    """Raises UserError where a run that continues would have other settings."""
-    if wrong:
-        raise UserError(
-            f"the run cannot continue with other settings: {'; '.join(wrong)}. Leave these options out, or start another run "
-            "in another --output"
-        )
-
-
-def _same(name: str, one: Any, other: Any) -> bool:
-    if name in ("lr", "eps") and one is not None:
-        return numbers(f"--{name}", one) == numbers(f"--{name}", other)
-    return bool(one == other)
-
-
-def numbers(option: str, text: str) -> list[float]:
-    """Comma-separated finite numbers."""
-    result = []
-    for entry in _entries(option, str(text)):
-        try:
-            value = float(entry)
-        except ValueError:
-            raise UserError(
-                f"{option} is {shown(text)}; expected a number, or numbers with commas (one a block)"
-            ) from None
-        if not math.isfinite(float32(value)):
-            raise UserError(f"{option} is {shown(text)}; expected numbers that are finite in float32: give lower ones")
-        result.append(value)
-    return result
-
-
-def _entries(option: str, text: str) -> list[str]:
-    if text.count(",") >= MOST_BLOCKS or len(text) > 64 * MOST_BLOCKS:
-        raise UserError(f"{option} is {shown(text)}; expected {MOST_BLOCKS} numbers at most")
-    return text.split(",")
-
-
-def _boundary(text: str) -> int | float | str:
-    if text == "head":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        value = float(text)
-        if not math.isfinite(value):
-            raise ValueError
-        return value
-    except ValueError:
-        raise UserError(f"--split has {shown(text)}; expected layer numbers (12,24), fractions (0.5) or head") from None
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{option} is {value!r}; expected one of {', '.join(allowed)}")
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise UserError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")

@@ -8,88 +8,98 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from blockzo.federated.client.partition import PARTITIONS
-from blockzo.federated.privacy.settings import PrivacySettings
+from blockzo.federated.privacy.settings import MODES, PrivacySettings
 from blockzo.federated.protocol.settings import AGGREGATES, WEIGHTINGS
-from blockzo.federated.secagg.sum_client import threshold_of
-from blockzo.finetune import settings as finetune
+from blockzo.finetune import resuming
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.settings import Settings, differences, refuse
+from blockzo.finetune.option import SIMULATE, check, free_on_resume, named
+from blockzo.finetune.option import option as finetune_option
+from blockzo.finetune.resuming import differences, refuse
+from blockzo.finetune.settings import Settings
 from blockzo.journal.outside import Refusal, build
 
-ENGINES = ("zo", "fedavg")
-CLIENTS = 8
-FREE_ON_RESUME = finetune.FREE_ON_RESUME - {"steps"} | {"policy"}
-"""Settings that may differ when a simulation continues: those of a fine-tune, but not its rounds; and what clients ask for."""
+CLIENTS, PRIVACY = "Clients and rounds", "Privacy"
+ENGINES = {"zo": "seeds and scalars", "fedavg": "first-order baseline"}
+USUAL_CLIENTS = 8
+NOT_OF_FEDAVG = (
+    *("aggregate", "own_directions", "liars", "drop", "seed_pool", "privacy", "weighting", "secure_sum", "policy"),
+)
+
+
+def option(meaning: str, group: str, default: Any, **more: Any) -> Any:
+    return finetune_option(meaning, group, default, commands=(SIMULATE,), **more)
 
 
 @dataclass(frozen=True)
 class Federation:
-    """The federated part of a simulation.
+    """The federated part of a simulation. Every field is an option of the command line; docs/federated.md has them as a table."""
 
-    Attributes:
-        engine: "zo" (seeds and scalars) or "fedavg" (first-order baseline: clients backpropagate, weights travel).
-        clients: virtual clients; where None, 8, and with partition "column" as many as it has values.
-        sample: clients asked in a round; all where None.
-        partition: "iid", "dirichlet", "label" or "column".
-        alpha: of "dirichlet".
-        column: of the training data, for "column".
-        logit_adjustment: clients' losses are adjusted by their own label shares.
-        local_steps, own_directions, aggregate, trim, weighting: as in `RunSettings`.
-        seed_pool: directions that the run has in all, in each block; 0: new ones every round.
-        privacy: "central", "local" or None; clip, noise_multiplier, delta as in `PrivacySettings`.
-        policy: JSON file of what every client takes part in, as in `blockzo.federated.client.policy.ClientPolicy`.
-        secure_sum: the server sees sums only; as in `RunSettings`.
-        drop: share of the answers that do not arrive in time; with secure_sum of the clients that drop out in one of its phases.
-        liars: share of the clients that send random scalars.
-    """
-
-    engine: str = "zo"
-    clients: int | None = None
-    sample: int | None = 2
-    partition: str = "dirichlet"
-    alpha: float = 0.5
-    column: str | None = None
-    logit_adjustment: bool = False
-    local_steps: int = 1
-    own_directions: bool = False
-    aggregate: str = "mean"
-    trim: float = 0.25
-    weighting: str = "examples"
-    seed_pool: int = 0
-    privacy: str | None = None
-    clip: float | None = None
-    noise_multiplier: float | None = None
-    delta: float = 1e-5
-    secure_sum: bool = False
-    policy: str | None = None
-    drop: float = 0.0
-    liars: float = 0.0
+    engine: str = option("{choices}.", CLIENTS, "zo", choices=ENGINES)
+    clients: int | None = option(
+        "Virtual clients; 8 by default, and with --partition column as many as it has values.", CLIENTS, None, least=1
+    )
+    sample: int | None = option("Clients asked in a round; 0 asks all.", CLIENTS, 2, least=1)
+    partition: str = option("Rows of the clients: {choices}.", CLIENTS, "dirichlet", choices=PARTITIONS)
+    alpha: float = option("dirichlet: small for few labels a client.", CLIENTS, 0.5)
+    column: str | None = option("column: of the training file, one client a value.", CLIENTS, None)
+    logit_adjustment: bool = option(
+        "A client's loss allows for its own label shares, so that skewed clients do not push the bias.", CLIENTS, False
+    )
+    local_steps: int = option(
+        "Estimates of a client in a round; it moves on its own between them.", CLIENTS, 1, least=1
+    )
+    own_directions: bool = option("Every client has directions of its own.", CLIENTS, False)
+    aggregate: str = option(
+        "{choices}.",
+        CLIENTS,
+        "mean",
+        choices={name: {"sign": "one bit each way"}.get(name, "") for name in AGGREGATES},
+    )
+    trim: float = option("trimmed-mean: share left out at either end.", CLIENTS, 0.25)
+    weighting: str = option("mean, sign: how clients are weighed, {choices}.", CLIENTS, "examples", choices=WEIGHTINGS)
+    seed_pool: int = option(
+        "Directions that the run has in all, in each block; 0: new ones every round.",
+        CLIENTS,
+        0,
+        least=0,
+        # the protocol's word; of the command line's --pool batches come
+        stands_for=("pool",),
+    )
+    privacy: str | None = option(
+        "{choices}: who adds the noise of differential privacy.",
+        PRIVACY,
+        None,
+        choices=MODES,
+        stands_for=("privacy mode",),
+    )
+    clip: float | None = option(
+        "L2 norm that a client's scalars are cut to.", PRIVACY, None, stands_for=("privacy clip",)
+    )
+    noise_multiplier: float | None = option(
+        "Standard deviation of the noise over --clip.", PRIVACY, None, stands_for=("privacy noise_multiplier",)
+    )
+    delta: float = option("Of (epsilon, delta).", PRIVACY, 1e-5, stands_for=("privacy delta",))
+    secure_sum: bool = option("The server sees sums of the clients' scalars only.", PRIVACY, False)
+    policy: str | None = option(
+        "JSON file of what every client takes part in; others are refused.", PRIVACY, None, free=True
+    )
+    drop: float = option(
+        "Share of answers that get lost; with --secure-sum of clients that drop out in one of its phases.", CLIENTS, 0.0
+    )
+    liars: float = option("Share of clients that send random scalars.", CLIENTS, 0.0)
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("engine", ENGINES),
-            ("partition", PARTITIONS),
-            ("aggregate", AGGREGATES),
-            ("weighting", WEIGHTINGS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"--{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        check(self)
         if (self.partition == "column") != (self.column is not None):
             raise UserError("--partition column and --column NAME go together; give both or neither")
         if self.clients is None and self.partition != "column":
-            object.__setattr__(self, "clients", CLIENTS)
-        for name in ("clients", "sample", "local_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
+            object.__setattr__(self, "clients", USUAL_CLIENTS)
         if self.clients is not None and self.sample is not None and self.sample > self.clients:
             raise UserError(f"--sample is {self.sample} of {self.clients} clients; expected that many or fewer")
         if not 0 < self.alpha < math.inf:
             raise UserError(f"--alpha is {self.alpha}; expected a positive number")
         if not 0 <= self.trim < 0.5:
             raise UserError(f"--trim is {self.trim}; expected a share of 0 or more and below 0.5")
-        if self.seed_pool < 0:
-            raise UserError(f"--seed-pool is {self.seed_pool}; expected 0 or more")
         if not 0 < self.delta < 0.5:
             raise UserError(f"--delta is {self.delta}; expected a number above 0 and below 0.5")
         told = (self.clip is not None, self.noise_multiplier is not None)
@@ -110,27 +120,19 @@ class Federation:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; expected a share of 0 or more and below 1")
         plain = Federation() if self.engine == "fedavg" else self
-        ignored = (
-            "aggregate",
-            "own_directions",
-            "liars",
-            "drop",
-            "seed_pool",
-            "privacy",
-            "weighting",
-            "secure_sum",
-            "policy",
-        )
-        if any(getattr(self, name) != getattr(plain, name) for name in ignored):
+        if any(getattr(self, name) != getattr(plain, name) for name in NOT_OF_FEDAVG):
             raise UserError(
-                "--engine fedavg is the plain baseline, weighted by examples; leave out --aggregate, --own-directions, "
-                "--liars, --drop, --seed-pool, --privacy, --weighting, --secure-sum and --policy"
+                "--engine fedavg is the plain baseline, weighted by examples; leave out "
+                f"{', '.join(map(named, NOT_OF_FEDAVG[:-1]))} and {named(NOT_OF_FEDAVG[-1])}"
             )
 
     def private(self, clients: int) -> dict[str, Any] | None:
         """What `RunSettings.privacy` is, for that many clients in all."""
         if self.privacy is None:
             return None
+        # numpy comes with it, which the command line's help can do without
+        from blockzo.federated.secagg.sum_client import threshold_of
+
         return {
             "mode": self.privacy,
             "clip": self.clip,
@@ -156,6 +158,12 @@ class Federation:
             ) from None
 
 
+FREE_OF_SETTINGS = resuming.FREE_ON_RESUME - {"steps"}
+FREE_OF_FEDERATION = free_on_resume(Federation)
+FREE_ON_RESUME = FREE_OF_SETTINGS | FREE_OF_FEDERATION
+"""What may differ when a simulation continues: as for a fine-tune, but not its rounds; and what clients ask for."""
+
+
 def resumed(settings: Settings, federation: Federation, given: Mapping[str, Any]) -> tuple[Settings, Federation]:
     """The settings of a simulation that continues: the journal's, with what the user gave again where that may differ.
 
@@ -165,5 +173,5 @@ def resumed(settings: Settings, federation: Federation, given: Mapping[str, Any]
     before = {**settings.as_dict(), **federation.as_dict()}
     refuse(differences(before, given, FREE_ON_RESUME))
     # that code was trusted once says nothing of the code that is there now
-    free = {"trust_remote_code": False, **{k: v for k, v in given.items() if k in finetune.FREE_ON_RESUME - {"steps"}}}
-    return replace(settings, **free), replace(federation, policy=given.get("policy", federation.policy))
+    free = {"trust_remote_code": False, **{k: v for k, v in given.items() if k in FREE_OF_SETTINGS}}
+    return replace(settings, **free), replace(federation, **{k: v for k, v in given.items() if k in FREE_OF_FEDERATION})

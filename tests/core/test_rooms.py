@@ -28,7 +28,6 @@ RUN, TYPES = "at run time", "for types"
 KNOWN_FOR_TYPES = {("blockzo.federated.privacy.settings", "blockzo.federated.protocol.settings")}
 KNOWN_CIRCLES = [
     {"blockzo.finetune.models.packages", "blockzo.finetune.models.load"},
-    {"blockzo.cli.simulate", "blockzo.cli.commands", "blockzo.cli.main"},
     {"blockzo.federated.privacy.noise_shares", "blockzo.federated.privacy.settings"},
 ]
 """To be untied; nothing may be added."""

@@ -221,9 +221,9 @@ def test_help_names_every_command_and_option(call: Any) -> None:
 
 
 def test_bench_lists_and_refuses(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    from blockzo.cli import commands
+    from blockzo.cli import bench
 
-    monkeypatch.setattr(commands, "__file__", str(tmp_path / "blockzo" / "commands.py"))
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "blockzo" / "cli" / "bench.py"))
     code, _, err = call("bench")
     assert code == 2 and "holds no benchmarks" in err
     (tmp_path / "benchmarks").mkdir()

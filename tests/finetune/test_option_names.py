@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 
 from blockzo.cli import main as cli
-from blockzo.cli.commands import app
+from blockzo.cli.app import app
 
 Rows = Callable[..., Path]
 Tiny = Callable[[str], Path]
@@ -91,6 +91,7 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--noise-multiplier": ("0", "-1", "nan", "none"),
     "--delta": ("0", "-1", "1", "nan", "none"),
     "--secure-sum": ANYTHING,
+    "--config": ("gone.yaml",),
     "--policy": ("gone.json", ""),
     "--drop": ("-1", "1", "nan", "none"),
     "--liars": ("-1", "1", "nan", "none"),
@@ -147,6 +148,7 @@ def call(capsys: Any, monkeypatch: Any) -> Callable[..., tuple[int, str]]:
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["blockzo", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "1000")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         try:
             cli.main()
             code = 0

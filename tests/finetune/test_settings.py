@@ -8,7 +8,8 @@ import pytest
 
 from blockzo import FZOO, SPSA, SPZO, Auto, MeZO, OneSided, Tree
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.settings import Settings, resumed
+from blockzo.finetune.resuming import resumed
+from blockzo.finetune.settings import Settings
 
 
 @pytest.mark.parametrize(

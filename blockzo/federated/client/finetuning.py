@@ -13,8 +13,9 @@ from blockzo.federated.client.worker import directions_of
 from blockzo.federated.protocol.settings import RunSettings
 from blockzo.finetune.data.order import BatchOrder
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.prepare import Prepared
-from blockzo.finetune.settings import Settings, numbers
+from blockzo.finetune.settings import Settings
 from blockzo.methods.planner import Auto
 
 

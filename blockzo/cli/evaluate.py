@@ -1,0 +1,33 @@
+"""The command `blockzo evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from typer import Argument
+
+from blockzo.cli import shared
+from blockzo.cli.command import Change, options_from
+from blockzo.cli.printing import scores, show
+from blockzo.finetune.option import EVALUATE
+from blockzo.finetune.settings import Settings
+
+CHANGED = {
+    "train": Change(help="Data to hold rows out of, where there is no validation file."),
+    "batch": Change(help="Rows at a time.", default=32),
+}
+
+
+@options_from(Settings, command=EVALUATE, changed=CHANGED)
+def evaluate(
+    model: Annotated[str, Argument(help="Folder, GGUF file, hub name or built-in model.")],
+    fallback_model: shared.Fallback = None,
+    as_json: shared.Json = False,
+    **chosen: Any,
+) -> None:
+    """Score a model on the held-out rows of a task."""
+    from blockzo import finetune as tuning
+    from blockzo.finetune.progress import reporter
+
+    result = tuning.evaluate(Settings(model, **chosen), reporter(), fallback_model)
+    show(result, as_json, scores(result["scores"]))

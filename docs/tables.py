@@ -1,0 +1,83 @@
+"""Writes the tables of the docs that are made from the code: the options of the commands.
+
+python docs/tables.py --write      # without --write: says which pages differ, and leaves with 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from blockzo.finetune.option import named, options_of
+from blockzo.finetune.settings import Settings
+from blockzo.simulate.settings import Federation
+
+DOCS = Path(__file__).resolve().parent
+
+
+def options(form: type[Any]) -> str:
+    """A table of the options of a dataclass under each of its headings."""
+    groups: dict[str, list[str]] = {}
+    found = options_of(form)
+    for field in fields(form):
+        option = found[field.name]
+        default = option.suggested if field.default is MISSING else field.default
+        told = f"`{default}`" if default is not None and not isinstance(default, bool) else ""
+        names = f"`{named(field.name)}`" + (f", `{option.short}`" if option.short else "")
+        only = "" if len(option.commands) > 1 or "simulate" in option.commands else f" (`{option.commands[0]}` alone)"
+        also = "yes" if "evaluate" in option.commands else ""
+        cells = [names, told, option.help.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*") + only]
+        if form is Settings:
+            cells.append(also)
+        groups.setdefault(option.group, []).append(f"| {' | '.join(cells)} |")
+    last = " of `evaluate` too |" if form is Settings else ""
+    rule = "---|---|---|---|" if form is Settings else "---|---|---|"
+    parts = [
+        f"**{group}**\n\n| option | default | |{last}\n|{rule}\n" + "\n".join(rows) for group, rows in groups.items()
+    ]
+    return "\n\n".join(parts)
+
+
+TABLES: dict[tuple[str, str], Callable[[], str]] = {
+    ("finetune.md", "options"): lambda: options(Settings),
+    ("federated.md", "options"): lambda: options(Federation),
+}
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """`text` with `table` between its marks.
+
+    Raises:
+        ValueError: the marks are not there once.
+    """
+    pattern = rf"(<!-- table {name}: python docs/tables.py --write -->\n).*?(<!-- end -->)"
+    found, count = re.subn(pattern, lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"{count} places for the table {name}; expected one")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    write = parser.parse_args().write
+    differ = 0
+    for (page, name), make in TABLES.items():
+        path = DOCS / page
+        before = path.read_text(encoding="utf-8")
+        after = with_table(before, name, make())
+        if before != after:
+            differ += 1
+            print(f"{path.name}: {name}")
+            if write:
+                path.write_text(after, encoding="utf-8")
+    return int(differ > 0 and not write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
