@@ -43,7 +43,7 @@ FEW = {
 
 def test_its_commands_run(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     section = README.partition("Five commands")[2].partition("In Python")[0]
-    found = [shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("    blockzo ")]
+    found = [shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("blockzo ")]
     assert [command[1] for command in found] == list(FEW)
     places = {"smollm2-135m": str(tiny("llama")), "runs": str(tmp_path / "runs"), "rebuilt": str(tmp_path / "rebuilt")}
     for _, *words in found:
@@ -56,5 +56,5 @@ def test_its_commands_run(tiny: Callable[[str], Path], tmp_path: Path) -> None:
 
 def test_both_set_up_commands_are_there_and_executable() -> None:
     for command in ("scripts/demo.sh", "scripts/test.sh"):
-        assert f"    {command}" in README
+        assert f"\n{command}" in README
         assert (REPOSITORY / command).stat().st_mode & 0o100
