@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from blockzo import ops
     from blockzo.journal.file import Journal, JournalError
     from blockzo.journal.record import BlockUpdate, Record
-    from blockzo.methods.estimators import FZOO, SPSA, SPZO, Decoupled, MeZO, OneSided, Tree
-    from blockzo.methods.planner import Auto
+    from blockzo.methods.auto import Auto
+    from blockzo.methods.decoupled import Decoupled
+    from blockzo.methods.fzoo import FZOO
+    from blockzo.methods.levels import Tree
+    from blockzo.methods.spzo import SPZO
+    from blockzo.methods.whole import SPSA, MeZO, OneSided
     from blockzo.noise import Noise, stream_id
     from blockzo.ops import perturb_, project, replay_, shift_, update_
     from blockzo.ops.digest import digest
@@ -65,26 +69,26 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Auto": "blockzo.methods.planner",
+    "Auto": "blockzo.methods.auto",
     "BlockUpdate": "blockzo.journal.record",
     "Blocks": "blockzo.perturb.blocks",
     "Cost": "blockzo.optim.costs",
-    "Decoupled": "blockzo.methods.estimators",
+    "Decoupled": "blockzo.methods.decoupled",
     "DistributedZO": "blockzo.optim.distributed",
-    "FZOO": "blockzo.methods.estimators",
+    "FZOO": "blockzo.methods.fzoo",
     "GraphedStep": "blockzo.optim.graphed",
     "Journal": "blockzo.journal.file",
     "JournalError": "blockzo.journal.file",
-    "MeZO": "blockzo.methods.estimators",
+    "MeZO": "blockzo.methods.whole",
     "MicroBatches": "blockzo.optim.micro_batches",
     "Noise": "blockzo.noise",
-    "OneSided": "blockzo.methods.estimators",
+    "OneSided": "blockzo.methods.whole",
     "Record": "blockzo.journal.record",
-    "SPSA": "blockzo.methods.estimators",
-    "SPZO": "blockzo.methods.estimators",
+    "SPSA": "blockzo.methods.whole",
+    "SPZO": "blockzo.methods.spzo",
     "Shard": "blockzo.ops.shards",
     "StepResult": "blockzo.optim.zo",
-    "Tree": "blockzo.methods.estimators",
+    "Tree": "blockzo.methods.levels",
     "ZO": "blockzo.optim.zo",
     "cost": "blockzo.optim.costs",
     "digest": "blockzo.ops.digest",

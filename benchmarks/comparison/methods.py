@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import blockzo as bz
 from benchmarks.comparison.eager import EagerMeZO
 from benchmarks.comparison.problems import Problem, plain_flops
-from blockzo.methods.estimators import Method as Rule
+from blockzo.methods.base import Method as Rule
 
 EPS = 1e-3
 """One for all methods: float32 leaves the losses' difference well above rounding, curvature well below it."""

@@ -20,7 +20,7 @@ from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.models.load import Loaded, load, resolve
 from blockzo.finetune.scoring import Scorer
 from blockzo.finetune.settings import Settings
-from blockzo.methods.planner import fine_blocks
+from blockzo.optim.cutting import fine_blocks
 
 Say = Callable[[str], None]
 LM_HOLDOUT = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blockzo.contract import DISTRIBUTIONS
 from blockzo.finetune.data.tasks import TASKS
@@ -14,13 +14,11 @@ from blockzo.finetune.number_lists import counts, numbers, places
 from blockzo.finetune.option import DATA, EVERY, FINETUNE, METHOD, MODEL, RUN, check, option
 from blockzo.journal.outside import MOST_BLOCKS, Refusal, build
 from blockzo.journal.record import float32
+from blockzo.methods import Method, by_option
+from blockzo.methods.auto import Auto
 from blockzo.optim.schedules import SCHEDULES
 
-if TYPE_CHECKING:
-    from blockzo.methods import estimators
-    from blockzo.methods.planner import Auto
-
-METHODS = ("mezo", "spsa", "spzo", "one-sided", "fzoo", "tree", "auto")
+METHODS = (*sorted(by_option()), "auto")
 DTYPES = ("float32", "bfloat16", "float16")
 OVERFLOWS = {"truncate": "with a warning", "error": ""}
 HEADS = {"auto": "", "words": "language-model head", "mean": "pooling and a linear layer"}
@@ -125,6 +123,8 @@ class Settings:
             raise UserError(f"--eps is {self.eps}; expected positive numbers that float32 can hold")
         if any(rate < 0 for rate in numbers("--lr", self.lr or "")):
             raise UserError(f"--lr is {self.lr}; expected numbers that are not negative")
+        if self.levels is not None:
+            self._levels()
         cuts = self.boundaries()
         # how many blocks a planner has, where it cuts by itself, the model alone says
         count = 1 if cuts == "fine" else 2 if cuts == "auto" else len(cuts) + 1
@@ -164,45 +164,32 @@ class Settings:
         if count is None and self.method == "auto":
             return "fine"
         if count is None:
-            count = {"spzo": 2, "tree": len(self._levels())}.get(self.method, 1)
+            found = self.estimator()
+            count = 1 if isinstance(found, Auto) else found.default_blocks()
         return [i / count for i in range(1, count)]
 
-    def estimator(self) -> estimators.Method | Auto:
-        # torch comes with them, which the command line's help can do without
-        from blockzo.methods import estimators
-        from blockzo.methods.planner import Auto
-
-        directions = self.directions
-        if self.method in ("mezo", "spzo", "tree", "auto") and directions is not None:
-            instead = {"mezo": "use --method spsa", "spzo": "use --outer and --inner", "tree": "use --levels"}
-            raise UserError(
-                f"--directions does not go with --method {self.method}; {instead.get(self.method, 'the planner chooses them')}"
-            )
-        if self.one_sided and self.method not in ("spzo", "tree"):
-            raise UserError(
-                f"--one-sided does not go with --method {self.method}; it is for spzo and tree (or use --method one-sided)"
-            )
+    def estimator(self) -> Method | Auto:
+        takes = () if self.method == "auto" else by_option()[self.method].options
+        for name, given in (("directions", self.directions is not None), ("one_sided", self.one_sided)):
+            if given and name not in takes:
+                options = ", ".join(f"--{taken.replace('_', '-')}" for taken in takes)
+                others = ", ".join(kind for kind, cls in sorted(by_option().items()) if name in cls.options)
+                raise UserError(
+                    f"--{name.replace('_', '-')} does not go with --method {self.method}, which takes "
+                    f"{options or 'no options'}; it is for {others}"
+                )
         if self.method == "auto":
             return Auto()
-        if self.method == "mezo":
-            return estimators.MeZO()
-        if self.method == "spsa":
-            return estimators.SPSA(directions or 1)
-        if self.method == "one-sided":
-            return estimators.OneSided(directions or 1)
-        if self.method == "fzoo":
-            return estimators.FZOO(directions or 8)
-        if self.method == "tree":
-            return estimators.Tree(tuple(self._levels()), self.one_sided)
-        return estimators.SPZO(self.outer, self.inner, self.variant, self.one_sided)
+        values = {name: self._levels() if name == "levels" else getattr(self, name) for name in takes}
+        try:
+            return by_option()[self.method](**{name: value for name, value in values.items() if value is not None})
+        except ValueError as error:
+            raise UserError(f"{error}. Look at --method and its options") from None
 
     def _losses(self) -> float:
         """About how many losses a step has, without its tree, which would be as large."""
-        if self.method == "tree":
-            return 2.0 * math.prod(float(max(1, level)) for level in self._levels())
-        if self.method == "spzo":
-            return 4.0 * self.outer * (self.inner + 1)
-        return 2.0 * (self.directions or 1)
+        estimator = self.estimator()
+        return 0.0 if isinstance(estimator, Auto) else estimator.evaluations(1)
 
     def _levels(self) -> list[int]:
         if self.levels is None:

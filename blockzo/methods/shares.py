@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from blockzo.methods.tree import EvaluationTree, Node
-
-
-def _paths(tree: EvaluationTree) -> list[tuple[int, ...]]:
-    """For every leaf, the numbers of the nodes from its root to it."""
-    result: list[tuple[int, ...]] = []
-    count = -1
-
-    def walk(node: Node, path: tuple[int, ...]) -> None:
-        nonlocal count
-        count += 1
-        path = (*path, count)
-        if not node.children:
-            result.append(path)
-        for child in node.children:
-            walk(child, path)
-
-    for root in tree.roots:
-        walk(root, ())
-    return result
+from blockzo.methods.tree import EvaluationTree, Node, Place, places
 
 
 def spans(tree: EvaluationTree, shares: int, costs: Sequence[float]) -> list[tuple[int, int]]:
@@ -38,10 +19,13 @@ def spans(tree: EvaluationTree, shares: int, costs: Sequence[float]) -> list[tup
     Returns:
         `shares` spans in order; the last are empty where there are fewer leaves.
     """
-    price = [sum(costs[node.first : node.stop]) for node in tree.nodes()]
-    paths = _paths(tree)
-    whole = [sum(price[n] for n in path) for path in paths]
-    more = [0.0, *(sum(price[n] for n in b if n not in a) for a, b in zip(paths, paths[1:], strict=False))]
+    paths = [(*leaf.above, leaf) for leaf in tree.leaf_places]
+
+    def price(found: Iterable[Place]) -> float:
+        return sum(sum(costs[place.node.first : place.node.stop]) for place in found)
+
+    whole = [price(path) for path in paths]
+    more = [0.0, *(price(p for p in b if not any(p is q for q in a)) for a, b in zip(paths, paths[1:], strict=False))]
 
     def cut(limit: float) -> list[tuple[int, int]]:
         found, start, spent = [], 0, whole[0]
@@ -65,15 +49,9 @@ def spans(tree: EvaluationTree, shares: int, costs: Sequence[float]) -> list[tup
 
 def share(tree: EvaluationTree, start: int, stop: int) -> EvaluationTree:
     """The tree with leaves [start, stop) alone, and the nodes above them."""
-    count = 0
 
-    def keep(node: Node) -> Node | None:
-        nonlocal count
-        if not node.children:
-            count += 1
-            return node if start < count <= stop else None
-        children = tuple(found for child in node.children if (found := keep(child)) is not None)
-        return replace(node, children=children) if children else None
+    def keep(found: Sequence[Place]) -> tuple[Node, ...]:
+        wanted = [p for p in found if p.leaf < stop and p.leaf + p.node.leaves > start]
+        return tuple(replace(p.node, children=keep(p.children)) for p in wanted)
 
-    roots = tuple(found for root in tree.roots if (found := keep(root)) is not None)
-    return EvaluationTree(tree.blocks, roots)
+    return EvaluationTree(tree.blocks, keep(places(tree.roots)))

@@ -1,14 +1,15 @@
-"""Evaluation trees: which blocks run, under which directions and signs, on whose activations.
+"""Evaluation trees: which blocks run, under which directions and signs, on whose activations, and in which order.
 
 A node runs blocks `first` .. `stop`-1 on the activations its parent left; a node whose `stop` is the number of blocks is a leaf
-and gives one loss. Leaves are numbered depth first.
+and gives one loss. Leaves are numbered depth first. `walk` is the schedule: executors run by it and costs are counted by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,55 @@ class Node:
     moves: tuple[BlockMove, ...] = ()
     children: tuple[Node, ...] = ()
 
+    @property
+    def kind(self) -> tuple[int, int]:
+        """Nodes of one kind run the same part of the model, and may run together."""
+        return self.first, self.stop
+
+    @cached_property
+    def leaves(self) -> int:
+        return sum(child.leaves for child in self.children) if self.children else 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """A node where it stands in its tree.
+
+    Attributes:
+        path: what every block up to the node's last is moved by; None: unmoved.
+        leaf: number of the first leaf below it, or its own.
+        above: the nodes over it, from the root down.
+    """
+
+    node: Node
+    path: tuple[BlockMove | None, ...]
+    leaf: int
+    above: tuple[Place, ...] = ()
+
+    @property
+    def children(self) -> list[Place]:
+        return places(self.node.children, self.path, self.leaf, (*self.above, self))
+
+
+def places(
+    nodes: Sequence[Node], path: tuple[BlockMove | None, ...] = (), leaf: int = 0, above: tuple[Place, ...] = ()
+) -> list[Place]:
+    """Of siblings: what was moved before them, the number of the first leaf, and what stands over them."""
+    result = []
+    for node in nodes:
+        wanted = {move.block: move for move in node.moves}
+        moves = (*path, *(wanted.get(block) for block in range(node.first, node.stop)))
+        result.append(Place(node, moves, leaf, above))
+        leaf += node.leaves
+    return result
+
+
+Waiting = Sequence[tuple[int, Place]]
+"""Nodes of one kind that may run together, each with the number of its parent in the part that ran last."""
+Kept = TypeVar("Kept")
+Run = Callable[[Waiting, Kept], Iterable[tuple[Waiting, Kept]]]
+"""Runs them on what their parents left, in one part or several, and gives each part with what it leaves."""
+
 
 @dataclass(frozen=True)
 class EvaluationTree:
@@ -36,136 +86,71 @@ class EvaluationTree:
     roots: tuple[Node, ...]
 
     def __post_init__(self) -> None:
-        def check(node: Node, at: int) -> None:
+        for place in self.places:
+            node, at = place.node, place.above[-1].node.stop if place.above else 0
             leaf = node.stop == self.blocks
             if node.first != at or not at < node.stop <= self.blocks or leaf == bool(node.children):
                 raise ValueError(
                     f"a node runs blocks {node.first} to {node.stop} after block {at} with {len(node.children)} children; "
                     f"expected a node that begins at {at} and has children unless it ends at {self.blocks}"
                 )
-            for child in node.children:
-                check(child, node.stop)
 
-        for root in self.roots:
-            check(root, 0)
+    @cached_property
+    def places(self) -> list[Place]:
+        """All nodes, depth first."""
 
-    def nodes(self) -> Iterator[Node]:
-        def walk(node: Node) -> Iterator[Node]:
-            yield node
-            for child in node.children:
-                yield from walk(child)
+        def below(found: Sequence[Place]) -> Iterator[Place]:
+            for place in found:
+                yield place
+                yield from below(place.children)
 
-        for root in self.roots:
-            yield from walk(root)
+        return list(below(places(self.roots)))
+
+    @cached_property
+    def leaf_places(self) -> list[Place]:
+        return [place for place in self.places if not place.node.children]
 
     @property
     def leaves(self) -> int:
-        return sum(not node.children for node in self.nodes())
+        return len(self.leaf_places)
 
     @property
     def runs(self) -> list[int]:
         """How many times each block is run in one step."""
-        return [sum(node.first <= block < node.stop for node in self.nodes()) for block in range(self.blocks)]
+        return [sum(p.node.first <= block < p.node.stop for p in self.places) for block in range(self.blocks)]
 
     def flops(self, block_flops: Sequence[float]) -> float:
         """Forward FLOPs of one step, from the forward FLOPs of each block."""
         return sum(runs * flops for runs, flops in zip(self.runs, block_flops, strict=True))
 
-    def groups(self, max_group: int = 1) -> Iterator[tuple[Node, int, tuple[tuple[int, int], ...]]]:
-        """Batches of equal evaluations, in the order they run: a node of the batch, how many it has, what is kept meanwhile.
-
-        Kept: (blocks run, number of activations) of every level above. Nodes that run the same blocks after parents of one batch
-        run together, `max_group` at most.
-        """
-
-        def visit(nodes: Sequence[Node], kept: tuple[tuple[int, int], ...]) -> Iterator[Any]:
-            alike: dict[tuple[int, int], list[Node]] = {}
-            for node in nodes:
-                alike.setdefault((node.first, node.stop), []).append(node)
-            for waiting in alike.values():
-                size = -(-len(waiting) // -(-len(waiting) // max_group))
-                for at in range(0, len(waiting), size):
-                    part = waiting[at : at + size]
-                    yield part[0], len(part), kept
-                    children = [child for node in part for child in node.children]
-                    if children:
-                        yield from visit(children, (*kept, (part[0].stop, len(part))))
-
-        return visit(self.roots, ())
-
-    def weight_reads(self, max_group: int = 1) -> list[int]:
-        """How many times the weights of each block are read in one step, a batch of evaluations reading them once."""
-        reads = [0] * self.blocks
-        for node, _, _ in self.groups(max_group):
-            for block in range(node.first, node.stop):
-                reads[block] += 1
-        return reads
-
-    def kept_bytes(self, block_bytes: Sequence[int], max_group: int = 1) -> int:
-        """Most bytes of activations kept at once, from those that each block leaves."""
-        return max(sum(count * block_bytes[stop - 1] for stop, count in kept) for _, _, kept in self.groups(max_group))
-
     def leaf_moves(self) -> list[tuple[BlockMove, ...]]:
         """What is moved at each leaf, its whole path taken together."""
-        result: list[tuple[BlockMove, ...]] = []
+        return [tuple(move for move in place.path if move is not None) for place in self.leaf_places]
 
-        def walk(node: Node, path: tuple[BlockMove, ...]) -> None:
-            path += node.moves
-            if not node.children:
-                result.append(path)
-            for child in node.children:
-                walk(child, path)
-
-        for root in self.roots:
-            walk(root, ())
-        return result
-
-    def in_place_passes(self, sizes: Sequence[int]) -> float:
-        """Passes over the weights of an in-place step, the final restore folded into the update.
+    def walk(self, run: Run[Kept], kept: Kept, together: bool = True) -> None:
+        """The schedule: everything below a part runs before the next part.
 
         Args:
-            sizes: number of weights of each block.
+            run: runs nodes that wait; all nodes of one kind among siblings and cousins, or one.
+            kept: what the roots run on.
+            together: False: one node at a time, depth first.
         """
-        written = 0
 
-        class Count(Walker):
-            def move(self, block: int, target: BlockMove | None) -> None:
-                nonlocal written
-                if self.state[block] != target:
-                    written += sizes[block]
-                self.state[block] = target
+        def visit(waiting: Waiting, kept: Kept) -> None:
+            for part in _alike(waiting) if together else [[one] for one in waiting]:
+                for ran, left in run(part, kept):
+                    below = [(number, child) for number, (_, place) in enumerate(ran) for child in place.children]
+                    if below:
+                        visit(below, left)
 
-        walker = Count(self.blocks)
-        walker.walk(self, lambda node, kept: None)
-        return (written + sum(sizes)) / max(1, sum(sizes))
+        visit([(0, place) for place in places(self.roots)], kept)
 
 
-class Walker:
-    """Depth-first walk that keeps every block on the path in the state its node asks for."""
-
-    def __init__(self, blocks: int) -> None:
-        self.state: list[BlockMove | None] = [None] * blocks
-
-    def move(self, block: int, target: BlockMove | None) -> None:
-        self.state[block] = target
-
-    def walk(self, tree: EvaluationTree, run: Callable[[Node, object], object]) -> list[object]:
-        """Calls `run(node, kept)` for every node; returns what the leaves gave, in order."""
-        losses: list[object] = []
-
-        def visit(node: Node, kept: object) -> None:
-            wanted = {move.block: move for move in node.moves}
-            for block in range(node.first, node.stop):
-                self.move(block, wanted.get(block))
-            result = run(node, kept)
-            if not node.children:
-                losses.append(result)
-            for child in node.children:
-                visit(child, result)
-
-        for root in tree.roots:
-            visit(root, None)
-        return losses
+def _alike(waiting: Waiting) -> Iterable[Waiting]:
+    found: dict[tuple[int, int], list[tuple[int, Place]]] = {}
+    for one in waiting:
+        found.setdefault(one[1].node.kind, []).append(one)
+    return found.values()
 
 
 def joined(node: Node) -> Node:

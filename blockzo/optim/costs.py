@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from blockzo.methods.estimators import Method, default_blocks
+from blockzo.methods import tally
+from blockzo.methods.base import Method
 from blockzo.ops.params import named_tensors
+from blockzo.optim.cutting import default_blocks
 from blockzo.optim.reuse import Reuse, UnmovedTrial
 from blockzo.perturb import PerturbedForward
 from blockzo.perturb.blocks import Blocks
@@ -93,10 +95,10 @@ def cost(
     return Cost(
         flops=tree.flops(block_flops),
         forwards_per_block=tree.runs,
-        activation_bytes=tree.kept_bytes(kept_bytes, max_group),
-        weight_reads=sum(r * h for r, h in zip(tree.weight_reads(max_group), held, strict=True)),
+        activation_bytes=tally.kept_bytes(tree, kept_bytes, max_group),
+        weight_reads=sum(r * h for r, h in zip(tally.weight_reads(tree, max_group), held, strict=True)),
         weight_passes=1.0,
-        in_place_weight_passes=tree.in_place_passes(sizes),
+        in_place_weight_passes=tally.in_place_passes(tree, sizes),
         block_flops=block_flops,
         whole=reuse.reason,
     )

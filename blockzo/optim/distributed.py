@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from blockzo import ops
 from blockzo.journal.record import Record
-from blockzo.methods.planner import Auto, StepPlan
+from blockzo.methods.auto import Auto, StepPlan
 from blockzo.methods.shares import share, spans
 from blockzo.ops.distributed import is_dtensor, keep_sharded
 from blockzo.ops.params import named_tensors, targets

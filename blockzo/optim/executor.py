@@ -5,7 +5,7 @@ Weights are moved where they are consumed and never written; `in_place.py` write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from blockzo.methods.tree import BlockMove, EvaluationTree, Node
+from blockzo.methods.tree import BlockMove, EvaluationTree, Node, Place, Waiting
 from blockzo.noise import Noise
-from blockzo.ops.params import whole_targets
+from blockzo.ops.params import Target, whole_targets
 from blockzo.optim.evaluation import Evaluation, check_loss, joined
 from blockzo.optim.micro_batches import Part
 from blockzo.optim.reuse import DEPENDS, Reuse, continues, whole
@@ -29,18 +29,8 @@ from blockzo.perturb.losses import evaluation_mode
 from blockzo.perturb.passes import ROUNDED, Path, PathChanged, kept_bytes, no_drift
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A node of the tree: the moves of all blocks up to its last, its parent's number in its group, its first leaf's number."""
-
-    node: Node
-    path: tuple[BlockMove | None, ...]
-    parent: int
-    leaf: int
-
-
 class PerturbedExecutor:
-    """Evaluates a tree without writing a weight, siblings in groups.
+    """Evaluates trees without writing a weight, siblings in groups. One serves all steps of an optimiser (`along`).
 
     Args:
         noise: of the step, or one for each block.
@@ -61,18 +51,39 @@ class PerturbedExecutor:
         directions: Sequence[Sequence[int]] | None = None,
         reuse: Reuse | None = None,
     ) -> None:
-        self.blocks, self.eps = blocks, eps
+        self.blocks = blocks
         self.reuse = reuse or Reuse(blocks)
-        self.directions = directions
-        self.noises = [noise] * len(blocks) if isinstance(noise, Noise) else list(noise)
-        if len(self.noises) != len(blocks):
-            raise ValueError(
-                f"noise has {len(self.noises)} entries for {len(blocks)} blocks; expected one, or one a block"
-            )
-        self.members = blocks.members(whole_targets(blocks.model, "a perturbed forward"))
-        device = next((t.tensor.device for block in self.members for t in block), torch.device("cpu"))
+        self._targets: list[Target] = []
+        self._held: list[tuple[object, ...]] = []
+        self._look()
+        device = next((target.tensor.device for target in self._targets), torch.device("cpu"))
         self.grouping = Grouping(blocks, max_group, device)
-        self._indices: dict[tuple[int, ...], Index] = {}
+        self.along(noise, eps, directions)
+
+    def along(
+        self,
+        noise: Noise | Sequence[Noise],
+        eps: Sequence[float],
+        directions: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """The next runs move by these; parameters that were frozen, made or put elsewhere meanwhile are found."""
+        noises = [noise] * len(self.blocks) if isinstance(noise, Noise) else list(noise)
+        if len(noises) != len(self.blocks):
+            raise ValueError(
+                f"noise has {len(noises)} entries for {len(self.blocks)} blocks; expected one, or one a block"
+            )
+        self.noises, self.eps, self.directions = noises, eps, directions
+        self._look()
+
+    def _look(self) -> None:
+        """What there is to move."""
+        found = whole_targets(self.blocks.model, "a perturbed forward")
+        facts = [_facts(target) for target in found]
+        if not self._targets or facts != self._held:
+            self.members = self.blocks.members(found)
+            self._indices: dict[tuple[int, ...], Index] = {}
+        # held, so that an id stays its tensor's
+        self._targets, self._held = found, facts
 
     def run(self, tree: EvaluationTree, forward: Callable[[], Any]) -> Evaluation:
         """Losses of the leaves. Where evaluations cannot continue from what is kept, each leaf runs the whole model (`Reuse`)."""
@@ -137,22 +148,19 @@ class PerturbedExecutor:
         run = partial(self._run, forward, paths if continues(tree) else None)
         self.grouping.busy.clear()
 
-        def visit(places: Sequence[_Place], kept: Activations | None, held: int) -> None:
-            result.kept_bytes = max(result.kept_bytes, held)
-            alike: dict[tuple[int, int], list[_Place]] = {}
-            for place in places:
-                alike.setdefault((place.node.first, place.node.stop), []).append(place)
-            for kind, waiting in alike.items():
-                for part, output, mode in self.grouping.each(waiting, partial(run, kept), kind):
-                    result.count(mode)
-                    if part[0].node.stop < len(self.blocks):
-                        children = [child for at, place in enumerate(part) for child in _children(place, at)]
-                        visit(children, output, held + kept_bytes(output.tree()))
-                        continue
-                    value, drift = split_drift(output)
-                    unread.append(([place.leaf for place in part], self._losses(value, len(part)), drift))
+        def together(waiting: Waiting, kept: _Kept) -> Iterator[tuple[Waiting, _Kept]]:
+            result.kept_bytes = max(result.kept_bytes, kept.nbytes)
+            node = waiting[0][1].node
+            for part, output, mode in self.grouping.each(waiting, partial(run, kept.output), node.kind):
+                result.count(mode)
+                if node.stop < len(self.blocks):
+                    yield part, _Kept(output, kept.nbytes + kept_bytes(output.tree()))
+                    continue
+                value, drift = split_drift(output)
+                unread.append(([place.leaf for _, place in part], self._losses(value, len(part)), drift))
+                yield part, kept
 
-        visit(_places(tree.roots, (), 0, 0), None, 0)
+        tree.walk(together, _Kept(None, 0))
         numbers = read_together([*(losses for _, losses, _ in unread), *(drift for _, _, drift in unread)])
         drifts = tree_leaves(numbers[len(unread) :])
         values = {
@@ -174,14 +182,14 @@ class PerturbedExecutor:
         forward: Callable[[], Any],
         paths: set[Path] | None,
         kept: Activations | None,
-        part: Sequence[_Place],
+        part: Waiting,
         row_limits: Limits | None,
         measure: bool,
     ) -> tuple[Activations, PerturbedForward]:
         """`paths`: where the ways of leaves are noted; None: nothing of the tree is kept."""
-        first, stop = part[0].node.first, part[0].node.stop
+        first, stop = part[0][1].node.kind
         # blocks before `first` too: a tied weight of theirs may be used again here
-        moves = {b: self._move(b, moved) for b in range(stop) if any(moved := [place.path[b] for place in part])}
+        moves = {b: self._move(b, moved) for b in range(stop) if any(moved := [place.path[b] for _, place in part])}
         moved_blocks = tuple(moves)
         if moved_blocks not in self._indices:
             self._indices[moved_blocks] = Index({block: self.members[block] for block in moved_blocks})
@@ -197,7 +205,7 @@ class PerturbedExecutor:
 
         return run_groups(
             run,
-            None if kept is None else kept.take([place.parent for place in part]),
+            None if kept is None else kept.take([parent for parent, _ in part]),
             self._indices[moved_blocks],
             moves,
             len(part),
@@ -247,23 +255,19 @@ class _Trial:
 
     def _alone(self, first: int, stop: int, kept: Activations | None, sign: int, paths: set[Path]) -> Activations:
         moved = tuple(BlockMove(block, 0, sign) if self.executor.members[block] else None for block in range(stop))
-        place = _Place(Node(first, stop), moved, 0, 0)
-        return self.executor._run(self.forward, paths, kept, [place], None, False)[0]
+        place = Place(Node(first, stop), moved, 0)
+        return self.executor._run(self.forward, paths, kept, [(0, place)], None, False)[0]
 
 
-def _places(nodes: Sequence[Node], path: tuple[BlockMove | None, ...], parent: int, leaf: int) -> list[_Place]:
-    result = []
-    for node in nodes:
-        wanted = {move.block: move for move in node.moves}
-        moves = (*path, *(wanted.get(block) for block in range(node.first, node.stop)))
-        result.append(_Place(node, moves, parent, leaf))
-        leaf += _leaves(node)
-    return result
+@dataclass(frozen=True)
+class _Kept:
+    """What a part left, and bytes of all that is kept with it."""
+
+    output: Activations | None
+    nbytes: int
 
 
-def _children(place: _Place, parent: int) -> list[_Place]:
-    return _places(place.node.children, place.path, parent, place.leaf)
-
-
-def _leaves(node: Node) -> int:
-    return sum(map(_leaves, node.children)) if node.children else 1
+def _facts(target: Target) -> tuple[object, ...]:
+    """The same as long as nothing that an index holds of the tensor has changed."""
+    tensor = target.tensor
+    return target.name, id(tensor), tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

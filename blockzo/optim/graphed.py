@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from blockzo.journal.record import decay_factor
-from blockzo.methods.estimators import SPSA, MeZO
+from blockzo.methods.whole import SPSA, MeZO
 from blockzo.ops.packed import pack
 from blockzo.ops.params import Target, targets
 from blockzo.optim.evaluation import Evaluation, check_loss
@@ -63,7 +63,7 @@ class GraphedStep:
         self._order = torch.arange(count, dtype=torch.int64, device=self.device)
         scales = [sign * eps for _ in range(count) for sign in (1, -1)]
         self._scales = torch.tensor(scales, dtype=torch.float32).to(self.device)
-        # a tensor, as division by a Python number is a multiplication on a GPU; the number is that of estimators.contrasts
+        # a tensor, as division by a Python number is a multiplication on a GPU; the number is that of methods.contrasts
         self._divisor = torch.tensor([2 * count * eps], dtype=torch.float64).to(self.device)
         self._batch: tuple[list[Any], Any] | None = None
         self._result: Tensor | None = None

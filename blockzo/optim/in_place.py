@@ -5,15 +5,16 @@ A restore is not exact in floating point, so a journal of it says that it is ine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from blockzo import ops
 from blockzo.journal.record import BlockUpdate
-from blockzo.methods.tree import BlockMove, EvaluationTree, Node, Walker
+from blockzo.methods.tree import BlockMove, EvaluationTree, Waiting
 from blockzo.noise import Noise
 from blockzo.ops.distributed import reshard
 from blockzo.ops.params import targets
@@ -26,7 +27,7 @@ from blockzo.perturb.losses import evaluation_mode
 from blockzo.perturb.passes import ROUNDED, Path, PathChanged, no_drift
 
 
-class InPlaceExecutor(Walker):
+class InPlaceExecutor:
     """Evaluates a tree by moving the weights themselves, one pass from each state to the next; of sharded ones this rank's part.
 
     After `run` the weights are still moved: `finish` folds the restore into the update, `restore` undoes the move.
@@ -35,8 +36,8 @@ class InPlaceExecutor(Walker):
     def __init__(
         self, blocks: Blocks, noise: Noise | Sequence[Noise], eps: Sequence[float], reuse: Reuse | None = None
     ) -> None:
-        super().__init__(len(blocks))
         self.blocks, self.eps = blocks, eps
+        self.state: list[BlockMove | None] = [None] * len(blocks)
         self.reuse = reuse or Reuse(blocks)
         self.noises = [noise] * len(blocks) if isinstance(noise, Noise) else list(noise)
         found = blocks.members(targets(blocks.model))
@@ -81,8 +82,14 @@ class InPlaceExecutor(Walker):
         paths: set[Path] = set()
         keeps = continues(tree)
 
-        def visit(node: Node, kept: Any) -> Any:
-            drift = no_drift()
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def alone(waiting: Waiting, kept: Any) -> Iterator[tuple[Waiting, Any]]:
+            ((_, place),) = waiting
+            node = place.node
+            for block in range(*node.kind):
+                self.move(block, place.path[block])
+            drift, output = no_drift(), None
             with PerturbedForward() as mode:
                 if not keeps:
                     output = self.blocks.run_whole(forward)
@@ -92,12 +99,13 @@ class InPlaceExecutor(Walker):
                     output, drift, path = self.blocks.run_to_loss(forward, node.first, kept)
                     paths.add(path)
             result.count(mode)
-            if node.children:
-                return output
-            leaves, spec = tree_flatten(output)
-            return group_losses(Activations(leaves, [False] * len(leaves), spec), 1), drift.reshape(1)
+            if not node.children:
+                leaves, spec = tree_flatten(output)
+                loss = group_losses(Activations(leaves, [False] * len(leaves), spec), 1)
+                found.append((loss, drift.reshape(1)))
+            yield waiting, output
 
-        found: list[Any] = self.walk(tree, visit)
+        tree.walk(alone, None, together=False)
         numbers = read_together([loss for loss, _ in found] + [drift for _, drift in found])
         losses = [loss for (loss,) in numbers[: len(found)]]
         return losses, max((drift for (drift,) in numbers[len(found) :]), default=0.0), paths

@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from blockzo import ops
 from blockzo.journal.file import Journal, JournalError
 from blockzo.journal.record import BlockUpdate, Record, check_record, float32
-from blockzo.methods.estimators import Decoupled, Method, MeZO, Scalars, default_blocks
-from blockzo.methods.planner import Auto, Planner, StepPlan, fine_blocks, planned_method
+from blockzo.methods.auto import Auto, StepPlan, planned_method
+from blockzo.methods.base import Method, Scalars
+from blockzo.methods.decoupled import Decoupled
+from blockzo.methods.planner import Planner
 from blockzo.methods.tree import EvaluationTree
+from blockzo.methods.whole import MeZO
 from blockzo.noise import Noise, check_seed
 from blockzo.ops.params import named_tensors, targets, whole_targets
 from blockzo.optim.costs import measure_seconds
+from blockzo.optim.cutting import default_blocks, fine_blocks
 from blockzo.optim.evaluation import Evaluation
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.in_place import InPlaceExecutor
@@ -158,6 +162,7 @@ class ZO:
         self.max_group = max_group
         self.rows_of = rows_of or (lambda batch: loss_terms(model, batch))
         self.reuse = Reuse(self.blocks)
+        self._perturbing: PerturbedExecutor | None = None
         self._lists_are_parts: bool | None = None
         self.step_number = 0
         self.journal = journal
@@ -236,8 +241,7 @@ class ZO:
         """Starts the planner with what the blocks cost on this machine, and whether anything can be kept between them."""
         assert isinstance(self.method, Auto)
         count = len(self.blocks)
-        executor = PerturbedExecutor(self.blocks, self._noise(seed), self.eps, reuse=self.reuse)
-        executor.prepare(Decoupled((1,) * count).tree(count), forward)
+        self._executor(seed, self.eps).prepare(Decoupled((1,) * count).tree(count), forward)
         whole = self.reuse.reason is not None
         self._start_planner(self.method.costs or measure_seconds(self.blocks, forward, whole=whole), whole)
         if self.journal is not None:
@@ -265,8 +269,15 @@ class ZO:
 
     def _perturbed(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
         self.look_at(parts[0].batch)
-        executor = PerturbedExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.max_group, reuse=self.reuse)
-        return executor.run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
+        return self._executor(plan.seed, plan.eps).run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
+
+    def _executor(self, seed: int, eps: Sequence[float]) -> PerturbedExecutor:
+        """The one of this optimiser, for a step of that seed."""
+        if self._perturbing is None:
+            noise = self._noise(seed)
+            self._perturbing = PerturbedExecutor(self.blocks, noise, eps, self.max_group, reuse=self.reuse)
+        self._perturbing.along(self._noise(seed), eps)
+        return self._perturbing
 
     def _evaluated(self, batch: Any, run: Run) -> tuple[StepPlan, Evaluation]:
         parts = self._parts(batch)

@@ -34,7 +34,7 @@ from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings
 from blockzo.journal.file import Journal, JournalError
-from blockzo.methods.planner import Auto
+from blockzo.methods.auto import Auto
 from blockzo.ops import digest
 from blockzo.optim.schedules import factor
 from blockzo.simulate import report

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import blockzo as bz
-from blockzo.federated.client.worker import directions_of, method_of
+from blockzo.federated.client.worker import directions_of
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.records import decode_record, encode_record, make_record
 from blockzo.federated.protocol.settings import RunSettings
@@ -29,6 +29,7 @@ from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.settings import Settings
 from blockzo.journal import format as fmt
 from blockzo.journal.outside import MOST_TEXT, Refusal
+from blockzo.methods import described
 from blockzo.simulate.settings import Federation
 from tests.core import journals
 from tests.federated.problem import settings as run_settings
@@ -221,7 +222,7 @@ def use(settings: Settings) -> None:
 
 def use_run(values: Any) -> None:
     run = RunSettings.from_dict(values)
-    if directions_of(method_of(run.method), run.blocks) != run.directions:
+    if directions_of(described(run.method), run.blocks) != run.directions:
         raise ValueError("they differ")
     m.reply_bytes(run)
 

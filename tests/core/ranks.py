@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import blockzo as bz
-from blockzo.methods.estimators import Method
+from blockzo.methods.base import Method
 
 METHODS: list[Method] = [
     bz.MeZO(),

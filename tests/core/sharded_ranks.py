@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import blockzo as bz
-from blockzo.methods.estimators import Method
+from blockzo.methods.base import Method
 from blockzo.optim.in_place import InPlaceExecutor
 from blockzo.optim.zo import step_seed
 from tests.core import zoo

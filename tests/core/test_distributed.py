@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import blockzo as bz
-from blockzo.methods.estimators import Method
+from blockzo.methods.base import Method
 from blockzo.methods.shares import share, spans
 from blockzo.methods.tree import EvaluationTree
 from tests.together import run_together
@@ -49,7 +49,7 @@ METHODS = st.one_of(
 
 
 def price(tree: EvaluationTree, costs: tuple[float, float]) -> float:
-    return sum(sum(costs[node.first : node.stop]) for node in tree.nodes())
+    return sum(sum(costs[node.first : node.stop]) for node in (place.node for place in tree.places))
 
 
 @given(METHODS, st.integers(1, 9), st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)))

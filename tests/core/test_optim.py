@@ -258,7 +258,7 @@ class Ran:
         run = PerturbedExecutor._run
 
         def watched(executor, forward, paths, before, part, *rest):
-            node = part[0].node
+            node = part[0][1].node
             for block in range(node.first, node.stop):
                 self.runs[block] += len(part)
                 self.reads += sum(t.nbytes for n, t in names.items() if blocks.places[n] == block)

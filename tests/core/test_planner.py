@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import blockzo as bz
-from blockzo.methods.planner import BlockState, Guard, Planner, fine_blocks, planned_method
+from blockzo.methods.auto import planned_method
+from blockzo.methods.block_state import BlockState
+from blockzo.methods.guard import Guard
+from blockzo.methods.planner import Planner
+from blockzo.optim.cutting import fine_blocks
 from tests.core import zoo
 
 COSTS = (1.0, 1.0, 1.0, 0.05)

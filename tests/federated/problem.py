@@ -16,7 +16,7 @@ from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
 from blockzo.federated.server.server import Server
 from blockzo.federated.signing import new_signers
-from blockzo.methods.estimators import Method
+from blockzo.methods.base import Method
 from blockzo.simulate.local import LocalTransport
 
 RUN = "00112233445566778899aabbccddeeff"

@@ -22,7 +22,7 @@ from blockzo.federated.privacy.settings import PrivacySettings
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
 from blockzo.federated.server.server import Server
-from blockzo.methods.estimators import Method
+from blockzo.methods.base import Method
 
 # powers of two, so that integers come back out of float32 exactly
 CLIP, EPS, LR = 4.0, 2.0**-3, 2.0**-30

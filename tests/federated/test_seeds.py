@@ -13,7 +13,7 @@ import blockzo as bz
 from blockzo.contract import ROUNDING_DIRECTION
 from blockzo.federated.protocol.seeds import chosen, first_direction, round_seed
 from blockzo.federated.server.server import Server
-from blockzo.methods.estimators import Method
+from blockzo.methods.base import Method
 from tests.federated.problem import network, settings
 
 RUN = bytes(range(16))

@@ -15,7 +15,7 @@ from blockzo.finetune.settings import Settings
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"method": "adam"}, "--method is 'adam'; expected one of mezo"),
+        ({"method": "adam"}, "--method is 'adam'; expected one of fzoo, mezo"),
         ({"variant": "x"}, "--variant"),
         ({"schedule": "step"}, "--schedule"),
         ({"distribution": "uniform"}, "--distribution"),
@@ -46,7 +46,10 @@ from blockzo.finetune.settings import Settings
         ({"method": "auto", "directions": 4}, "the planner chooses"),
         ({"method": "auto", "in_place": True}, "leave --in-place out"),
         ({"method": "fzoo", "directions": 1}, "FZOO needs two or more"),
-        ({"method": "mezo", "one_sided": True}, "--one-sided does not go with --method mezo; it is for spzo and tree"),
+        (
+            {"method": "mezo", "one_sided": True},
+            "which takes no options; it is for spzo, tree",
+        ),
         ({"variant": "crossed", "one_sided": True}, "use coupled or decoupled.*--variant"),
     ],
 )

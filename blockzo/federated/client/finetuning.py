@@ -16,7 +16,7 @@ from blockzo.finetune.errors import UserError
 from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.prepare import Prepared
 from blockzo.finetune.settings import Settings
-from blockzo.methods.planner import Auto
+from blockzo.methods.auto import Auto
 
 
 def run_settings(settings: Settings, blocks: int, run: str, rounds: int, **federated: Any) -> RunSettings:

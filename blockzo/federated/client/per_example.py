@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockzo.methods.estimators import Method
+from blockzo.methods.base import Method
 from blockzo.methods.tree import EvaluationTree
 from blockzo.optim.evaluation import Evaluation, joined
 from blockzo.optim.executor import PerturbedExecutor

@@ -17,10 +17,8 @@ from blockzo.federated.client.weights import Weights
 from blockzo.federated.protocol.addresses import noise_seed, step_directions
 from blockzo.federated.protocol.estimate import Estimate
 from blockzo.federated.protocol.settings import RunSettings
-from blockzo.journal.outside import build, shown
 from blockzo.journal.record import BlockUpdate, Record
-from blockzo.methods import estimators
-from blockzo.methods.estimators import Method
+from blockzo.methods.base import Method, described
 from blockzo.noise import Noise
 from blockzo.ops.params import whole_targets
 from blockzo.optim.evaluation import Evaluation
@@ -34,26 +32,10 @@ from blockzo.perturb.losses import LossFunction, evaluation_mode, hugging_face_l
 
 BatchOf = Callable[[int, int], tuple[Any, int]]
 """(round, local step) -> batch and its number of rows; a function of these alone, so that a repeated round sees the same rows."""
-__all__ = ["Weights", "Worker", "directions_of", "method_of"]
+__all__ = ["Weights", "Worker", "directions_of"]
 E = TypeVar("E", bound=PerturbedExecutor)
 _looked_at: WeakKeyDictionary[Blocks, set[LossFunction]] = WeakKeyDictionary()
 """Losses that `check_reads` found nothing in."""
-METHODS = ("MeZO", "SPSA", "SPZO", "OneSided", "FZOO", "Tree", "Decoupled")
-
-
-def method_of(described: Mapping[str, Any]) -> Method:
-    """The method that `method.describe()` names.
-
-    Raises:
-        ValueError: none of this blockzo; the planner ("Auto") chooses by what one machine measures and is not for rounds.
-    """
-    name, arguments = described.get("name"), {k: v for k, v in described.items() if k != "name"}
-    if name not in METHODS:
-        raise ValueError(
-            f"method is {shown(name)}; expected one of {', '.join(METHODS)} (a planner cannot run in rounds)"
-        )
-    method: Method = build(getattr(estimators, name), arguments, f"method {name}")
-    return method
 
 
 def directions_of(method: Method, blocks: int) -> tuple[int, ...]:
@@ -103,7 +85,7 @@ class Worker:
         return self.weights.blocks.model
 
     def begin(self, settings: RunSettings) -> None:
-        method = method_of(settings.method)
+        method = described(settings.method)
         counts = directions_of(method, settings.blocks)
         if counts != settings.directions:
             raise ValueError(f"the method makes {counts} directions a block, the settings say {settings.directions}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from blockzo.federated.client.worker import Weights, Worker, directions_of
 from blockzo.federated.flower.plan import Plan
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
-from blockzo.methods.estimators import SPZO
+from blockzo.methods.spzo import SPZO
 from blockzo.perturb.blocks import Blocks
 
 FEATURES, CLASSES, ROWS, BATCH = 16, 4, 256, 32

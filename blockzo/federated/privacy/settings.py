@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from blockzo.federated.privacy import accounting
 from blockzo.federated.privacy.discrete_gaussian import bernoulli, discrete_gaussian
 from blockzo.journal.outside import build
+from blockzo.methods import METHODS
 
 if TYPE_CHECKING:
     from blockzo.federated.protocol.settings import RunSettings
@@ -116,11 +117,12 @@ class PrivacySettings:
                 f"aggregate is {run.aggregate!r}, own_directions {run.own_directions}; noise added by the server is "
                 'calibrated to a sum over shared directions: expected "mean" and False (or mode="local")'
             )
-        if self.unit == "example" and (run.local_steps > 1 or run.method.get("name") == "FZOO"):
+        method = METHODS.get(str(run.method.get("name")))
+        if self.unit == "example" and (run.local_steps > 1 or (method is not None and not method.linear)):
             raise ValueError(
                 f"unit is 'example' with {run.local_steps} local steps of {run.method.get('name')}; an example would change "
-                "the scalars of others, through the client's own move or FZOO's deviation: expected one local step and "
-                'another method (or unit="client")'
+                "the scalars of others, through the client's own move or a rule that is not linear in the losses: expected "
+                'one local step and another method (or unit="client")'
             )
 
     @property
