@@ -184,7 +184,8 @@ class Settings:
         try:
             return by_option()[self.method](**{name: value for name, value in values.items() if value is not None})
         except ValueError as error:
-            raise UserError(f"{error}. Look at --method and its options") from None
+            options = "".join(f", --{name.replace('_', '-')}" for name in takes)
+            raise UserError(f"{error}. Look at --method{options}") from None
 
     def _losses(self) -> float:
         """About how many losses a step has, without its tree, which would be as large."""

@@ -42,8 +42,8 @@ from blockzo.finetune.settings import Settings
         ({"method": "tree"}, "needs --levels"),
         ({"method": "tree", "levels": "1,2", "split": "1,2"}, "2 levels of directions for 3 blocks"),
         ({"method": "tree", "levels": "1,0.5"}, "--levels is 1,0.5"),
-        ({"method": "mezo", "directions": 4}, "use --method spsa"),
-        ({"method": "auto", "directions": 4}, "the planner chooses"),
+        ({"method": "mezo", "directions": 4}, "which takes no options; it is for fzoo, one-sided, spsa"),
+        ({"method": "auto", "directions": 4}, "--directions does not go with --method auto, which takes no options"),
         ({"method": "auto", "in_place": True}, "leave --in-place out"),
         ({"method": "fzoo", "directions": 1}, "FZOO needs two or more"),
         (
