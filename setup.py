@@ -1,8 +1,8 @@
-"""Builds `blockzo._native` with any C++17 compiler and pybind11; without a compiler the install is pure Python. Where nvcc is
-found, also `blockzo/_cuda.so`, a plain C library that needs no driver to load.
+"""Builds `blockzo._native` with any C++17 compiler and pybind11; without a compiler the install is pure Python. Where it is
+asked for, also `blockzo/_cuda.so`, a plain C library that needs no driver to load.
 
-Environment: CXX, CXXFLAGS, LDFLAGS as usual; BLOCKZO_REQUIRE_NATIVE=1 turns a failed build into a failed install. BLOCKZO_CUDA=0
-leaves the CUDA library out, 1 makes its failure, or no nvcc, that of the install; NVCC is the compiler; BLOCKZO_CUDA_ARCHS,
+Environment: CXX, CXXFLAGS, LDFLAGS as usual; BLOCKZO_REQUIRE_NATIVE=1 turns a failed build into a failed install. BLOCKZO_CUDA=1
+builds the CUDA library, whose failure, or no nvcc, is then that of the install; NVCC is the compiler; BLOCKZO_CUDA_ARCHS,
 "80 90 100" by default.
 What happened is written to `blockzo/_build.json` (`blockzo env` shows it), as pip hides the output of good builds.
 """
@@ -69,10 +69,13 @@ def run(command: list[str]) -> str:
     return result.stdout
 
 
+def tell(text: str) -> None:
+    """A line of pip's log, which `pip install -v` shows."""
+    print(f"blockzo: {text}", flush=True)
+
+
 def nvcc() -> str | None:
-    """The CUDA compiler, where one is wanted and there."""
-    if os.environ.get("BLOCKZO_CUDA", "auto") == "0":
-        return None
+    """The CUDA compiler, where there is one."""
     home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
     return shutil.which(os.environ.get("NVCC") or "nvcc") or (str(home) if home.is_file() else None)
 
@@ -148,29 +151,27 @@ class BuildNative(build_ext):
             (folder / "_build.json").write_text(json.dumps(self.report, indent=1) + "\n")
 
     def build_cuda(self, folders: list[Path]) -> None:
-        """A failure hurts nothing but the CUDA kernels, unless they were asked for."""
+        """Only when asked: a machine with nvcc need not have a GPU, and Triton serves one without this library."""
         self.report["cuda"] = False
-        required = os.environ.get("BLOCKZO_CUDA", "auto") == "1"
         compiler = nvcc()
+        if os.environ.get("BLOCKZO_CUDA") != "1":
+            if compiler is not None:
+                self.report["cuda_reason"] = "not asked for; BLOCKZO_CUDA=1 builds it"
+                tell("nvcc found; set BLOCKZO_CUDA=1 to build the CUDA kernels")
+            return
         try:
             if compiler is None:
-                if required:
-                    raise NativeError(
-                        "BLOCKZO_CUDA is 1 and no nvcc was found; put it on PATH or set NVCC or CUDA_HOME"
-                    )
-                return
+                raise NativeError("BLOCKZO_CUDA is 1 and no nvcc was found; put it on PATH or set NVCC or CUDA_HOME")
             temporary = Path(self.build_temp).resolve()
             temporary.mkdir(parents=True, exist_ok=True)
             built = temporary / "_cuda.so"
-            run(cuda_command(compiler, built))
+            command = cuda_command(compiler, built)
+            tell(f"building the CUDA kernels: {shlex.join(command)}")
+            tell(run(command) or "the CUDA kernels are built")
         except NativeError as error:
-            if required:
-                raise SystemExit(
-                    f"blockzo: the CUDA kernels could not be built and BLOCKZO_CUDA is 1.\n{error}\n"
-                ) from None
-            self.report["cuda_reason"] = str(error)
-            print(f"blockzo: no CUDA kernels, Triton serves instead: {error}", file=sys.stderr, flush=True)
-            return
+            raise SystemExit(
+                f"blockzo: the CUDA kernels could not be built and BLOCKZO_CUDA is 1.\n{error}\n"
+            ) from None
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             # a new file, never over one that may be in use
@@ -202,6 +203,7 @@ class BuildNative(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         pairs = [(str(ROOT / source), str(folder / (source.replace("/", "-") + ".o"))) for source in ext.sources]
         ninja = shutil.which("ninja")
+        tell(f"building the native kernels, {len(pairs)} files: {shlex.join([*cxx, *flags])}")
         if ninja:
             compile_with_ninja(ninja, folder, [*cxx, *flags], pairs)
         else:

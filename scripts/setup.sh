@@ -2,6 +2,7 @@
 # Makes the virtual environment of this checkout: torch, blockzo with its native kernels built in place, and what the tests need.
 # Safe to repeat: it does only what changed since the last time.
 #   BLOCKZO_VENV  another folder than .venv        PYTHON  the interpreter to start from (3.10 or newer)
+#   BLOCKZO_CUDA=1  the CUDA kernels too (nvcc)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -33,6 +34,8 @@ built="$PWD ${CXX:-} ${CXXFLAGS:-} $(digest setup.py csrc)"
 stamp="$venv/.blockzo-setup"
 native_stamp="$venv/.blockzo-native"
 native() { ls blockzo/_native*.so >/dev/null 2>&1; }
+# a set-up that does not ask for them leaves those of an earlier one
+cuda() { [ "${BLOCKZO_CUDA:-0}" != 1 ] || [ -e blockzo/_cuda.so ]; }
 
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     rm -f "$stamp"
@@ -42,7 +45,7 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     "$py" -m pip install -qq --editable ".[gguf,test]" "torch==$torch_version"
     echo "$wanted" >"$stamp"
     echo "$built" >"$native_stamp"
-elif [ "$(cat "$native_stamp" 2>/dev/null || true)" != "$built" ] || ! native; then
+elif [ "$(cat "$native_stamp" 2>/dev/null || true)" != "$built" ] || ! native || ! cuda; then
     rm -f "$native_stamp"
     "$py" setup.py --quiet build_ext --inplace
     echo "$built" >"$native_stamp"

@@ -26,8 +26,6 @@ def environment(**changes: str | None) -> dict[str, str]:
     """This process's environment without what would steer a build or a kernel, then with `changes` (None removes)."""
     steering = ("BLOCKZO_", "PYTHONPATH", "CXX", "CXXFLAGS", "LDFLAGS", "TRITON_")
     result = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
-    # minutes each time; test_cuda_library.py is about it
-    result["BLOCKZO_CUDA"] = "0"
     for name, value in changes.items():
         result.pop(name, None)
         if value is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -13,9 +12,8 @@ import pytest
 import torch
 
 from blockzo.ops.backends.gpu import cuda
-from tests.packaging.builds import NVCC, ROOT, copy_tree, execute
+from tests.packaging.builds import NVCC, ROOT, Result, copy_tree, execute
 
-CSRC = ROOT / "csrc"
 ARCHES = (80, 90, 100)
 # instructions of a Philox call, for 128 weights, and shift and exclusive or of a sign
 LEAST_NOISE = 58 / 128 + 2
@@ -36,46 +34,52 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
         cuda.load(target)
 
 
-def test_required_cuda_without_a_compiler_fails_the_build(tmp_path: Path) -> None:
-    tree = copy_tree(tmp_path / "tree")
-    command = [
-        sys.executable,
-        "setup.py",
-        "--quiet",
-        "build_ext",
-        "--build-temp",
-        tmp_path / "t",
-        "--build-lib",
-        tmp_path / "l",
-    ]
-    done = execute(
-        command, tree, BLOCKZO_CUDA="1", NVCC="no-such-compiler", CUDA_HOME=str(tmp_path), PATH="/usr/bin:/bin"
-    )
+def build(tree: Path, **changes: str | None) -> Result:
+    """`setup.py build_ext --inplace` in a copy of the sources, without the native kernels, which take longer."""
+    return execute([sys.executable, "setup.py", "build_ext", "--inplace"], tree, CXX="/bin/false", **changes)
+
+
+def report(tree: Path) -> dict[str, object]:
+    found = json.loads((tree / "blockzo" / "_build.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def test_required_cuda_without_a_compiler_fails_the_build(tree: Path, tmp_path: Path) -> None:
+    done = build(tree, BLOCKZO_CUDA="1", NVCC="no-such-compiler", CUDA_HOME=str(tmp_path), PATH="/usr/bin:/bin")
     assert done.returncode != 0
     assert "BLOCKZO_CUDA is 1 and no nvcc was found" in done.stdout
+
+
+def test_required_cuda_that_does_not_compile_fails_the_build(tree: Path) -> None:
+    done = build(tree, BLOCKZO_CUDA="1", NVCC="/bin/false")
+    assert done.returncode != 0
+    assert "the CUDA kernels could not be built and BLOCKZO_CUDA is 1" in done.stdout
+
+
+@pytest.mark.parametrize("asked", [None, "0"])
+def test_nothing_is_compiled_for_gpus_unless_asked(tree: Path, tmp_path: Path, asked: str | None) -> None:
+    compiler, traces = tmp_path / "nvcc", tmp_path / "traces"
+    compiler.write_text(f"#!/bin/sh\ntouch {traces}\n")
+    compiler.chmod(0o755)
+    done = build(tree, BLOCKZO_CUDA=asked, NVCC=str(compiler))
+    assert done.returncode == 0, done.stdout
+    assert "nvcc found; set BLOCKZO_CUDA=1 to build the CUDA kernels" in done.stdout
+    assert not traces.exists() and not (tree / "blockzo" / "_cuda.so").exists()
+    assert report(tree)["cuda"] is False and "BLOCKZO_CUDA=1" in str(report(tree)["cuda_reason"])
 
 
 if NVCC:
 
     @pytest.fixture(scope="module")
     def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("cuda")
-        command = [
-            NVCC,
-            *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHES),
-            "-O3",
-            "-std=c++17",
-            "-fmad=false",
-            "-shared",
-            "-cudart=static",
-            "-Xptxas",
-            "-v",
-        ]
-        options = ["-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CSRC / 'include'}"]
-        done = execute([*command, *options, CSRC / "cuda" / "moves.cu", "-o", folder / "_cuda.so"], folder)
+        """The library as an install makes it that asks for it, and what the assembler said."""
+        tree = copy_tree(tmp_path_factory.mktemp("cuda") / "tree")
+        done = build(tree, BLOCKZO_CUDA="1", NVCC_APPEND_FLAGS="-Xptxas -v")
         assert done.returncode == 0, done.stdout
-        (folder / "ptxas.txt").write_text(done.stdout)
-        return folder / "_cuda.so"
+        assert report(tree)["cuda"] is True and "building the CUDA kernels" in done.stdout
+        (tree / "blockzo" / "ptxas.txt").write_text(done.stdout)
+        return tree / "blockzo" / "_cuda.so"
 
     def test_registers_and_spills_stay_within_budget(library: Path) -> None:
         text = library.with_name("ptxas.txt").read_text()
@@ -130,7 +134,6 @@ if NVCC:
             f"blockzo_cuda_{name}" for name in ("move", "chunk", "version", "devices", "error")
         }
 
-    def test_this_checkout_reports_its_build() -> None:
-        report = json.loads((ROOT / "blockzo" / "_build.json").read_text())
-        assert report["cuda"] is (os.environ.get("BLOCKZO_CUDA") != "0")
-        assert isinstance(cuda.load(cuda.PATH), ctypes.CDLL)
+
+def test_this_checkout_reports_its_build() -> None:
+    assert report(ROOT)["cuda"] is (ROOT / "blockzo" / "_cuda.so").exists()
