@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,8 +81,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """State and sockets of a test are its own."""
-    runtime = tmp_path / "runtime"
-    runtime.mkdir(mode=0o700)
-    monkeypatch.setenv("BLOCKZO_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("BLOCKZO_RUNTIME", str(runtime))
-    yield
+    # a socket's path has at most 107 bytes, and tmp_path is long in the workers of pytest-xdist
+    with tempfile.TemporaryDirectory(prefix="bz-", ignore_cleanup_errors=True) as runtime:
+        monkeypatch.setenv("BLOCKZO_STATE", str(tmp_path / "state"))
+        monkeypatch.setenv("BLOCKZO_RUNTIME", runtime)
+        yield

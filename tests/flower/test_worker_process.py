@@ -71,9 +71,9 @@ def test_folders_that_others_may_enter_are_refused(tmp_path: Path, monkeypatch: 
     link.symlink_to(private_folder(tmp_path / "mine"))
     with pytest.raises(PermissionError, match="expected a folder of user"):
         private_folder(link)
-    monkeypatch.setenv("BLOCKZO_RUNTIME", str(tmp_path))
-    (tmp_path / f"blockzo-{os.getuid()}").mkdir(mode=0o777)
-    (tmp_path / f"blockzo-{os.getuid()}").chmod(0o777)
+    others = Path(os.environ["BLOCKZO_RUNTIME"], f"blockzo-{os.getuid()}")
+    others.mkdir()
+    others.chmod(0o777)
     with pytest.raises(PermissionError, match="BLOCKZO_RUNTIME"):
         socket_folder(tmp_path / "state")
     deep = tmp_path / ("d" * 90)
