@@ -93,11 +93,14 @@ def test_scalars_are_the_differences_of_losses_along_the_directions() -> None:
         assert found.scalars[k] == pytest.approx(expected, rel=2e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("rounds", [70, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropouts_late_replies_and_mixed_machines_end_at_one_digest(dtype: torch.dtype, tmp_path: Path) -> None:
-    """200 rounds, 20 clients, 30% drop out at random, half of them late by up to 50 rounds; mixed machines."""
+def test_dropouts_late_replies_and_mixed_machines_end_at_one_digest(
+    dtype: torch.dtype, rounds: int, tmp_path: Path
+) -> None:
+    """20 clients, 30% drop out at random, half of them late by up to 50 rounds; mixed machines."""
     chance = random.Random(5)
-    run = settings(rounds=200, stochastic_rounding=True, weight_decay=0.01, schedule="cosine", lr=(0.02, 0.02))
+    run = settings(rounds=rounds, stochastic_rounding=True, weight_decay=0.01, schedule="cosine", lr=(0.02, 0.02))
     federation = Federation(tmp_path, clients=20, chosen=run, policy=RoundPolicy(quorum=3), dtype=dtype)
     sets = _native.available()
     machines = {n: (sets[i % len(sets)], 1 + i % 2) for i, n in enumerate(federation.clients)}
@@ -132,7 +135,7 @@ def test_dropouts_late_replies_and_mixed_machines_end_at_one_digest(dtype: torch
                 federation.server.receive(name, answer)
             here = [name for name in federation.clients if away.get(name, 0) <= tick]
             federation.transport.round(here, deliver=deliver)
-        assert federation.server.refusals.total() > 100
+        assert federation.server.refusals.total() > rounds // 2
         assert {code for _, code in federation.server.refusals} <= {m.STALE, m.UNWANTED}
         assert federation.catch_up() == {federation.replica.digest()}  # type: ignore[union-attr]
     finally:
