@@ -1,4 +1,4 @@
-"""Writes the tables of the docs that are made from the code: the options of the commands.
+"""Writes the tables of the docs that are made from the code: the options of the commands, the aggregates of federated rounds.
 
 python docs/tables.py --write      # without --write: says which pages differ, and leaves with 1
 """
@@ -6,6 +6,7 @@ python docs/tables.py --write      # without --write: says which pages differ, a
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from blockzo.federated.protocol.aggregates import AGGREGATES
 from blockzo.finetune.option import named, options_of
 from blockzo.finetune.settings import Settings
 from blockzo.simulate.settings import Federation
@@ -43,9 +45,23 @@ def options(form: type[Any]) -> str:
     return "\n\n".join(parts)
 
 
+def aggregates() -> str:
+    """A line an aggregate: what it is, what it goes with, its options."""
+    goes_with = ("weighted", "own_directions", "secure_sum", "central_noise", "local_steps")
+    rows = ["| aggregate | | `weighting` | own directions | secure sums | central noise | local steps | options |"]
+    rows.append("|---|---|---|---|---|---|---|---|")
+    for name, kind in AGGREGATES.items():
+        told = " ".join(inspect.getdoc(kind).partition("\n\n")[0].split())
+        own = ", ".join(f"`{field.name}` = {field.default}" for field in fields(kind))
+        cells = [f"`{name}`", told, *("yes" if getattr(kind, what) else "no" for what in goes_with), own]
+        rows.append(f"| {' | '.join(cells)} |".replace("  ", " "))
+    return "\n".join(rows)
+
+
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("finetune.md", "options"): lambda: options(Settings),
     ("federated.md", "options"): lambda: options(Federation),
+    ("federated.md", "aggregates"): aggregates,
 }
 
 

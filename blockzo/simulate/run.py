@@ -157,6 +157,7 @@ class Simulation:
             pool=federation.seed_pool,
             privacy=federation.private(len(self.parts)),
             secure_sum=federation.secure_sum,
+            aggregate_options=federation.combining.options(),
         )
 
     def go(self, journal: Journal | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +10,8 @@ from typing import Any
 
 from blockzo.federated.client.partition import PARTITIONS
 from blockzo.federated.privacy.settings import MODES, PrivacySettings
-from blockzo.federated.protocol.settings import AGGREGATES, WEIGHTINGS
+from blockzo.federated.protocol.aggregates import AGGREGATES, Aggregate, aggregate_of, names_with
+from blockzo.federated.protocol.settings import WEIGHTINGS
 from blockzo.finetune import resuming
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.option import SIMULATE, check, free_on_resume, named
@@ -22,7 +24,8 @@ CLIENTS, PRIVACY = "Clients and rounds", "Privacy"
 ENGINES = {"zo": "seeds and scalars", "fedavg": "first-order baseline"}
 USUAL_CLIENTS = 8
 NOT_OF_FEDAVG = (
-    *("aggregate", "own_directions", "liars", "drop", "seed_pool", "privacy", "weighting", "secure_sum", "policy"),
+    *("aggregate", "aggregate_options", "own_directions", "liars", "drop", "seed_pool"),
+    *("privacy", "weighting", "secure_sum", "policy"),
 )
 
 
@@ -53,10 +56,13 @@ class Federation:
         "{choices}.",
         CLIENTS,
         "mean",
-        choices={name: {"sign": "one bit each way"}.get(name, "") for name in AGGREGATES},
+        choices={name: kind.summary for name, kind in AGGREGATES.items()},
     )
+    aggregate_options: str | None = option("Of the aggregate: name=value, name=value.", CLIENTS, None)
     trim: float = option("trimmed-mean: share left out at either end.", CLIENTS, 0.25)
-    weighting: str = option("mean, sign: how clients are weighed, {choices}.", CLIENTS, "examples", choices=WEIGHTINGS)
+    weighting: str = option(
+        f"{names_with('weighted')}: how clients are weighed, {{choices}}.", CLIENTS, "examples", choices=WEIGHTINGS
+    )
     seed_pool: int = option(
         "Directions that the run has in all, in each block; 0: new ones every round.",
         CLIENTS,
@@ -100,6 +106,7 @@ class Federation:
             raise UserError(f"--alpha is {self.alpha}; expected a positive number")
         if not 0 <= self.trim < 0.5:
             raise UserError(f"--trim is {self.trim}; expected a share of 0 or more and below 0.5")
+        combining = self.combining
         if not 0 < self.delta < 0.5:
             raise UserError(f"--delta is {self.delta}; expected a number above 0 and below 0.5")
         told = (self.clip is not None, self.noise_multiplier is not None)
@@ -111,10 +118,10 @@ class Federation:
                 raise UserError(
                     f"--weighting is {self.weighting}; a client's number of rows is private too: with --privacy give equal"
                 )
-        if self.secure_sum and (self.aggregate != "mean" or self.own_directions or self.privacy == "local"):
+        if self.secure_sum and (not combining.secure_sum or self.own_directions or self.privacy == "local"):
             raise UserError(
-                "--secure-sum gives the mean over shared directions alone; leave out --aggregate, --own-directions and "
-                "--privacy local (--privacy central, with noise that the clients add, goes with it)"
+                f"--secure-sum gives the {names_with('secure_sum')} over shared directions alone; leave out --aggregate, "
+                "--own-directions and --privacy local (--privacy central, with noise that the clients add, goes with it)"
             )
         for name in ("drop", "liars"):
             if not 0 <= getattr(self, name) < 1:
@@ -125,6 +132,27 @@ class Federation:
                 "--engine fedavg is the plain baseline, weighted by examples; leave out "
                 f"{', '.join(map(named, NOT_OF_FEDAVG[:-1]))} and {named(NOT_OF_FEDAVG[-1])}"
             )
+
+    @property
+    def combining(self) -> Aggregate:
+        """`aggregate` as an object.
+
+        Raises:
+            UserError: `aggregate_options` are not its own.
+        """
+        options: dict[str, Any] = {}
+        for part in filter(None, (self.aggregate_options or "").split(",")):
+            name, equals, value = (word.strip() for word in part.partition("="))
+            if not name or not equals:
+                raise UserError(f"--aggregate-options has {part!r}; expected name=value")
+            try:
+                options[name] = json.loads(value)
+            except json.JSONDecodeError:
+                options[name] = value
+        try:
+            return aggregate_of(self.aggregate, options, vars(self))
+        except ValueError as error:
+            raise UserError(f"--aggregate-options: {error}") from None
 
     def private(self, clients: int) -> dict[str, Any] | None:
         """What `RunSettings.privacy` is, for that many clients in all."""

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockzo.federated.protocol.aggregates import Contribution, combine, weights_of
+from blockzo.federated.protocol.aggregates import AGGREGATES
+from blockzo.federated.protocol.combine import Contribution, combine, weights_of
 from blockzo.federated.protocol.messages import Reply
 from blockzo.federated.protocol.records import decode_record, encode_record
 from blockzo.federated.protocol.round_record import round_record
@@ -34,7 +35,7 @@ def test_the_mean_weighs_by_examples(found: list[Contribution]) -> None:
     assert sum(weights_of(found, settings())) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("aggregate", ["mean", "trimmed-mean", "median", "sign"])
+@pytest.mark.parametrize("aggregate", AGGREGATES)
 @given(found=CONTRIBUTIONS, data=st.data())
 def test_the_order_of_clients_does_not_matter(aggregate: str, found: list[Contribution], data: st.DataObject) -> None:
     run = settings(aggregate=aggregate)

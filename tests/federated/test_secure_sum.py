@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import blockzo as bz
 from blockzo.federated.protocol import sum_messages as s
-from blockzo.federated.protocol.aggregates import Contribution, combine, weights_of
+from blockzo.federated.protocol.combine import Contribution, combine, weights_of
 from blockzo.federated.protocol.estimate import Estimate
 from blockzo.federated.protocol.sum_messages import session_of
 from blockzo.federated.secagg import crypto as sum_crypto

@@ -112,7 +112,7 @@ class PrivacySettings:
                 f"weighting is {run.weighting!r}; a client's number of examples is private too and would scale its influence: "
                 'privacy needs weighting="equal"'
             )
-        if self.mode == "central" and (run.aggregate != "mean" or run.own_directions):
+        if self.mode == "central" and (not run.combining.central_noise or run.own_directions):
             raise ValueError(
                 f"aggregate is {run.aggregate!r}, own_directions {run.own_directions}; noise added by the server is "
                 'calibrated to a sum over shared directions: expected "mean" and False (or mode="local")'

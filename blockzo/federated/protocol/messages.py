@@ -147,7 +147,7 @@ Message = Hello | Welcome | Task | Reply | SumMessage | Scores | CatchUp | Recor
 
 def reply_bytes(settings: RunSettings) -> int:
     """Largest size of a reply."""
-    held = -(-settings.scalars // 8) if settings.aggregate == "sign" else 4 * settings.scalars
+    held = -(-settings.scalars // 8) if settings.combining.signs else 4 * settings.scalars
     return OVERHEAD + _REPLY.size + held + 32 + 2 * settings.own_directions
 
 
@@ -191,7 +191,7 @@ def _payload(message: Message, settings: RunSettings | None) -> tuple[int, bytes
                 parts.append(struct.pack("<H", message.slot))
             if message.digest is not None:
                 parts.append(bytes.fromhex(message.digest.removeprefix(DIGEST_PREFIX)))
-            if settings.aggregate == "sign":
+            if settings.combining.signs:
                 parts.append(pack_signs(list(message.scalars)))
             else:
                 parts.append(pack_floats(message.scalars))
@@ -302,7 +302,7 @@ def _reply(payload: bytes, settings: RunSettings) -> Reply:
             raise MessageError("a reply is too short for its digest")
         digest = DIGEST_PREFIX + payload[at : at + 32].hex()
         at += 32
-    if settings.aggregate == "sign":
+    if settings.combining.signs:
         signs, at = unpack_signs(payload, at, settings.scalars)
         scalars = tuple(signs)
     else:

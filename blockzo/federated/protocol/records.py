@@ -53,7 +53,7 @@ def sign_coefficient(settings: RunSettings, block: int, rate: float) -> float:
 
 def encode_record(record: Record, settings: RunSettings) -> bytes:
     in_order = [b.directions for b in record.blocks] == shared_directions(settings, record.step)
-    signs = settings.aggregate == "sign"
+    signs = settings.combining.signs
     parts = [struct.pack("<Bf", signs * _SIGNS | (not in_order) * _EXPLICIT, record.losses[0])]
     parts += [struct.pack("<d", block.lr) for block in record.blocks]
     for block in record.blocks:
@@ -79,7 +79,7 @@ def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> t
     try:
         flags, loss = struct.unpack_from("<Bf", data, at)
         at += 5
-        if flags & ~(_SIGNS | _EXPLICIT) or bool(flags & _SIGNS) != (settings.aggregate == "sign"):
+        if flags & ~(_SIGNS | _EXPLICIT) or bool(flags & _SIGNS) != (settings.combining.signs):
             raise ValueError(f"a record has the flags {flags}, which do not belong to this run")
         if flags & _EXPLICIT and not settings.own_directions:
             raise ValueError("a record lists directions, in a run whose clients share those of its seed")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from blockzo.federated.protocol.addresses import step_directions
-from blockzo.federated.protocol.aggregates import Contribution, combine, weights_of
+from blockzo.federated.protocol.combine import Contribution, combine, weights_of
 from blockzo.federated.protocol.messages import Reply
 from blockzo.federated.protocol.records import make_record, sign_coefficient
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
@@ -30,7 +30,7 @@ def problem_of(reply: Reply, slot: int, settings: RunSettings, policy: RoundPoli
         return f"slot {reply.slot}; this client was given {slot}"
     private = settings.private
     # with central noise a reply is cut instead: a refusal would take all that its other units say with it
-    if settings.aggregate != "sign" and not (private is not None and private.mode == "central"):
+    if not settings.combining.signs and not (private is not None and private.mode == "central"):
         every = [
             limit
             for block, n in enumerate(settings.directions)
@@ -63,7 +63,7 @@ def round_record(settings: RunSettings, number: int, replies: Sequence[Reply]) -
                 count = len(moved)
                 directions[block] += moved
                 size = sign_coefficient(settings, block, rates[block])
-                scale = size if settings.aggregate == "sign" else rates[block] * share
+                scale = size if settings.combining.signs else rates[block] * share
                 # no -0.0: a sign's bit cannot tell it, and it would turn a weight of -0.0 to 0.0 on the server alone
                 coefficients[block] += [float32(scale * s) + 0.0 for s in scalars[at : at + count]]
                 at += count

@@ -6,17 +6,18 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from blockzo.contract import CONTRACT, DISTRIBUTIONS, ROUNDING_DIRECTION
 from blockzo.federated.privacy.settings import PrivacySettings
+from blockzo.federated.protocol.aggregates import Aggregate, aggregate_of, names_with
+from blockzo.federated.protocol.aggregates.trimmed_mean import TrimmedMean
 from blockzo.journal.outside import MOST_BLOCKS, MOST_EVALUATIONS, MOST_SCALARS, build, shown
 from blockzo.journal.record import float32
 from blockzo.optim.schedules import factor
 
 PROTOCOL = 1
-AGGREGATES = ("mean", "trimmed-mean", "median", "sign")
 WEIGHTINGS = ("examples", "equal")
 
 
@@ -42,9 +43,9 @@ class RunSettings:
         weight_decay: decoupled, once a round, times the rate.
         local_steps: estimates in a round; a client moves on its own between them, and goes back.
         own_directions: every client has directions of its own; else all share them, and scalars are combined one by one.
-        aggregate: how scalars of shared directions are combined: "mean", "trimmed-mean", "median", or "sign" (one bit each way).
+        aggregate: how scalars of shared directions are combined, a name of `blockzo.federated.protocol.aggregates`.
         trim: share of the clients that "trimmed-mean" leaves out at either end of every scalar.
-        weighting: "examples" (as FedAvg, McMahan et al. 2017) or "equal"; of "mean" and "sign".
+        weighting: "examples" (as FedAvg, McMahan et al. 2017) or "equal"; of aggregates that weigh, "mean" and "sign".
         pool: directions that a run has in all, in each block; 0: new ones every round. With a pool the weights are the base less
             a sum over it (FedKSeed, arXiv 2312.06353), so that whoever was away for long loads that many numbers at most.
         rebase: rounds after which a pool's weights are made from the base again, rounded once.
@@ -52,6 +53,7 @@ class RunSettings:
         secure_sum: clients hide their scalars, loss and number of examples under masks that cancel in the sum (docs/privacy.md),
             and sign what they promise one another with long-term keys; "unsigned": without, so that a server that does not follow
             the protocol could invent clients.
+        aggregate_options: of the aggregate; what is left out has its default.
     """
 
     run: str
@@ -74,6 +76,7 @@ class RunSettings:
     rebase: int = 100
     privacy: Mapping[str, Any] | None = None
     secure_sum: bool | str = False
+    aggregate_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("directions", "lr", "eps", "distributions"):
@@ -109,26 +112,31 @@ class RunSettings:
             raise ValueError(
                 f"distributions is {shown(self.distributions)}; expected {blocks} of {', '.join(DISTRIBUTIONS)}"
             )
-        if self.aggregate not in AGGREGATES or self.weighting not in WEIGHTINGS:
-            raise ValueError(
-                f"aggregate is {shown(self.aggregate)}, weighting {shown(self.weighting)}; expected one of "
-                f"{', '.join(AGGREGATES)} and one of {', '.join(WEIGHTINGS)}"
-            )
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting is {shown(self.weighting)}; expected one of {', '.join(WEIGHTINGS)}")
+        # also where another aggregate does not use it
+        TrimmedMean(self.trim)
+        combining = self.combining
+        object.__setattr__(self, "aggregate_options", combining.options())
         decays = [self.weight_decay, *(lr * self.weight_decay for lr in self.lr)]
-        if not 0 <= self.trim < 0.5 or not all(math.isfinite(float32(d)) and d >= 0 for d in decays):
+        if not all(math.isfinite(float32(d)) and d >= 0 for d in decays):
             raise ValueError(
-                f"trim is {self.trim}, weight_decay {self.weight_decay}; expected 0 <= trim < 0.5, and 0 or more, finite in "
-                "float32 times every rate"
+                f"weight_decay is {self.weight_decay}; expected 0 or more, finite in float32 times every rate"
             )
         if self.local_steps * max(self.directions) > ROUNDING_DIRECTION:
             raise ValueError(
                 f"{self.local_steps} local steps of {self.directions} directions; the noise contract numbers "
                 f"{ROUNDING_DIRECTION}: take fewer of either"
             )
-        if self.own_directions and self.aggregate != "mean":
+        if self.own_directions and not combining.own_directions:
             raise ValueError(
                 f"aggregate is {self.aggregate!r} with own directions, where every scalar comes from one client; "
-                'expected "mean", or shared directions'
+                f"expected one of {names_with('own_directions')}, or shared directions"
+            )
+        if self.local_steps > 1 and not combining.local_steps:
+            raise ValueError(
+                f"aggregate is {self.aggregate!r} with {self.local_steps} local steps; expected 1, or one of "
+                f"{names_with('local_steps')}"
             )
         if self.pool and self.stochastic_rounding:
             raise ValueError(
@@ -141,10 +149,10 @@ class RunSettings:
             )
         if not isinstance(self.secure_sum, bool) and self.secure_sum != "unsigned":
             raise ValueError(f'secure_sum is {self.secure_sum!r}; expected True, False or "unsigned"')
-        if self.secure_sum and (self.aggregate != "mean" or self.own_directions):
+        if self.secure_sum and (not combining.secure_sum or self.own_directions):
             raise ValueError(
-                f"secure_sum with aggregate {self.aggregate!r}, own_directions {self.own_directions}: a secure sum gives the "
-                'mean over shared directions alone; expected "mean" and False, or no secure_sum'
+                f"secure_sum with aggregate {self.aggregate!r}, own_directions {self.own_directions}: the server sees the sum "
+                f"over shared directions alone; expected one of {names_with('secure_sum')}, and False, or no secure_sum"
             )
         factor(self.schedule, 0, self.rounds, self.warmup)
         if self.privacy is not None:
@@ -162,6 +170,11 @@ class RunSettings:
     def private(self) -> PrivacySettings | None:
         """`privacy` as an object."""
         return None if self.privacy is None else PrivacySettings(**self.privacy)
+
+    @property
+    def combining(self) -> Aggregate:
+        """`aggregate` as an object."""
+        return aggregate_of(self.aggregate, self.aggregate_options, vars(self))
 
     @property
     def signed_sum(self) -> bool:
@@ -190,7 +203,11 @@ class RunSettings:
         return tuple(lr * scale for lr in self.lr)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if not self.aggregate_options:
+            # a run that has no use for it is the run that it was before this setting
+            del found["aggregate_options"]
+        return found
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
@@ -199,7 +216,11 @@ class RunSettings:
         Raises:
             ValueError: a setting is missing, unknown or out of range.
         """
-        lacking = sorted({f.name for f in fields(cls)} - set(values)) if isinstance(values, Mapping) else []
+        lacking = (
+            sorted({f.name for f in fields(cls)} - {"aggregate_options", *values})
+            if isinstance(values, Mapping)
+            else []
+        )
         if lacking:
             raise ValueError(f"settings lack {', '.join(lacking)} (another version of blockzo?)")
         return build(cls, values, "settings")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol import sum_messages as s
-from blockzo.federated.protocol.aggregates import Contribution
+from blockzo.federated.protocol.combine import Contribution
 from blockzo.federated.protocol.round_record import problem_of
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
 from blockzo.federated.secagg.sum_client import threshold_of

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from blockzo.federated.privacy.noise_shares import mean_of_sum, noisy_integers
-from blockzo.federated.protocol.aggregates import Contribution
+from blockzo.federated.protocol.combine import Contribution
 from blockzo.federated.protocol.estimate import Estimate
 from blockzo.federated.protocol.settings import RunSettings
 from blockzo.federated.secagg.fixed_point import FixedPoint
