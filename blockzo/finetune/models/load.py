@@ -16,6 +16,7 @@ from torch import nn
 
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.checkpoint import fitted
+from blockzo.finetune.models.gguf_header import check_gguf
 from blockzo.finetune.models.heads import HEAD_FILE, HeadedEncoder, check_forward, trained_classifier
 from blockzo.finetune.models.packages import BUILT_IN, fetch
 from blockzo.finetune.models.weight_files import FLOATS, file_entries, weight_entries
@@ -296,13 +297,21 @@ def read_gguf(path: Path, dtype: str, seed: int = 0) -> tuple[Any, Any, list[str
     """Model and tokenizer of a GGUF file, its quantised weights expanded to `dtype`, and what there is to say of them."""
     transformers = quiet_transformers()
     folder, name = str(path.parent), path.name
-    if not path.read_bytes()[:4] == b"GGUF":
-        raise UserError(f"{path} cannot be loaded: it does not begin as a GGUF file does; fetch it again")
+    try:
+        check_gguf(path)
+    except ValueError as error:
+        raise UserError(f"{path} is not a whole GGUF file: {error}; fetch or copy it again") from None
     tokenizer = _attempt(str(path), lambda: transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name))
     options = {"gguf_file": name, "dtype": DTYPES[dtype], "trust_remote_code": False}
-    model, notes = _attempt(
-        str(path), lambda: fitted(folder, transformers.AutoModelForCausalLM, options, {}, None, seed)
-    )
+    try:
+        model, notes = _attempt(
+            str(path), lambda: fitted(folder, transformers.AutoModelForCausalLM, options, {}, None, seed)
+        )
+    except UserError as error:
+        if name in str(error):
+            raise
+        # it speaks of the folder, which may hold others
+        raise UserError(f"{path}: {error}") from error
     # it is no longer quantised; with these left, save_pretrained refuses
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
