@@ -120,6 +120,11 @@ _find = names_of(__name__, _HOMES)
 def __getattr__(name: str) -> Any:
     if name == "ops":
         return import_module("blockzo.ops")
+    if name not in _HOMES:
+        from blockzo.methods import METHODS
+
+        if name in METHODS:
+            return METHODS[name]
     value = globals()[name] = _find(name)
     return value
 
