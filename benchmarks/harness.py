@@ -104,9 +104,9 @@ def versions() -> str:
     import torch
 
     import blockzo
-    from blockzo.ops.backends import base as backends
+    from blockzo.ops.backends import registry
 
-    kernels = backends.native()
+    kernels = registry.loaded("cpu")
     native = "reference" if kernels is None else f"native {kernels._native.chosen()}"
     return f"blockzo {blockzo.__version__} ({native}), torch {torch.__version__}, python {platform.python_version()}"
 

@@ -22,8 +22,7 @@ from torch import Tensor
 import blockzo as bz
 from benchmarks.harness import Spread, Table, paired, speedup
 from blockzo import _native
-from blockzo.ops.backends import cpu as native
-from blockzo.ops.backends import reference
+from blockzo.ops.backends import cpu, reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 
@@ -42,7 +41,7 @@ def check(distribution: str, dtype: torch.dtype) -> None:
     steps = [make_step(noise, [k], [EPS]) for k in range(20)]
     for name, arguments in (("perturb_", steps[0]), ("replay_", steps[:1]), ("replay_", steps)):
         found, expected = w.clone(), w.clone()
-        getattr(native, name)([Target("w", 9, found)], arguments)
+        getattr(cpu, name)([Target("w", 9, found)], arguments)
         getattr(reference, name)([Target("w", 9, expected)], arguments)
         if not torch.equal(found, expected):
             raise RuntimeError(f"{name} {distribution} {dtype} differs from the reference: nothing was timed")
@@ -130,7 +129,7 @@ def call(table: Table, rounds: int, calls: int = 1000) -> None:
 
     def straight() -> None:
         for _ in range(calls):
-            native.perturbed_linear(x, weight, None, 0, step, 7)
+            cpu.perturbed_linear(x, weight, None, 0, step, 7)
 
     times = paired({"registered": registered, "straight": straight}, rounds=rounds, warmup=1)
     more = [(a - b) / calls * 1e6 for a, b in zip(times["registered"], times["straight"], strict=True)]

@@ -34,8 +34,7 @@ from benchmarks.harness import Spread, Table, paired, speedup
 from blockzo import _native
 from blockzo.noise import Noise
 from blockzo.ops import panels, perturbed_linear
-from blockzo.ops.backends import cpu as native
-from blockzo.ops.backends import reference
+from blockzo.ops.backends import cpu, reference
 from blockzo.ops.quantized import QuantizedWeight, quantize
 from blockzo.ops.steps import make_step
 
@@ -60,7 +59,7 @@ def check() -> None:
     step = make_step(NOISE, [3, 3], [0.1, -0.1])
     want = reference.perturbed_linear(x, weight, bias, 7, step, 5)
     for path in panels.PATHS:
-        if not torch.allclose(native.perturbed_linear(x, weight, bias, 7, step, 5, path), want, atol=1e-3, rtol=1e-4):
+        if not torch.allclose(cpu.perturbed_linear(x, weight, bias, 7, step, 5, path), want, atol=1e-3, rtol=1e-4):
             raise RuntimeError(f"{path} differs from the reference: nothing was timed")
 
 
@@ -123,7 +122,7 @@ def one_bf16(table: Table, rounds: int, weight: Callable[[], Tensor], tokens: in
     times = paired(
         {
             "torch": lambda: F.linear(x[0], weight(), bias),
-            "moved": lambda: native.perturbed_linear(x, weight(), bias, 0, move, 5, path),
+            "moved": lambda: cpu.perturbed_linear(x, weight(), bias, 0, move, 5, path),
         },
         rounds=rounds,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.comparison import methods, plan, single, store
 from benchmarks.comparison.problems import TUNING_SEED, Problem, make
 from benchmarks.comparison.store import Run
-from blockzo.ops.backends import base as backends
+from blockzo.ops.backends import registry
 
 OVERHEAD = 2.0
 """Seconds of a run over those of its plain forwards: noise, updates, scoring."""
@@ -42,7 +42,7 @@ def carry_out(work: Work) -> list[str]:
         ValueError: the compiled kernels are not there.
         KeyboardInterrupt: stopped; runs in progress are lost, all others are in the file.
     """
-    if backends.native() is None:
+    if registry.loaded("cpu") is None:
         raise ValueError(
             "blockzo's compiled kernels cannot be loaded, and seconds without them mean nothing; build them first"
         )

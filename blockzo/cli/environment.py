@@ -17,7 +17,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from blockzo.cli.environment_text import as_text
+
+if TYPE_CHECKING:
+    from blockzo.ops.backends.base import Entry
 
 PACKAGES = (
     "torch numpy transformers safetensors typer rich matplotlib triton flwr gguf accelerate peft pybind11".split()
@@ -40,6 +45,7 @@ def report(run_self_test: bool = True) -> Report:
         "cpu": cpu,
         "threads": threads,
         "cuda": cuda,
+        "backends": backends,
         "operations": operations,
         "environment": variables,
     }
@@ -117,22 +123,20 @@ def build() -> Report:
 
 PROBE = """
 import importlib.util, json, sys
-spec = importlib.util.spec_from_file_location("blockzo._native", sys.argv[1])
+spec = importlib.util.spec_from_file_location(sys.argv[1], sys.argv[2])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-print(json.dumps({"compiled": module.compiled(), "available": module.available(), "chosen": module.chosen()}))
+facts = "compiled", "available", "chosen"
+print(json.dumps({name: getattr(module, name)() for name in facts if hasattr(module, name)}))
 """
 
 
-def cpu() -> Report:
-    """Instruction sets of the compiled kernels: those in the extension, those this CPU has, the one in use.
-
-    The extension is loaded in a process of its own: a damaged file can kill the one that loads it.
-    """
-    spec = importlib.util.find_spec("blockzo._native")
+def _tried(extension: str) -> Report:
+    """What a compiled module says of itself, loaded in a process of its own: a damaged file can kill the one that loads it."""
+    spec = importlib.util.find_spec(extension)
     if spec is None or spec.origin is None:
-        return {"native": f"not installed: {build().get('reason') or 'this copy has no blockzo._native'}"}
-    command = [sys.executable, "-c", PROBE, spec.origin]
+        return {"missing": f"not installed: {build().get('reason') or f'this copy has no {extension}'}"}
+    command = [sys.executable, "-c", PROBE, extension, spec.origin]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         ending = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
@@ -140,14 +144,24 @@ def cpu() -> Report:
         raise RuntimeError(
             f"{spec.origin} cannot be loaded ({ending}): {last}; install blockzo again with a C++ compiler"
         )
-    found: Report = {"native": "installed", **json_module.loads(done.stdout)}
+    found: Report = json_module.loads(done.stdout)
+    return found
+
+
+def cpu() -> Report:
+    """Instruction sets of the compiled kernels: those in the extension, those this CPU has, the one in use."""
+    tried = _tried("blockzo._native")
+    if "missing" in tried:
+        return {"native": tried["missing"]}
+    found = {"native": "installed", **tried}
     forced = os.environ.get("BLOCKZO_ISA")
     if forced:
         if forced not in found["available"]:
             raise RuntimeError(f"BLOCKZO_ISA is {forced!r}; expected one of {' '.join(found['available'])}")
         found["chosen"] = forced
-    if os.environ.get("BLOCKZO_BACKEND") == "reference":
-        found["chosen"] = "none: BLOCKZO_BACKEND=reference leaves the kernels aside"
+    asked = os.environ.get("BLOCKZO_BACKEND")
+    if asked not in (None, "", "cpu"):
+        found["chosen"] = f"none: BLOCKZO_BACKEND={asked} leaves the kernels aside"
     return found
 
 
@@ -157,42 +171,57 @@ def threads() -> Report:
     return {"torch": torch.get_num_threads(), "torch_interop": torch.get_num_interop_threads()}
 
 
+def backends() -> dict[str, Report]:
+    """Every backend of the registry: what it is, whether it can be loaded, and the switches that it follows."""
+    from blockzo.ops.backends.registry import BACKENDS
+
+    found = {}
+    for name, entry in BACKENDS.items():
+        missing = _missing(entry)
+        found[name] = {
+            "kernels": entry.what,
+            "serves": f"tensors on {', '.join(entry.devices)}" if entry.devices else "what no other backend serves",
+            "state": missing or "loads",
+            **({"experimental": entry.experimental} if entry.experimental else {}),
+            **({} if missing else guarded(entry.parts)),
+            **({"switches": dict(entry.switches)} if entry.switches else {}),
+        }
+    return found
+
+
+def _missing(entry: Entry) -> str:
+    """Why a backend cannot be loaded; "" where it can. Its compiled module is tried in another process first."""
+    if entry.extension:
+        tried = guarded(partial(_tried, entry.extension))
+        if "error" in tried:
+            return str(tried["error"])
+        if "missing" in tried:
+            return str(tried["missing"])
+    try:
+        entry.open()
+    except Exception as error:
+        advice = f": {entry.advice}" if isinstance(error, ImportError) and entry.advice else ""
+        return f"{type(error).__name__}: {error}{advice}"
+    return ""
+
+
 def operations() -> dict[str, Report]:
-    """Operation -> backend -> True, or the reason why it is not there."""
-    from blockzo.ops.backends import reference
+    """Operation -> backend -> True, or why another serves."""
+    from blockzo.ops.backends.registry import BACKENDS
     from blockzo.ops.catalogue import OPERATIONS
 
-    found = guarded(cpu)
-    missing = found.get("error") or (None if found["native"] == "installed" else found["native"])
+    missing = {name: _missing(entry) for name, entry in BACKENDS.items()}
 
-    def gpu(name: str) -> bool | str:
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed; the reference serves CUDA tensors"
-        from blockzo.ops.backends.gpu import kernels
-
-        return hasattr(kernels, name) or "no kernel"
-
-    def cuda_library(name: str) -> bool | str:
-        from blockzo.ops.backends.gpu import cuda as library
-
-        if not any(operation.in_cuda for operation in OPERATIONS.values() if operation.serves == name):
-            return "no kernel: Triton serves"
-        return library.load(library.PATH) is not None or "the library was not built: Triton serves"
-
-    def native(name: str) -> bool | str:
-        from blockzo.ops.backends import cpu as kernels
-
-        return hasattr(kernels, name) or "no kernel"
+    def state(backend: str, function: str) -> bool | str:
+        if missing[backend]:
+            return missing[backend]
+        own, other = (getattr(BACKENDS[name].open(), function) for name in (backend, "reference"))
+        return backend == "reference" or own is not other or "no kernel: the reference serves"
 
     return {
-        name: {
-            "reference": hasattr(reference, operation.serves),
-            "native": missing or guarded(partial(native, operation.serves)),
-            "triton": guarded(partial(gpu, operation.serves)),
-            "cuda": guarded(partial(cuda_library, operation.serves)),
-        }
+        name: {backend: guarded(partial(state, backend, operation.serves)) for backend in BACKENDS}
         if operation.serves is not None
-        else {"reference": True, **dict.fromkeys(("native", "triton", "cuda"), "no kernel: torch alone serves")}
+        else {backend: backend == "reference" or "no kernel: torch alone serves" for backend in BACKENDS}
         for name, operation in OPERATIONS.items()
     }
 
@@ -250,52 +279,7 @@ def healthy(found: Mapping[str, Any]) -> bool:
 
 def render(found: Mapping[str, Any]) -> str:
     """The report as indented text."""
-    lines: list[str] = []
-
-    def put(name: str, value: Any, depth: int) -> None:
-        pad = "  " * depth
-        if isinstance(value, Mapping):
-            lines.append(f"{pad}{name}:" if value else f"{pad}{name}: none")
-            for key, entry in value.items():
-                put(str(key), entry, depth + 1)
-        elif isinstance(value, (list, tuple)) and any(isinstance(entry, (Mapping, list, tuple)) for entry in value):
-            lines.append(f"{pad}{name}:")
-            for place, entry in enumerate(value):
-                put(str(place), entry, depth + 1)
-        else:
-            lines.append(f"{pad}{name}: {_plain(value)}")
-
-    for name, value in found.items():
-        if name == "operations" and isinstance(value, Mapping) and "error" not in value:
-            lines += _table(value)
-        else:
-            put(name, value, 0)
-    lines.append("all is well" if healthy(found) else "something is wrong: see the entries `error` and `failed` above")
-    return "\n".join(lines)
-
-
-def _table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Operations x backends as yes or a number, and the numbered reasons below."""
-    lines, reasons = ["operations:"], list[str]()
-    for operation, backends in found.items():
-        cells = []
-        for backend, entry in backends.items():
-            if entry is not True and _plain(entry) not in reasons:
-                reasons.append(_plain(entry))
-            mark = "yes" if entry is True else f"no ({reasons.index(_plain(entry)) + 1})"
-            cells.append(f"{backend} {mark:<8}")
-        lines.append(f"  {operation:<16}{'  '.join(cells)}".rstrip())
-    return lines + [f"  ({number}) {reason}" for number, reason in enumerate(reasons, 1)]
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(str, value)) if value else "none"
-    return str(value).strip().replace("\n", "\n      ")
+    return as_text(found, healthy(found))
 
 
 def main(json: bool = False) -> int:

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import resources
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +21,8 @@ from torch import Tensor
 
 from blockzo.noise import CONTRACT, Noise, philox, stream_id
 from blockzo.ops.backends import reference
+from blockzo.ops.backends.base import Absent, Backend, Entry
+from blockzo.ops.backends.registry import BACKENDS
 from blockzo.ops.catalogue import KNOWN, Call, cases
 from blockzo.ops.steps import make_step
 
@@ -56,36 +56,35 @@ def self_test() -> list[Check]:
         _checked("reference: vectors", _vectors_of_reference),
         *(_checked(f"torch: {name}", known) for name, known in KNOWN.items()),
     ]
-    return checks + _native_checks() + _gpu_checks()
-
-
-def _native_checks() -> list[Check]:
-    """Every instruction set of the compiled kernels; none where they are not installed, which `blockzo env` reports by itself."""
-    if find_spec("blockzo._native") is None:
-        return []
-    try:
-        from blockzo import _native
-        from blockzo.ops.backends import cpu as native
-    except Exception as error:
-        return [Check("native: load", False, f"{type(error).__name__}: {error}")]
-    before = _native.chosen()
-    checks = []
-    for path in _native.available():
-        _native.choose(path)
-        checks += [_checked(f"native {path}: {name}", compare) for name, compare in _comparisons(native)]
-    _native.choose(before)
+    for entry in BACKENDS.values():
+        checks += checks_of(entry)
     return checks
 
 
-def _gpu_checks() -> list[Check]:
-    """The kernels for GPU tensors, where torch sees a GPU."""
-    if not torch.cuda.is_available() or torch.version.hip is not None or find_spec("triton") is None:
+def checks_of(entry: Entry) -> list[Check]:
+    """All variants of a backend against the reference; none where it is not installed, which `blockzo env` reports by itself,
+    or this machine has no device that it serves.
+    """
+    device = next(filter(_usable, entry.devices), None)
+    if device is None:
         return []
     try:
-        from blockzo.ops.backends.gpu import kernels as gpu
+        backend = entry.open()
+    except Absent:
+        return []
     except Exception as error:
-        return [Check("gpu: load", False, f"{type(error).__name__}: {error}")]
-    return [_checked(f"gpu: {name}", compare) for name, compare in _comparisons(gpu, "cuda")]
+        return [Check(f"{entry.name}: load", False, f"{type(error).__name__}: {error}")]
+    return [
+        _checked(f"{entry.name} {variant}".rstrip() + f": {name}", compare)
+        for variant in entry.variants()
+        for name, compare in _comparisons(backend, device)
+    ]
+
+
+def _usable(device: str) -> bool:
+    """Whether torch has such a device here, as far as it says."""
+    says = getattr(getattr(torch, device, None), "is_available", None)
+    return says is None or bool(says())
 
 
 def _checked(name: str, compare: Callable[[], str]) -> Check:
@@ -141,19 +140,18 @@ def _first(found: list[Any], expected: list[Any]) -> str:
     return "equal"
 
 
-def _comparisons(backend: ModuleType, device: str = "cpu") -> Iterator[tuple[str, Callable[[], str]]]:
+def _comparisons(backend: Backend, device: str) -> Iterator[tuple[str, Callable[[], str]]]:
     """Every operation of a backend against the reference, and the vectors by way of 0 + 1 * z."""
     yield "vectors", partial(_vectors_of_backend, backend, device)
     for dtype in DTYPES:
         text = str(dtype).removeprefix("torch.")
         for distribution in ("rademacher", "gaussian"):
             for operation, case, call in cases(distribution):
-                if operation.serves is not None and hasattr(backend, operation.serves):
-                    compare = partial(_compare, backend, call, dtype, operation.tolerance, device)
-                    yield f"{case} {distribution} {text}", compare
+                compare = partial(_compare, backend, call, dtype, operation.tolerance, device)
+                yield f"{case} {distribution} {text}", compare
 
 
-def _vectors_of_backend(backend: ModuleType, device: str) -> str:
+def _vectors_of_backend(backend: Backend, device: str) -> str:
     for case in vectors():
         zeros = torch.zeros(len(case["bits"]), device=device)
         out = torch.full_like(zeros, float("nan"))
@@ -164,7 +162,7 @@ def _vectors_of_backend(backend: ModuleType, device: str) -> str:
     return ""
 
 
-def _compare(backend: ModuleType, call: Call, dtype: torch.dtype, tolerance: float | None, device: str) -> str:
+def _compare(backend: Backend, call: Call, dtype: torch.dtype, tolerance: float | None, device: str) -> str:
     for size in SIZES:
         # weights of mixed scales, zero among them, without torch's global generator
         weights = ((torch.arange(size) * 37 % 101 - 50).to(torch.float32) / 16.0 ** (torch.arange(size) % 4)).to(dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -213,10 +213,3 @@ def check_record(record: Record, blocks: int | None = None) -> Record:
             if not math.isfinite(float32(value)):
                 raise ValueError(f"{where} has a coefficient {value:g}; expected a finite float32 number")
     return record
-
-
-def check_sequence(records: Iterable[Record], first: int = 0) -> None:
-    """Raises ValueError unless the records' steps are consecutive from `first`."""
-    for expected, record in enumerate(records, first):
-        if record.step != expected:
-            raise ValueError(f"record {expected} holds step {record.step}; records must be consecutive and complete")

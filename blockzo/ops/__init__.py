@@ -20,9 +20,8 @@ from torch import Tensor
 
 from blockzo.journal.record import Record, check_record, decay_factor
 from blockzo.noise import Noise, check_stream
-from blockzo.ops import library as registered
-from blockzo.ops import library_packed as registered_packed  # noqa: F401  (both define torch.ops.blockzo)
-from blockzo.ops.backends import base as backends
+from blockzo.ops import library, library_packed  # noqa: F401  (both define torch.ops.blockzo)
+from blockzo.ops.backends import choice
 from blockzo.ops.digest import digest
 from blockzo.ops.distributed import Spread, sum_over_ranks
 from blockzo.ops.linear import perturbed_linear
@@ -82,11 +81,11 @@ def update_(
 def _move(found: list[Target], step: Step, kind: str) -> None:
     with torch.no_grad(), _written(found):
         found, shards = _apart(found)
-        backends.move(shards, step, kind)
+        choice.move(shards, step, kind)
         torch.ops.blockzo.move_(
             *_lists(found),
             kind,
-            registered.signed(step.seed),
+            library.signed(step.seed),
             step.distribution,
             step.directions,
             step.coefficients,
@@ -146,9 +145,9 @@ def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int]
         if steps:
             with torch.no_grad(), _written(members):
                 members, shards = _apart(members)
-                for backend, part in backends.split(shards):
+                for backend, part in choice.split(shards):
                     backend.replay_(part, steps)
-                torch.ops.blockzo.replay_(*_lists(members), *registered.flattened(steps))
+                torch.ops.blockzo.replay_(*_lists(members), *library.flattened(steps))
 
 
 def _block_of(name: str, layout: Mapping[str, int], count: int) -> int:
@@ -186,7 +185,7 @@ def project(params_or_delta: Params, noise: Noise, directions: Sequence[int]) ->
     found = [t for t in found if t.place is None and t.spread is None]
     with torch.no_grad():
         totals: Tensor = torch.ops.blockzo.project(
-            *_lists(found), registered.signed(step.seed), step.distribution, step.directions
+            *_lists(found), library.signed(step.seed), step.distribution, step.directions
         )
     return totals + _project_parts(parts, step) if parts else totals
 
@@ -196,7 +195,7 @@ def _project_parts(parts: list[Target], step: Step) -> Tensor:
     sums: dict[Spread | None, list[float]] = {}
     for target in parts:
         key = target.spread
-        found = backends.for_tensor(target.tensor).project([target], step)
+        found = choice.for_tensor(target.tensor).project([target], step)
         sums[key] = [a + b for a, b in zip(sums.get(key, [0.0] * len(found)), found, strict=True)]
     return torch.tensor(sum_over_ranks(sums, len(step.directions)), dtype=torch.float64)
 
@@ -231,7 +230,7 @@ def perturbed_copy(
             "expected one device, and float32 or the dtype of source"
         )
     step = make_step(noise, [direction], [scale])
-    where = (start, check_stream(stream), registered.signed(step.seed), step.distribution)
+    where = (start, check_stream(stream), library.signed(step.seed), step.distribution)
     with torch.no_grad():
         torch.ops.blockzo.perturbed_copy(out, source, *where, direction, *step.coefficients)
     return out
@@ -252,7 +251,7 @@ def perturbed_rows(
     check_tensor(str(stream), weight)
     flat = checked_rows(weight, rows)
     step = make_step(noise, [direction], [scale])
-    where = (check_stream(stream), registered.signed(step.seed), step.distribution)
+    where = (check_stream(stream), library.signed(step.seed), step.distribution)
     with torch.no_grad():
         out: Tensor = torch.ops.blockzo.perturbed_rows(weight, flat, *where, direction, *step.coefficients)
     return out.view(*rows.shape, weight.shape[1])

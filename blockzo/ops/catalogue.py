@@ -6,20 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from blockzo.noise import Noise
+from blockzo.ops.backends.base import Backend
 from blockzo.ops.digest import digest
 from blockzo.ops.params import Target
 from blockzo.ops.quantized import quantize
 from blockzo.ops.steps import make_step
 
 SEED, STREAM, START = 0x0123456789ABCDEF, 0xDEADBEEF, (1 << 34) - 5
-Call = Callable[[ModuleType, Tensor], Tensor]
+Call = Callable[[Backend, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,21 @@ class Operation:
     Attributes:
         name: as `blockzo.ops` has it.
         serves: the function of a backend that serves it; None: torch alone does.
-        in_cuda: whether the CUDA library has it too (Triton serves the others on a GPU).
         tolerance: relative to the largest result, where sums may run in another order; None: equal to the bit.
     """
 
     name: str
     serves: str | None
-    in_cuda: bool = False
     tolerance: float | None = None
 
 
 OPERATIONS = {
     operation.name: operation
     for operation in (
-        Operation("perturb_", "perturb_", in_cuda=True),
-        Operation("shift_", "shift_", in_cuda=True),
-        Operation("update_", "replay_", in_cuda=True),
-        Operation("replay_", "replay_", in_cuda=True),
+        Operation("perturb_", "perturb_"),
+        Operation("shift_", "shift_"),
+        Operation("update_", "replay_"),
+        Operation("replay_", "replay_"),
         Operation("project", "project"),
         Operation("perturbed_copy", "perturbed_copy"),
         Operation("perturbed_rows", "perturbed_rows"),
@@ -72,38 +70,37 @@ def _cases(distribution: str) -> dict[str, dict[str, Call]]:
     stochastic = make_step(following, [2, 1], [1e-3, -0.2], factor=0.99609375, stochastic=True)
 
     def changed(operation: str, *arguments: Any) -> Call:
-        def call(backend: ModuleType, tensor: Tensor) -> Tensor:
+        def call(backend: Backend, tensor: Tensor) -> Tensor:
             getattr(backend, operation)([Target("w", STREAM, tensor)], *arguments)
             return tensor
 
         return call
 
-    def copied(backend: ModuleType, tensor: Tensor) -> Tensor:
+    def copied(backend: Backend, tensor: Tensor) -> Tensor:
         out = torch.empty_like(tensor)
         backend.perturbed_copy(out, tensor, START, one, STREAM)
         return out
 
-    def rows(backend: ModuleType, tensor: Tensor) -> Tensor:
+    def rows(backend: Backend, tensor: Tensor) -> Tensor:
         weight = tensor.view(1, -1).repeat(3, 1)
         out = weight.new_empty(4, tensor.numel())
         backend.perturbed_rows(out, weight, torch.tensor([2, 0, 0, 1], device=tensor.device), one, STREAM)
         return out
 
-    def projected(backend: ModuleType, tensor: Tensor) -> Tensor:
+    def projected(backend: Backend, tensor: Tensor) -> Tensor:
         return torch.tensor(backend.project([Target("w", STREAM, tensor)], several), dtype=torch.float64)
 
     def linear(tokens: int, bits: int | None = None) -> Call:
         """Three groups of so many tokens; `bits`: of a quantised weight."""
 
-        def call(backend: ModuleType, tensor: Tensor) -> Tensor:
+        def call(backend: Backend, tensor: Tensor) -> Tensor:
             # small beside the noise, so that wrong noise is far outside the tolerance
             weight = tensor.view(1, -1).repeat(5, 1) / 64
             x = torch.linspace(-1, 1, 3 * tokens * tensor.numel(), device=tensor.device).to(tensor.dtype)
             x = x.view(3, tokens, tensor.numel())
             held = weight if bits is None else quantize(weight, bits)
             bias = torch.arange(5, device=tensor.device, dtype=tensor.dtype)
-            out: Tensor = backend.perturbed_linear(x, held, bias, START if bits is None else 0, several, STREAM)
-            return out
+            return backend.perturbed_linear(x, held, bias, START if bits is None else 0, several, STREAM)
 
         return call
 

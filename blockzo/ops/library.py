@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockzo.ops.backends import base as backends
-from blockzo.ops.backends import reference
+from blockzo.ops.backends import choice, reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import Step
 
@@ -64,16 +63,15 @@ def _perturbed_linear(
 ) -> Tensor:
     """x [groups, tokens, width] -> [groups, tokens, rows]."""
     step = _step(seed, distribution, directions, scales)
-    backend = backends.for_tensor(weight) if x.numel() and weight.numel() else reference
-    out: Tensor = backend.perturbed_linear(x, weight, bias, start, step, stream)
-    return out
+    backend = choice.for_tensor(weight) if x.numel() and weight.numel() else reference
+    return backend.perturbed_linear(x, weight, bias, start, step, stream)
 
 
 def _perturbed_copy(
     out: Tensor, source: Tensor, start: int, stream: int, seed: int, distribution: str, direction: int, scale: float
 ) -> None:
     step = _step(seed, distribution, [direction], [scale])
-    backends.for_tensor(source).perturbed_copy(out, source, start, step, stream)
+    choice.for_tensor(source).perturbed_copy(out, source, start, step, stream)
 
 
 def _perturbed_rows(
@@ -81,7 +79,7 @@ def _perturbed_rows(
 ) -> Tensor:
     out = weight.new_empty(rows.numel(), weight.shape[1])
     step = _step(seed, distribution, [direction], [scale])
-    backends.for_tensor(weight).perturbed_rows(out, weight, rows, step, stream)
+    choice.for_tensor(weight).perturbed_rows(out, weight, rows, step, stream)
     return out
 
 
@@ -98,7 +96,7 @@ def _move(
 ) -> None:
     """`kind`: "perturb", "shift" or "update"."""
     step = Step(seed % (1 << 64), distribution, tuple(directions), tuple(coefficients), factor, stochastic)
-    backends.move(targets_of(tensors, streams), step, kind)
+    choice.move(targets_of(tensors, streams), step, kind)
 
 
 def flattened(steps: Sequence[Step]) -> tuple[list[Any], ...]:
@@ -137,7 +135,7 @@ def _replay(
             seeds, distributions, ends[:-1], ends[1:], factors, stochastic, strict=True
         )
     ]
-    for backend, part in backends.split(targets_of(tensors, streams)):
+    for backend, part in choice.split(targets_of(tensors, streams)):
         backend.replay_(part, steps)
 
 
@@ -148,7 +146,7 @@ def _project(
     totals = [0.0] * len(directions)
     for target in targets_of(tensors, streams):
         # one tensor after the other, so that the order of the sum is the order of the parameters
-        found = backends.for_tensor(target.tensor).project([target], step)
+        found = choice.for_tensor(target.tensor).project([target], step)
         totals = [a + b for a, b in zip(totals, found, strict=True)]
     return torch.tensor(totals, dtype=torch.float64)
 

@@ -5,13 +5,13 @@ seed, directions and coefficients. GPU kernels read the tables themselves; other
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from blockzo.ops.backends import base as backends
-from blockzo.ops.backends import reference
+from blockzo.ops.backends import choice, reference
+from blockzo.ops.backends.base import Backend
 from blockzo.ops.library import FAKES, LIBRARY, targets_of
 from blockzo.ops.packed import PackedStep, check_packed
 from blockzo.ops.steps import Step
@@ -25,8 +25,9 @@ LIBRARY.define(f"perturbed_rows.packed(Tensor weight, Tensor rows, int stream, {
 LIBRARY.define(f"move_.packed(Tensor(a!)[] tensors, int[] streams, str kind, {PACKED}, bool stochastic) -> ()")
 
 
-def _given_to(backend: ModuleType, step: PackedStep) -> PackedStep | Step:
-    return step if getattr(backend, "READS_PACKED", False) else step.read()
+def _given_to(backend: Backend, step: PackedStep) -> Step:
+    # a backend that reads packed steps takes either; its type cannot say so by a switch
+    return cast(Step, step) if backend.READS_PACKED else step.read()
 
 
 def _perturbed_linear(
@@ -41,17 +42,16 @@ def _perturbed_linear(
 ) -> Tensor:
     """x [groups, tokens, width] -> [groups, tokens, rows]; a term for each group."""
     check_packed(step, terms, weight, x.shape[0])
-    backend = backends.for_tensor(weight) if x.numel() and weight.numel() else reference
+    backend = choice.for_tensor(weight) if x.numel() and weight.numel() else reference
     given = _given_to(backend, PackedStep(step, terms, distribution))
-    out: Tensor = backend.perturbed_linear(x, weight, bias, start, given, stream)
-    return out
+    return backend.perturbed_linear(x, weight, bias, start, given, stream)
 
 
 def _perturbed_copy(
     out: Tensor, source: Tensor, start: int, stream: int, step: Tensor, terms: Tensor, distribution: str
 ) -> None:
     check_packed(step, terms, source, 1)
-    backend = backends.for_tensor(source)
+    backend = choice.for_tensor(source)
     backend.perturbed_copy(out, source, start, _given_to(backend, PackedStep(step, terms, distribution)), stream)
 
 
@@ -60,7 +60,7 @@ def _perturbed_rows(
 ) -> Tensor:
     check_packed(step, terms, weight, 1)
     out = weight.new_empty(rows.numel(), weight.shape[1])
-    backend = backends.for_tensor(weight)
+    backend = choice.for_tensor(weight)
     backend.perturbed_rows(out, weight, rows, _given_to(backend, PackedStep(step, terms, distribution)), stream)
     return out
 
@@ -77,7 +77,7 @@ def _move(
     """`kind`: "perturb" (one term), "shift" or "update"; the tensors are all on the device of the tables."""
     for tensor in tensors:
         check_packed(step, terms, tensor, 1 if kind == "perturb" else None)
-    for backend, part in backends.split(targets_of(tensors, streams)):
+    for backend, part in choice.split(targets_of(tensors, streams)):
         given = _given_to(backend, PackedStep(step, terms, distribution, stochastic))
         if kind == "perturb":
             backend.perturb_(part, given)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise, check_stream
-from blockzo.ops import library as registered
-from blockzo.ops.backends import base as backends
-from blockzo.ops.backends import reference
+from blockzo.ops import library
+from blockzo.ops.backends import choice, reference
 from blockzo.ops.params import DTYPES, check_tensor
 from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.steps import make_step
@@ -70,10 +69,10 @@ def perturbed_linear(
     flat = x.reshape(groups, count // groups, width)
     with torch.no_grad():
         if isinstance(weight, QuantizedWeight):
-            backend = backends.for_tensor(weight.data) if rows and width and count else reference
+            backend = choice.for_tensor(weight.data) if rows and width and count else reference
             out = backend.perturbed_linear(flat, weight, bias, start, step, check_stream(stream))
         else:
-            where = (start, check_stream(stream), registered.signed(step.seed), step.distribution)
+            where = (start, check_stream(stream), library.signed(step.seed), step.distribution)
             out = torch.ops.blockzo.perturbed_linear(flat, weight, bias, *where, step.directions, step.coefficients)
     return out.view(*x.shape[:-1], rows)
 

@@ -44,7 +44,7 @@ class Blocks:
     ) -> None:
         self.model = model
         needs_layers = not (isinstance(boundaries, (list, tuple)) and not boundaries)
-        self.layers_name, self.layers = _find_layers(model, layers) if needs_layers or layers is not None else ("", [])
+        self.layers = _find_layers(model, layers) if needs_layers or layers is not None else []
         self.starts = [0, *_layer_numbers(boundaries, len(self.layers))]
         self._configs = _configs_with_cache(model)
         self.calls: dict[int, int] = {}
@@ -158,16 +158,16 @@ class Blocks:
         return max(block for block, start in enumerate(self.starts) if start <= layer)
 
 
-def _find_layers(model: nn.Module, given: str | nn.ModuleList | nn.Sequential | None) -> tuple[str, list[nn.Module]]:
+def _find_layers(model: nn.Module, given: str | nn.ModuleList | nn.Sequential | None) -> list[nn.Module]:
     if given is not None:
         names = dict(model.named_modules())
         found = names.get(given) if isinstance(given, str) else given
         if not isinstance(found, (nn.ModuleList, nn.Sequential)):
             lists = [n for n, m in names.items() if isinstance(m, (nn.ModuleList, nn.Sequential))]
             raise ValueError(f"layers is {given!r}; expected the name of a list of layers, one of {lists}")
-        return next((n for n, m in names.items() if m is found), "layers"), list(found)
+        return list(found)
     if isinstance(model, nn.Sequential):
-        return "", list(model)
+        return list(model)
     sizes: dict[str, tuple[int, list[nn.Module]]] = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1 and _alike(list(module)):
@@ -183,7 +183,7 @@ def _find_layers(model: nn.Module, given: str | nn.ModuleList | nn.Sequential | 
         raise ValueError(
             f"{type(model).__name__} has more than one list of layers ({', '.join(map(repr, ranked))}); pass layers=<one of them>"
         )
-    return ranked[0], sizes[ranked[0]][1]
+    return sizes[ranked[0]][1]
 
 
 def _alike(layers: list[nn.Module]) -> bool:

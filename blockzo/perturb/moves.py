@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blockzo import ops
 from blockzo.noise import Noise
-from blockzo.ops.backends import base as backends
+from blockzo.ops.backends import choice
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
@@ -49,7 +49,7 @@ class Move:
         """Moves copies in place."""
         if self.scales[group] != 0.0:
             step = make_step(self.noise, [self.directions[group]], [self.scales[group]])
-            for backend, part in backends.split(found):
+            for backend, part in choice.split(found):
                 backend.perturb_(part, step)
 
     def packed(self, device: torch.device) -> PackedStep:

@@ -11,9 +11,8 @@ import torch
 
 from benchmarks import gpu_linear
 from benchmarks.harness import Table
-from blockzo.ops.backends import base as backends
-from blockzo.ops.backends.gpu import kernels as gpu
-from blockzo.ops.backends.gpu import linear_choice
+from blockzo.ops.backends import choice
+from blockzo.ops.backends.gpu import kernels, linear_choice
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 
@@ -35,7 +34,7 @@ def test_all_sides_of_products_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     normal = gpu_linear.normal
     monkeypatch.setattr(gpu_linear, "normal", lambda *shape: normal(*shape, dtype=torch.float16))
     monkeypatch.setattr(gpu_linear, "timed", once)
-    monkeypatch.setattr(backends, "for_tensor", lambda tensor: gpu)
+    monkeypatch.setattr(choice, "for_tensor", lambda tensor: kernels)
     table = Table("gpu", tmp_path / "results.csv")
     gpu_linear.products(table, 1)
     assert len({(row["case"], row["metric"]) for row in table.rows}) == len(table.rows) == 36

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import blockzo as bz
-from blockzo import ops
+from blockzo.ops.backends import choice
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.perturb import parameters
 from blockzo.perturb.groups import perturbed_losses
@@ -43,7 +43,7 @@ def with_lora(name: str, **options: Any) -> nn.Module:
 def test_adapters_are_moved_and_the_base_is_not(name: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parameters, "SMALL", small)
     streams: set[int] = set()
-    native = ops.backends.for_tensor(torch.zeros(1))
+    native = choice.for_tensor(torch.zeros(1))
     for function in ("perturb_", "perturbed_copy", "perturbed_rows", "perturbed_linear"):
         plain = getattr(native, function)
 

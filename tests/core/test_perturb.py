@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import blockzo as bz
 from blockzo import ops
+from blockzo.ops.backends import choice
 from blockzo.perturb import functions, mode, parameters
 from tests.core import zoo
 
@@ -250,7 +251,7 @@ def test_embeddings_are_made_only_where_they_are_read(
 def test_frozen_parts_cost_nothing(name: str, large: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernel is asked for a frozen parameter: only streams of the trainable ones reach the operations."""
     streams: set[int] = set()
-    native = ops.backends.for_tensor(torch.zeros(1))
+    native = choice.for_tensor(torch.zeros(1))
 
     def note(function: str) -> None:
         plain = getattr(native, function)

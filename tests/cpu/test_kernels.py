@@ -8,8 +8,7 @@ from torch import Tensor
 
 from blockzo import _native
 from blockzo.noise import Noise, noise_range
-from blockzo.ops.backends import cpu as native
-from blockzo.ops.backends import reference
+from blockzo.ops.backends import cpu, reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED, changes, expected, isa, same_bits, threads, weights
@@ -44,7 +43,7 @@ def test_in_place(isa: str, dtype: torch.dtype, distribution: str, name: str) ->
     change = changes(distribution)[name]
     given = [weights(size, dtype, seed=size) for size in SIZES]
     pairs = [fenced(values) for values in given]
-    change(native, [Target(str(k), s, inside) for k, (s, (inside, _)) in enumerate(zip(STREAMS, pairs, strict=True))])
+    change(cpu, [Target(str(k), s, inside) for k, (s, (inside, _)) in enumerate(zip(STREAMS, pairs, strict=True))])
     for size, (inside, buffer), want in zip(SIZES, pairs, expected(change, given, STREAMS), strict=True):
         assert same_bits(inside, want), size
         assert untouched(buffer, size), size
@@ -59,7 +58,7 @@ def test_threads_share_a_list_of_tensors(isa: str, name: str, count: int) -> Non
     streams = list(range(len(sizes)))
     found = [values.clone() for values in given]
     with threads(count):
-        change(native, [Target(str(k), k, tensor) for k, tensor in enumerate(found)])
+        change(cpu, [Target(str(k), k, tensor) for k, tensor in enumerate(found)])
     for tensor, want in zip(found, expected(change, given, streams), strict=True):
         assert same_bits(tensor, want)
 
@@ -73,7 +72,7 @@ def test_copy_from_any_start(isa: str, distribution: str, start: int) -> None:
             for size in (0, 1, 129, 1500, 2500, 5001):
                 source = weights(size, dtype, seed=size)
                 out, buffer = fenced(torch.full((size,), float("nan"), dtype=out_dtype))
-                native.perturbed_copy(out, source, start, step, 99)
+                cpu.perturbed_copy(out, source, start, step, 99)
                 want = torch.empty(size, dtype=out_dtype)
                 reference.perturbed_copy(want, source, start, step, 99)
                 assert same_bits(out, want) and untouched(buffer, size)
@@ -85,7 +84,7 @@ def test_copy_on_threads(isa: str, count: int) -> None:
     source = weights(300_001, torch.bfloat16)
     out, want = torch.empty(source.numel()), torch.empty(source.numel())
     with threads(count):
-        native.perturbed_copy(out, source, 2**35 + 77, step, 5)
+        cpu.perturbed_copy(out, source, 2**35 + 77, step, 5)
     reference.perturbed_copy(want, source, 2**35 + 77, step, 5)
     assert same_bits(out, want)
 
@@ -99,7 +98,7 @@ def test_rows(isa: str, dtype: torch.dtype, distribution: str, width: int) -> No
     rows = torch.tensor([59, 0, 0, 7, 31, 59] * 25)
     out, buffer = fenced(torch.full((rows.numel() * width,), float("nan"), dtype=dtype))
     with threads(2):
-        native.perturbed_rows(out.view(-1, width), weight, rows, step, 5)
+        cpu.perturbed_rows(out.view(-1, width), weight, rows, step, 5)
     want = torch.empty(rows.numel(), width, dtype=dtype)
     reference.perturbed_rows(want, weight, rows, step, 5)
     assert same_bits(out.view(-1, width), want) and untouched(buffer, out.numel())
@@ -113,9 +112,9 @@ def test_project(isa: str, distribution: str, count: int) -> None:
         for size in (0, 1, 100, 4096, 4097, 100_003):
             found = [Target("w", 5, torch.nan_to_num(weights(size, dtype, seed=size), 1.0, 2.0, -2.0))]
             with threads(count):
-                assert native.project(found, step) == reference.project(found, step), size
+                assert cpu.project(found, step) == reference.project(found, step), size
     strided = torch.nan_to_num(weights((90, 70), torch.float16), 1.0, 2.0, -2.0).t()
-    assert native.project([Target("w", 5, strided)], step) == reference.project([Target("w", 5, strided)], step)
+    assert cpu.project([Target("w", 5, strided)], step) == reference.project([Target("w", 5, strided)], step)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
@@ -123,7 +122,9 @@ def test_sample(isa: str, distribution: str) -> None:
     for start in (0, 3, 2**38 + 1):
         for size in (0, 1, 130, 5000):
             want = noise_range(start, size, SEED, distribution, 7, 1)
-            assert same_bits(native.sample(size, start, SEED, distribution, 7, 1), want)
+            found, gaussian = torch.empty(size), int(distribution == "gaussian")
+            _native.sample(found.data_ptr(), size, start, SEED, gaussian, 7, 1, torch.get_num_threads())
+            assert same_bits(found, want)
 
 
 def test_sixteen_bit_weights_of_every_value(isa: str) -> None:
@@ -133,7 +134,7 @@ def test_sixteen_bit_weights_of_every_value(isa: str) -> None:
         for name in ("perturb_", "perturb_ by 0", "update_ stochastic", "replay_ stochastic"):
             change, w = changes("gaussian")[name], patterns.view(dtype).clone()
             (want,) = expected(change, [w], [3])
-            change(native, [Target("w", 3, w)])
+            change(cpu, [Target("w", 3, w)])
             assert same_bits(w, want), name
 
 
@@ -146,6 +147,6 @@ def test_instruction_sets_agree_on_millions() -> None:
         for name in _native.available():
             out = torch.empty_like(source)
             with isa(name):
-                native.perturbed_copy(out, source, 2**37 - 1_000_003, step, 5)
+                cpu.perturbed_copy(out, source, 2**37 - 1_000_003, step, 5)
             found.append(out)
         assert all(same_bits(out, found[0]) for out in found)

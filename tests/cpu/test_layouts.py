@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blockzo import _native
 from blockzo.noise import Noise, noise_at
-from blockzo.ops.backends import cpu as native
+from blockzo.ops.backends import cpu
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, ISAS, SEED, changes, expected, isa, same_bits, threads, weights
@@ -50,7 +50,7 @@ def test_strided(isa: str, dtype: torch.dtype, operation: str) -> None:
             before = whole.clone()
             (want,) = expected(change, [view], [5])
             with threads(2):
-                change(native, [Target("w", 5, view)])
+                change(cpu, [Target("w", 5, view)])
             assert same_bits(view, want), name
             # what lies between the view's elements is as it was
             mask = torch.ones(whole.shape, dtype=torch.bool)
@@ -75,7 +75,7 @@ def test_any_shape_and_stride(name, shape, random, dtype, distribution, operatio
     change = changes(distribution)[operation]
     (want,) = expected(change, [view], [77])
     with isa(name), threads(count):
-        change(native, [Target("w", 77, view)])
+        change(cpu, [Target("w", 77, view)])
     assert same_bits(view, want)
 
 
@@ -93,7 +93,7 @@ def test_any_address(name, dtype, distribution, start, size, seed, direction, sc
     step = make_step(Noise(seed, distribution), [direction], [scale])
     source, out = weights(size, dtype), torch.empty(size, dtype=dtype)
     with isa(name):
-        native.perturbed_copy(out, source, start, step, 5)
+        cpu.perturbed_copy(out, source, start, step, 5)
     z = noise_at(torch.arange(start, start + size), seed, distribution, 5, direction)
     assert same_bits(out, (source.float() + scale * z).to(dtype))
 
@@ -117,7 +117,7 @@ def test_weights_more_than_32_bits_apart(isa: str) -> None:
     for operation in NAMES:
         change = changes("gaussian")[operation]
         (want,) = expected(change, [view], [5])
-        change(native, [Target("w", 5, view)])
+        change(cpu, [Target("w", 5, view)])
         assert same_bits(view.contiguous(), want), operation
 
 
@@ -129,7 +129,7 @@ def test_rows_beyond_2_to_the_32(isa: str, distribution: str) -> None:
     weight[rows] = torch.nan_to_num(weights((4, width), torch.bfloat16))
     step = make_step(Noise(SEED, distribution), [3], [0.5])
     out = torch.empty(4, width, dtype=torch.bfloat16)
-    native.perturbed_rows(out, weight, rows, step, 5)
+    cpu.perturbed_rows(out, weight, rows, step, 5)
     index = rows.view(-1, 1) * width + torch.arange(width)
     z = noise_at(index.view(-1), SEED, distribution, 5, 3).view(4, width)
     assert same_bits(out, (weight[rows].float() + 0.5 * z).to(torch.bfloat16))
@@ -162,7 +162,7 @@ def test_more_than_2_to_the_31_weights() -> None:
     """4.3 GB written for real, from one end to the other."""
     count = 2**31 + 1001
     w = torch.zeros(count, dtype=torch.bfloat16)
-    native.perturb_([Target("w", 5, w)], make_step(Noise(SEED, "rademacher"), [3], [1.0]))
+    cpu.perturb_([Target("w", 5, w)], make_step(Noise(SEED, "rademacher"), [3], [1.0]))
     for first in (0, 2**31 - 500, count - 1000):
         z = noise_at(torch.arange(first, first + 1000), SEED, "rademacher", 5, 3)
         assert torch.equal(w[first : first + 1000].float(), z)

@@ -11,8 +11,7 @@ from torch import Tensor
 import blockzo as bz
 from blockzo.noise import Noise
 from blockzo.ops import panels, perturbed_copy, perturbed_linear
-from blockzo.ops.backends import cpu as native
-from blockzo.ops.backends import reference
+from blockzo.ops.backends import cpu, reference
 from blockzo.ops.steps import Step, make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, ISAS, SEED, isa, same_bits, threads
 
@@ -60,7 +59,7 @@ def test_reference(isa: str, dtype: torch.dtype, path: str) -> None:
                 groups, tokens, width, dtype=torch.float32 if number % 3 == 1 and path != "narrow panels" else dtype
             )
             bias = (None, numbers(rows), numbers(groups, rows, dtype=dtype), numbers(rows, groups).t())[number % 4]
-            out = native.perturbed_linear(x, weight, bias, 5 * number, step, STREAM, path)
+            out = cpu.perturbed_linear(x, weight, bias, 5 * number, step, STREAM, path)
             narrow = path == "narrow panels"
             assert agrees(out, x, weight, bias, 5 * number, step, narrow), (rows, tokens, width, distribution)
 
@@ -83,7 +82,7 @@ def test_any_size(name, dtype, distribution, path, rows, tokens, width, groups, 
     weight = numbers(rows, width + apart, dtype=dtype)[:, apart // 2 : apart // 2 + width]
     x = numbers(groups, tokens, width, dtype=dtype)
     with isa(name):
-        out = native.perturbed_linear(x, weight, None, start, step, STREAM, path)
+        out = cpu.perturbed_linear(x, weight, None, start, step, STREAM, path)
     assert agrees(out, x, weight, None, start, step, False)
 
 
@@ -95,7 +94,7 @@ def test_identity_gives_the_moved_weight_to_the_bit(isa: str, dtype: torch.dtype
         weight = numbers(rows, width, dtype=dtype)
         step = make_step(Noise(SEED, distribution), [3, 3, 8, 1], [0.3, -0.3, 1e-40, 0.0])
         eye = torch.eye(width).expand(4, width, width)
-        out = native.perturbed_linear(eye, weight, None, start, step, STREAM, path)
+        out = cpu.perturbed_linear(eye, weight, None, start, step, STREAM, path)
         for group, (direction, scale) in enumerate(zip(step.directions, step.coefficients, strict=True)):
             want = torch.empty(rows, width)
             perturbed_copy(weight, Noise(SEED, distribution), STREAM, scale, direction, start, out=want)
@@ -108,7 +107,7 @@ def test_a_slice_has_the_noise_of_its_place(isa: str) -> None:
     x = numbers(1, 9, 500)
 
     def part(rows: slice, columns: slice, start: int) -> Tensor:
-        return native.perturbed_linear(x[..., columns], whole[rows, columns], None, start, step, STREAM, "tiles")
+        return cpu.perturbed_linear(x[..., columns], whole[rows, columns], None, start, step, STREAM, "tiles")
 
     every = slice(None)
     everything = part(every, every, 0)
@@ -123,27 +122,25 @@ def test_bits_do_not_depend_on_threads_groups_or_neighbours(isa: str, dtype: tor
     weight, bias = numbers(300, 700, dtype=dtype), numbers(8, 300)
     x = numbers(8, 37, 700, dtype=dtype)
     step = make_step(Noise(SEED), DIRECTIONS, SCALES)
-    together = native.perturbed_linear(x, weight, bias, 0, step, STREAM, "tiles")
+    together = cpu.perturbed_linear(x, weight, bias, 0, step, STREAM, "tiles")
     for count in (1, 2, 3):
         with threads(count):
-            assert same_bits(native.perturbed_linear(x, weight, bias, 0, step, STREAM, "tiles"), together)
+            assert same_bits(cpu.perturbed_linear(x, weight, bias, 0, step, STREAM, "tiles"), together)
     for group in range(8):
         one = make_step(Noise(SEED), DIRECTIONS[group : group + 1], SCALES[group : group + 1])
         part = slice(group, group + 1)
-        found = native.perturbed_linear(x[part], weight, bias[part], 0, one, STREAM, "tiles")
+        found = cpu.perturbed_linear(x[part], weight, bias[part], 0, one, STREAM, "tiles")
         assert same_bits(found, together[part])
-        assert same_bits(
-            native.perturbed_linear(x[part, 5:9], weight, bias[part], 0, one, STREAM, "tiles"), found[:, 5:9]
-        )
+        assert same_bits(cpu.perturbed_linear(x[part, 5:9], weight, bias[part], 0, one, STREAM, "tiles"), found[:, 5:9])
 
 
 def test_many_tokens_go_in_rounds(isa: str) -> None:
     x, weight = numbers(2, 700, 40), numbers(30, 40)
     step = make_step(Noise(SEED), [1, 1], [0.1, -0.1])
-    out = native.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles")
+    out = cpu.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles")
     for part in (slice(0, 3), slice(500, 530), slice(699, 700)):
         assert same_bits(
-            native.perturbed_linear(x[:, part], weight, None, 0, step, STREAM, "tiles"), out[:, part].contiguous()
+            cpu.perturbed_linear(x[:, part], weight, None, 0, step, STREAM, "tiles"), out[:, part].contiguous()
         )
 
 
@@ -154,7 +151,7 @@ def test_sets_that_fuse_agree_to_the_bit() -> None:
     for name in ISAS:
         if name != "baseline":
             with isa(name):
-                outs.append(native.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles"))
+                outs.append(cpu.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles"))
     assert all(same_bits(out, outs[0]) for out in outs)
 
 
@@ -162,12 +159,12 @@ def test_sets_that_fuse_agree_to_the_bit() -> None:
 def test_groups_that_share_x_read_it_where_it_is(isa: str, path: str) -> None:
     x, weight = numbers(21, 300), numbers(40, 300)
     step = make_step(Noise(SEED), DIRECTIONS, SCALES)
-    shared = native.perturbed_linear(x.expand(8, 21, 300), weight, None, 0, step, STREAM, path)
-    assert same_bits(shared, native.perturbed_linear(x.repeat(8, 1, 1), weight, None, 0, step, STREAM, path))
+    shared = cpu.perturbed_linear(x.expand(8, 21, 300), weight, None, 0, step, STREAM, path)
+    assert same_bits(shared, cpu.perturbed_linear(x.repeat(8, 1, 1), weight, None, 0, step, STREAM, path))
     seen = []
-    original = native.perturbed_linear
+    original = cpu.perturbed_linear
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "perturbed_linear", lambda x, *rest: seen.append(x) or original(x, *rest))
+        patch.setattr(cpu, "perturbed_linear", lambda x, *rest: seen.append(x) or original(x, *rest))
         out = perturbed_linear(
             x.view(3, 7, 300).expand(8, 3, 7, 300), weight, None, Noise(SEED), STREAM, DIRECTIONS, SCALES
         )
@@ -187,11 +184,11 @@ def test_weights_are_as_they_were_and_float_modes_do_not_matter(isa: str) -> Non
     before = bz.digest({"w": weight})
     step = make_step(Noise(SEED), [1, 1, 1], [1e-40, -1e-40, 0.0])
     x = torch.eye(300).expand(3, 300, 300)
-    want = native.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles")
+    want = cpu.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles")
     assert bool((want != 0).any())
     torch.set_flush_denormal(True)
     try:
-        found = native.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles")
+        found = cpu.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles")
     finally:
         torch.set_flush_denormal(False)
     assert same_bits(found, want)
@@ -203,7 +200,7 @@ def test_infinities_and_nans_come_through(isa: str) -> None:
     weight[3, 5] = float("inf")
     weight.view(torch.int32)[4, 6] = 0x7FFFFFFF  # a NaN whose bits a careless rounding carries into the exponent
     x[0, 2, 7] = float("-inf")
-    out = native.perturbed_linear(x, weight, None, 0, make_step(Noise(1), [0], [0.1]), STREAM, "tiles")[0].float()
+    out = cpu.perturbed_linear(x, weight, None, 0, make_step(Noise(1), [0], [0.1]), STREAM, "tiles")[0].float()
     assert bool(out[:, 4].isnan().all()) and bool((out[:2, 3].abs() == float("inf")).all())
     assert not bool(out[2].isfinite().any())
 

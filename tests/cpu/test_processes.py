@@ -13,8 +13,7 @@ import torch
 
 from blockzo import _native
 from blockzo.noise import Noise
-from blockzo.ops.backends import cpu as native
-from blockzo.ops.backends import reference
+from blockzo.ops.backends import cpu, reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import same_bits, threads, weights
@@ -33,7 +32,7 @@ def test_the_float_mode_of_the_caller_does_not_matter(isa: str, count: int) -> N
     flushes = torch.set_flush_denormal(True)
     try:
         with threads(count):
-            native.perturbed_copy(found, source, 0, step, 5)
+            cpu.perturbed_copy(found, source, 0, step, 5)
         product = torch.tensor([1e-39]) * torch.tensor([0.5])
     finally:
         torch.set_flush_denormal(False)
@@ -48,10 +47,10 @@ def test_a_forked_child_works_alone() -> None:
     source = weights(300_000, torch.float32)
     want, out = torch.empty_like(source), torch.empty_like(source).share_memory_()
     with threads(2):
-        native.perturbed_copy(want, source, 0, step, 5)
+        cpu.perturbed_copy(want, source, 0, step, 5)
         child = os.fork()
         if child == 0:
-            native.perturbed_copy(out, source, 0, step, 5)
+            cpu.perturbed_copy(out, source, 0, step, 5)
             os._exit(0)
     for _ in range(600):
         done, status = os.waitpid(child, os.WNOHANG)
@@ -107,10 +106,10 @@ def test_without_the_extension() -> None:
 def test_versions_and_lists() -> None:
     empty: list[Target] = []
     step = make_step(Noise(1), [0], [1.0])
-    native.perturb_(empty, step)
-    native.replay_([Target("w", 1, torch.ones(3))], [])
-    assert native.project(empty, step) == [0.0]
+    cpu.perturb_(empty, step)
+    cpu.replay_([Target("w", 1, torch.ones(3))], [])
+    assert cpu.project(empty, step) == [0.0]
     w = torch.ones(3)
     before = w._version
-    native.perturb_([Target("w", 1, w)], step)
+    cpu.perturb_([Target("w", 1, w)], step)
     assert w._version > before

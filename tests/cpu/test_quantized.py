@@ -8,8 +8,7 @@ from torch import nn
 
 from blockzo.noise import Noise
 from blockzo.ops import perturbed_linear
-from blockzo.ops.backends import cpu as native
-from blockzo.ops.backends import reference
+from blockzo.ops.backends import cpu, reference
 from blockzo.ops.quantized import QuantizedWeight, quantize
 from blockzo.ops.steps import make_step
 from blockzo.perturb.quantized_linear import QuantizedLinear
@@ -40,7 +39,7 @@ def test_moved_weight_is_exact(isa: str, bits: int) -> None:
             weight = quantize(numbers(rows, width), bits)
             step = make_step(Noise(7, distribution), [3, 3, 0], [0.3, -0.3, 0.0])
             eye = torch.eye(width).expand(3, width, width)
-            out = native.perturbed_linear(eye, weight, None, 0, step, 9)
+            out = cpu.perturbed_linear(eye, weight, None, 0, step, 9)
             for group, scale in enumerate(step.coefficients):
                 z = Noise(7, distribution).sample(9, (rows, width), step.directions[group])
                 want = weight.dequantize() + scale * z if scale else weight.dequantize()
@@ -55,7 +54,7 @@ def test_equals_the_dequantised_weight_to_the_bit(isa: str, bits: int) -> None:
     dense = weight.dequantize()
     flat = x.view(2, 3, 577)
     step = make_step(noise, [1, 1], [0.1, -0.1])
-    assert same_bits(out, native.perturbed_linear(flat, dense, bias, 0, step, 9, "tiles").view(6, 50))
+    assert same_bits(out, cpu.perturbed_linear(flat, dense, bias, 0, step, 9, "tiles").view(6, 50))
     assert torch.allclose(out, reference.perturbed_linear(flat, weight, bias, 0, step, 9).view(6, 50), atol=1e-3)
 
 

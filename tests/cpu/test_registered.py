@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import blockzo as bz
-from blockzo.ops import library as registered
+from blockzo.ops import library
 from blockzo.ops.packed import packed
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED
@@ -24,7 +24,7 @@ def weights(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype: torch.dtype, distribution: str) -> None:
-    ops, seed = torch.ops.blockzo, registered.signed(SEED)
+    ops, seed = torch.ops.blockzo, library.signed(SEED)
     weight, x = weights(6, 130, dtype=dtype), weights(2, 3, 130, dtype=dtype)
     out, rows = torch.zeros(6, 130, dtype=dtype), torch.tensor([5, 0, 5])
     calls = {
@@ -50,7 +50,7 @@ def test_opcheck(dtype: torch.dtype, distribution: str) -> None:
 
 
 def test_a_seed_of_64_bits_goes_through() -> None:
-    assert registered.signed(2**64 - 1) == -1 and registered.signed(2**63 - 1) == 2**63 - 1
+    assert library.signed(2**64 - 1) == -1 and library.signed(2**63 - 1) == 2**63 - 1
     w, want = torch.zeros(300), bz.Noise(2**64 - 1).sample("w", (300,))
     bz.perturb_({"w": w}, bz.Noise(2**64 - 1), 1.0)
     assert torch.equal(w, want)
@@ -59,7 +59,7 @@ def test_a_seed_of_64_bits_goes_through() -> None:
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_compiled_whole(distribution: str) -> None:
     """A function of several operations is one graph, and gives what it gave."""
-    ops, seed = torch.ops.blockzo, registered.signed(SEED)
+    ops, seed = torch.ops.blockzo, library.signed(SEED)
 
     def step(x: Tensor, weight: Tensor) -> Tensor:
         moved = ops.perturbed_rows(weight, torch.tensor([3, 1]), 9, seed, distribution, 1, 0.5)

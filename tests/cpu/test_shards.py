@@ -13,9 +13,7 @@ from torch import Tensor
 
 import blockzo as bz
 from blockzo.noise import Noise
-from blockzo.ops.backends import base as backends
-from blockzo.ops.backends import cpu as native
-from blockzo.ops.backends import reference
+from blockzo.ops.backends import choice, cpu, reference
 from blockzo.ops.params import Target, targets
 from blockzo.ops.shards import Shard, indices, place_of, row_major
 from blockzo.ops.steps import make_step
@@ -76,7 +74,7 @@ def check(backend: ModuleType, dtype: torch.dtype, name: str, cuts: Sequence[str
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_native(isa: str, dtype: torch.dtype, name: str) -> None:
     with threads(2):
-        check(native, dtype, name)
+        check(cpu, dtype, name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,13 +85,13 @@ def test_reference(dtype: torch.dtype, name: str) -> None:
 
 @pytest.mark.parametrize("name", list(changes("gaussian")))
 def test_every_change(name: str) -> None:
-    check(native, torch.bfloat16, name, ["columns", "a stretch"])
+    check(cpu, torch.bfloat16, name, ["columns", "a stretch"])
 
 
 def test_what_lies_between_the_elements_of_a_shard_stays(isa: str) -> None:
     room = weights((40, 300), torch.float32)
     before, part = room.clone(), room[3:30, 5:200]
-    changes("gaussian")["update_ of three"](native, [target(Shard(part, 5000, (400, 1)))])
+    changes("gaussian")["update_ of three"](cpu, [target(Shard(part, 5000, (400, 1)))])
     outside = torch.ones(40, 300, dtype=torch.bool)
     outside[3:30, 5:200] = False
     assert same_bits(room[outside], before[outside]) and not same_bits(room[~outside], before[~outside])
@@ -106,7 +104,7 @@ def test_large_shards_on_several_threads(isa: str, count: int) -> None:
     (want,) = expected(change, [whole], [5])
     shards = [cut(whole, (slice(None), slice(0, 333)), "dense"), cut(whole, (slice(3, 400),), "gaps")]
     with threads(count):
-        change(native, [target(shard) for shard in shards])
+        change(cpu, [target(shard) for shard in shards])
     assert same_bits(shards[0].tensor, want[:, :333]) and same_bits(shards[1].tensor, want[3:400])
 
 
@@ -130,7 +128,7 @@ def test_any_split(name, shape, data, dtype, distribution, operation, layout, ra
         for view, right in zip(outer.chunk(2, other), wanted.chunk(2, other), strict=True):
             shard = Shard(lay(view, layout), view.storage_offset(), view.stride())
             with isa(name if name != "reference" else ISAS[0]):
-                change(reference if name == "reference" else native, [target(shard, 9)])
+                change(reference if name == "reference" else cpu, [target(shard, 9)])
             assert same_bits(shard.tensor, right)
 
 
@@ -155,7 +153,7 @@ def test_shards_beyond_32_bits() -> None:
     shard = Shard(part.clone(), 2**62 + 77, (2**40 + 5, 1))
     index = (2**62 + 77 + torch.arange(20).view(-1, 1) * (2**40 + 5) + torch.arange(130)).view(-1)
     z = bz.noise.noise_at(index, SEED, "gaussian", 5, 3).view(20, 130)
-    for backend in (native, reference):
+    for backend in (cpu, reference):
         shard = Shard(part.clone(), 2**62 + 77, (2**40 + 5, 1))
         backend.perturb_([target(shard)], step)
         assert same_bits(shard.tensor, part + 0.5 * z)
@@ -172,7 +170,7 @@ def test_projections_of_parts_add_up(isa: str, distribution: str) -> None:
         for k, view in enumerate(whole.chunk(3, dim)):
             shard = target(Shard(lay(view, LAYOUTS[k]), view.storage_offset(), view.stride()))
             with threads(2):
-                found = native.project([shard], step)
+                found = cpu.project([shard], step)
             assert found == reference.project([shard], step)
             totals += torch.tensor(found, dtype=torch.float64)
         assert bool(((totals - want).abs() <= (512 + whole.numel() / 2048) * 2.0**-53 * size).all())
@@ -181,7 +179,7 @@ def test_projections_of_parts_add_up(isa: str, distribution: str) -> None:
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_the_public_operations(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if backend == "reference":
-        monkeypatch.setattr(backends, "for_tensor", lambda tensor: reference)
+        monkeypatch.setattr(choice, "for_tensor", lambda tensor: reference)
     noise, records = (
         Noise(SEED, "gaussian"),
         [

@@ -8,19 +8,18 @@ import torch
 import blockzo as bz
 from blockzo.noise import Noise
 from blockzo.ops.backends import reference
-from blockzo.ops.backends.gpu import cuda
-from blockzo.ops.backends.gpu import kernels as gpu
+from blockzo.ops.backends.gpu import cuda, kernels
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED, changes, expected, same_bits, weights
 
-SIZES = (0, 1, 129, gpu.BLOCK + 1, 70_001)
+SIZES = (0, 1, 129, kernels.BLOCK + 1, 70_001)
 
 
 @pytest.fixture(params=["triton", "cuda"])
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def launcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "triton":
-        monkeypatch.setattr(gpu, "cuda_library", lambda device: None)
+        monkeypatch.setattr(kernels, "cuda_library", lambda device: None)
     elif cuda.library() is None:
         pytest.skip("the CUDA library was not built")
     return request.param
@@ -29,14 +28,14 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("name", list(changes("gaussian")))
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_moves(kernels: str, dtype: torch.dtype, distribution: str, name: str) -> None:
+def test_moves(launcher: str, dtype: torch.dtype, distribution: str, name: str) -> None:
     change = changes(distribution)[name]
     given = [weights(size, dtype, seed=size) for size in SIZES]
     found = [
         torch.empty(len(w) + 1, dtype=dtype, device="cuda")[k % 2 :][: len(w)].copy_(w) for k, w in enumerate(given)
     ]
     streams = list(range(len(SIZES)))
-    change(gpu, [Target(str(k), s, w) for k, (s, w) in enumerate(zip(streams, found, strict=True))])
+    change(kernels, [Target(str(k), s, w) for k, (s, w) in enumerate(zip(streams, found, strict=True))])
     for size, mine, want in zip(SIZES, found, expected(change, given, streams), strict=True):
         assert same_bits(mine.cpu(), want), size
 
@@ -47,16 +46,16 @@ def test_copies_rows_and_projections(distribution: str) -> None:
     for start in (0, 128, 5, 2**40 + 77):
         source = weights(5000, torch.bfloat16, seed=1)
         mine, want = torch.empty(5000, device="cuda"), torch.empty(5000)
-        gpu.perturbed_copy(mine, source.cuda(), start, step, 0x80000001)
+        kernels.perturbed_copy(mine, source.cuda(), start, step, 0x80000001)
         reference.perturbed_copy(want, source, start, step, 0x80000001)
         assert same_bits(mine.cpu(), want)
     weight, rows = weights((9, 200), torch.bfloat16), torch.tensor([8, 0, 3, 3])
     mine, want = torch.empty(4, 200, dtype=torch.bfloat16, device="cuda"), torch.empty(4, 200, dtype=torch.bfloat16)
-    gpu.perturbed_rows(mine, weight.cuda(), rows.cuda(), step, 5)
+    kernels.perturbed_rows(mine, weight.cuda(), rows.cuda(), step, 5)
     reference.perturbed_rows(want, weight, rows, step, 5)
     assert same_bits(mine.cpu(), want)
     delta = torch.randn(100_001)
-    assert gpu.project([Target("w", 3, delta.cuda())], step) == reference.project([Target("w", 3, delta)], step)
+    assert kernels.project([Target("w", 3, delta.cuda())], step) == reference.project([Target("w", 3, delta)], step)
 
 
 @pytest.mark.parametrize("path", ["fused", "panels"])
@@ -68,7 +67,7 @@ def test_linear(dtype: torch.dtype, distribution: str, path: str) -> None:
             step = make_step(Noise(SEED, distribution), directions, scales)
             weight = torch.randn(rows, 512).to(dtype)[:, :width]
             bias, x = torch.randn(rows).to(dtype), torch.randn(len(directions), tokens, width).to(dtype)
-            found = gpu.perturbed_linear(x.cuda(), _slice(weight), bias.cuda(), 512, step, 9, path).cpu().double()
+            found = kernels.perturbed_linear(x.cuda(), _slice(weight), bias.cuda(), 512, step, 9, path).cpu().double()
             want = reference.perturbed_linear(x.double().float(), weight, bias.float(), 512, step, 9).double()
             # at most twice torch's own error at this precision
             plain = torch.nn.functional.linear(x.cuda(), weight.cuda(), bias.cuda()).cpu().double()

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 import blockzo as bz
 from blockzo.noise import Noise
-from blockzo.ops.backends.gpu import cuda
-from blockzo.ops.backends.gpu import kernels as gpu
+from blockzo.ops.backends.gpu import cuda, kernels
 from blockzo.ops.packed import packed
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
@@ -47,13 +46,13 @@ def batch(step: int, tokens: int, device: torch.device | str) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_packed_moves(dtype: torch.dtype, distribution: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if library == "triton":
-        monkeypatch.setattr(gpu, "cuda_library", lambda device: None)
+        monkeypatch.setattr(kernels, "cuda_library", lambda device: None)
     elif cuda.library() is None:
         pytest.skip("the CUDA library was not built")
     step = make_step(Noise(SEED, distribution), [0, 2**32 - 2], [0.3, -0.1], 0.5, True)
     found = [[weights(70_001, dtype).cuda()] for _ in range(2)]
-    gpu.replay_([Target("w", 5, found[0][0])], [packed(step, torch.device("cuda"))])
-    gpu.replay_([Target("w", 5, found[1][0])], [step])
+    kernels.replay_([Target("w", 5, found[0][0])], [packed(step, torch.device("cuda"))])
+    kernels.replay_([Target("w", 5, found[1][0])], [step])
     assert same_bits(found[0][0].cpu(), found[1][0].cpu())
 
 

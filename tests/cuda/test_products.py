@@ -7,7 +7,7 @@ import torch
 
 from blockzo.noise import Noise
 from blockzo.ops.backends import reference
-from blockzo.ops.backends.gpu import products as gpu_products
+from blockzo.ops.backends.gpu import products
 from blockzo.ops.packed import packed
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import SEED, same_bits
@@ -33,7 +33,7 @@ def test_products(dtype: torch.dtype, distribution: str, tokens: int, shared: bo
     x = torch.randn(1 if shared else groups, tokens, width, device="cuda").to(dtype).expand(groups, tokens, width)
     bias = torch.randn(groups, rows, device="cuda").to(dtype)
     step = make_step(Noise(SEED, distribution), DIRECTIONS, SCALES)
-    found = gpu_products.products(x, weight, bias, 512, step, 9)
+    found = products.products(x, weight, bias, 512, step, 9)
     on_cpu = [tensor.cpu().float() for tensor in (x, weight, bias)]
     want = reference.perturbed_linear(on_cpu[0], weight.cpu(), on_cpu[2], 512, step, 9)
     # at most twice the error of torch's own product of the weight as it is
@@ -41,10 +41,10 @@ def test_products(dtype: torch.dtype, distribution: str, tokens: int, shared: bo
     plain = [(a @ weight.T + b).cpu().double() for a, b in zip(x, bias, strict=True)]
     allowed = 2 * max(float((a - b).abs().max()) for a, b in zip(plain, exact, strict=True))
     assert float((found.cpu().double() - want.double()).abs().max()) <= allowed
-    assert same_bits(found.cpu(), gpu_products.products(x.contiguous(), weight, bias, 512, step, 9).cpu())
+    assert same_bits(found.cpu(), products.products(x.contiguous(), weight, bias, 512, step, 9).cpu())
     tables = packed(step, torch.device("cuda"))
-    assert same_bits(found.cpu(), gpu_products.products(x, weight, bias, 512, tables, 9).cpu())
+    assert same_bits(found.cpu(), products.products(x, weight, bias, 512, tables, 9).cpu())
     for group, (direction, scale) in enumerate(zip(DIRECTIONS, SCALES, strict=True)):
         alone = make_step(Noise(SEED, distribution), [direction], [scale])
-        single = gpu_products.products(x[group : group + 1], weight, bias[group], 512, alone, 9)
+        single = products.products(x[group : group + 1], weight, bias[group], 512, alone, 9)
         assert same_bits(found[group].cpu(), single[0].cpu()), group

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockzo.ops.backends.gpu import cuda
-from blockzo.ops.backends.gpu import kernels as gpu
+from blockzo.ops.backends.gpu import cuda, kernels
 from blockzo.ops.params import Target
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, changes, expected, same_bits, weights
 from tests.interpret.packed_cases import check_rewritten
@@ -35,7 +34,7 @@ def library(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def emulated(library, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpu, "cuda_library", lambda device: library)
+    monkeypatch.setattr(kernels, "cuda_library", lambda device: library)
 
 
 @pytest.mark.parametrize("name", list(changes("gaussian")))
@@ -48,7 +47,7 @@ def test_bits(emulated, dtype: torch.dtype, distribution: str, name: str) -> Non
     # one of two does not begin where 16 bytes do
     found = [torch.empty(len(w) + 1, dtype=dtype)[k % 2 :][: len(w)].copy_(w) for k, w in enumerate(given)]
     streams = [0, 0xFFFFFFFF, *range(17, 15 + len(sizes))]
-    change(gpu, [Target(str(k), s, w) for k, (s, w) in enumerate(zip(streams, found, strict=True))])
+    change(kernels, [Target(str(k), s, w) for k, (s, w) in enumerate(zip(streams, found, strict=True))])
     for size, mine, want in zip(sizes, found, expected(change, given, streams), strict=True):
         assert same_bits(mine, want), size
 
@@ -56,11 +55,11 @@ def test_bits(emulated, dtype: torch.dtype, distribution: str, name: str) -> Non
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_numbers_in_memory(emulated, distribution: str) -> None:
     """A launch with the same tables reads what was written to them since."""
-    check_rewritten(gpu, distribution, (300, 16385), torch.bfloat16)
+    check_rewritten(kernels, distribution, (300, 16385), torch.bfloat16)
 
 
 def test_nothing_beyond_a_tensor_is_written(emulated) -> None:
     for dtype in DTYPES:
         buffer = torch.full((700,), 1234.5, dtype=dtype)
-        changes("gaussian")["update_ of three"](gpu, [Target("w", 1, buffer[64:513])])
+        changes("gaussian")["update_ of three"](kernels, [Target("w", 1, buffer[64:513])])
         assert bool((buffer[:64] == 1234.5).all() and (buffer[513:] == 1234.5).all())

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import blockzo as bz
-from blockzo.ops import library_packed as registered_packed
-from blockzo.ops.backends import base as backends
-from blockzo.ops.backends.gpu import kernels as gpu
-from blockzo.ops.backends.gpu import products as gpu_products
-from blockzo.ops.backends.gpu import tables as gpu_tables
+from blockzo.ops import library_packed
+from blockzo.ops.backends import choice
+from blockzo.ops.backends.gpu import kernels, products, tables
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.steps import make_step
 from blockzo.perturb import parameters
@@ -45,8 +43,8 @@ class Model(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "for_tensor", lambda tensor: gpu)
+def served_by_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "for_tensor", lambda tensor: kernels)
     monkeypatch.setattr(parameters, "SMALL", 600)
 
 
@@ -59,8 +57,8 @@ def make(dtype: torch.dtype, distribution: str, method: Any) -> bz.ZO:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_equals_step(dtype: torch.dtype, distribution: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    products: Callable[..., Tensor] = gpu_products.products
-    monkeypatch.setattr(gpu, "products", lambda *arguments: calls.append(1) or products(*arguments))
+    plain: Callable[..., Tensor] = products.products
+    monkeypatch.setattr(kernels, "products", lambda *arguments: calls.append(1) or plain(*arguments))
     eager, other = (make(dtype, distribution, bz.SPSA(2)) for _ in range(2))
     graphed = bz.GraphedStep(other)
     for step in range(2):
@@ -81,7 +79,7 @@ class Watch(TorchDispatchMode):
         if func.namespace != "blockzo":
             return func(*args, **(kwargs or {}))
         with self:  # look inside, too
-            return registered_packed.IMPLEMENTATIONS[f"{func.overloadpacket.__name__}.packed"](*args)
+            return library_packed.IMPLEMENTATIONS[f"{func.overloadpacket.__name__}.packed"](*args)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -91,12 +89,12 @@ def test_nothing_waits_for_the_device(dtype: torch.dtype, monkeypatch: pytest.Mo
     graphed.step(torch.tensor([[1, 5, 7], [3, 39, 0]]))
     # what a CUDA tensor is not asked on the host
     monkeypatch.setattr(bz.ops, "checked_rows", lambda weight, rows: rows.reshape(-1))
-    for module, name in ((gpu, "move_kernel"), (gpu, "rows_kernel"), (gpu_products, "products_kernel")):
+    for module, name in ((kernels, "move_kernel"), (kernels, "rows_kernel"), (products, "products_kernel")):
         monkeypatch.setattr(module, name, _Ignored())
     with Watch() as reading:
         make_packed().read()
     assert reading.seen & set(WAITS)  # the watch sees what it is to see
-    with Watch() as watch, gpu_tables.held_tables() as kept:
+    with Watch() as watch, tables.held_tables() as kept:
         graphed._run()
     assert {"perturbed_linear", "perturbed_rows", "move_"} <= watch.seen
     assert not watch.seen & set(WAITS), watch.seen & set(WAITS)

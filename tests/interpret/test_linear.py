@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blockzo.noise import Noise
 from blockzo.ops.backends import reference
-from blockzo.ops.backends.gpu import kernels as gpu
+from blockzo.ops.backends.gpu import kernels
 from blockzo.ops.quantized import quantize
 from blockzo.ops.steps import Step, make_step
 from tests.cpu.cases import DISTRIBUTIONS, SEED
@@ -42,7 +42,7 @@ def test_against_the_reference(
     weight = normal(rows, 256, dtype=dtype, seed=1)[:, :width]
     bias = normal(rows, dtype=dtype, seed=2)
     x = normal(len(directions), tokens, width, dtype=dtype, seed=3)
-    found = gpu.perturbed_linear(x, weight, bias, 512, step, 9, path)
+    found = kernels.perturbed_linear(x, weight, bias, 512, step, 9, path)
     want = exact(x, weight, bias, 512, step, 9)
     assert found.dtype == dtype and found.shape == want.shape
     tolerance = 1e-4 if dtype == torch.float32 else 6e-2
@@ -52,9 +52,11 @@ def test_against_the_reference(
 def test_groups_do_not_depend_on_each_other_and_both_signs_are_one_weight_moved_both_ways() -> None:
     weight, x = normal(64, 128, seed=1), normal(2, 3, 128, seed=2)
     noise = Noise(SEED, "rademacher")
-    both = gpu.perturbed_linear(x, weight, None, 0, make_step(noise, [3, 3], [0.1, -0.1]), 9, "fused")
+    both = kernels.perturbed_linear(x, weight, None, 0, make_step(noise, [3, 3], [0.1, -0.1]), 9, "fused")
     for group, scale in enumerate((0.1, -0.1)):
-        alone = gpu.perturbed_linear(x[group : group + 1], weight, None, 0, make_step(noise, [3], [scale]), 9, "fused")
+        alone = kernels.perturbed_linear(
+            x[group : group + 1], weight, None, 0, make_step(noise, [3], [scale]), 9, "fused"
+        )
         assert torch.equal(both[group], alone[0])
 
 
@@ -64,19 +66,19 @@ def test_a_bias_for_each_group_and_x_shared_by_groups() -> None:
     step = make_step(Noise(SEED), [3, 3], [0.1, -0.1])
     want = exact(x, weight, bias, 0, step, 9)
     for path in ("products", "fused", "panels"):
-        assert (gpu.perturbed_linear(x, weight, bias, 0, step, 9, path).double() - want).abs().max() < 1e-4
+        assert (kernels.perturbed_linear(x, weight, bias, 0, step, 9, path).double() - want).abs().max() < 1e-4
 
 
 def test_quantized_weights_are_widened() -> None:
     weight = quantize(normal(16, 128, seed=1), 4)
     x, step = normal(1, 2, 128, seed=2), make_step(Noise(SEED), [3], [0.1])
     want = exact(x, weight.dequantize(), None, 0, step, 9)
-    assert (gpu.perturbed_linear(x, weight, None, 0, step, 9).double() - want).abs().max() < 1e-4
+    assert (kernels.perturbed_linear(x, weight, None, 0, step, 9).double() - want).abs().max() < 1e-4
 
 
 def test_rows_that_begin_amid_a_block_of_noise_go_by_panels() -> None:
     weight, x, step = normal(10, 100, seed=1), normal(1, 2, 100, seed=2), make_step(Noise(SEED), [3], [0.1])
     want = exact(x, weight, None, 7, step, 9)
-    assert (gpu.perturbed_linear(x, weight, None, 7, step, 9).double() - want).abs().max() < 1e-4
+    assert (kernels.perturbed_linear(x, weight, None, 7, step, 9).double() - want).abs().max() < 1e-4
     with pytest.raises(ValueError, match="multiples of 128; found 7, 100"):
-        gpu.perturbed_linear(x, weight, None, 7, step, 9, "fused")
+        kernels.perturbed_linear(x, weight, None, 7, step, 9, "fused")

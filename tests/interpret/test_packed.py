@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise
-from blockzo.ops.backends.gpu import kernels as gpu
-from blockzo.ops.backends.gpu import tables as gpu_tables
+from blockzo.ops.backends.gpu import kernels, tables
 from blockzo.ops.packed import pack, packed
 from blockzo.ops.params import Target
 from blockzo.ops.steps import Step, make_step
@@ -22,7 +21,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_moves(dtype: torch.dtype, distribution: str) -> None:
-    check_rewritten(gpu, distribution, (0, 130), dtype)
+    check_rewritten(kernels, distribution, (0, 130), dtype)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
@@ -35,8 +34,8 @@ def test_copies_and_rows(distribution: str) -> None:
         copies = [torch.empty(9, 200, dtype=torch.bfloat16) for _ in range(2)]
         taken = [torch.empty(3, 200, dtype=torch.bfloat16) for _ in range(2)]
         for numbers, copy, part in zip((table, step), copies, taken, strict=True):
-            gpu.perturbed_copy(copy, weight, 5, numbers, 3)
-            gpu.perturbed_rows(part, weight, rows, numbers, 3)
+            kernels.perturbed_copy(copy, weight, 5, numbers, 3)
+            kernels.perturbed_rows(part, weight, rows, numbers, 3)
         assert same_bits(*copies) and same_bits(*taken)
 
 
@@ -51,7 +50,7 @@ def test_linear(distribution: str, path: str) -> None:
     x, bias = torch.randn(2, 5, 256, generator=generator), torch.randn(70, generator=generator)
     for step in steps:
         rewrite(table, step)
-        found, want = (gpu.perturbed_linear(x, weight, bias, 256, numbers, 9, path) for numbers in (table, step))
+        found, want = (kernels.perturbed_linear(x, weight, bias, 256, numbers, 9, path) for numbers in (table, step))
         assert torch.equal(found, want)
 
 
@@ -86,7 +85,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_tables_are_handed_to_who_captures() -> None:
     table, w = packed(make_step(Noise(1), [7], [0.3]), CPU), torch.zeros(130)
-    with gpu_tables.held_tables() as kept:
-        gpu.perturb_([Target("w", 5, w)], table)
+    with tables.held_tables() as kept:
+        kernels.perturb_([Target("w", 5, w)], table)
     held: list[Tensor] = kept
     assert {id(table.line), id(table.terms)} <= {id(tensor) for tensor in held} and len(held) == 4

@@ -9,12 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 import blockzo as bz
-from blockzo.kernels import products as kernels
+from blockzo.kernels.products import noise_operand, part_count, tiles
 from blockzo.noise import Noise, noise_range
-from blockzo.ops.backends import base as backends
-from blockzo.ops.backends import reference
-from blockzo.ops.backends.gpu import kernels as gpu
-from blockzo.ops.backends.gpu import products as gpu_products
+from blockzo.ops.backends import choice, reference
+from blockzo.ops.backends.gpu import kernels, products
 from blockzo.ops.packed import packed
 from blockzo.ops.steps import Step, make_step
 from tests.cpu.cases import DISTRIBUTIONS, SEED, same_bits
@@ -49,7 +47,7 @@ def layer(
 def test_against_the_reference(distribution: str, name: str, shared: bool) -> None:
     for dtype, tokens, parts in ((torch.float32, 5, 1), (torch.float16, 20 if name == "both signs" else 5, 2)):
         x, weight, bias, step = layer(dtype, distribution, name, tokens, shared)
-        found = gpu_products.products(x, weight, bias, 512, step, 9, parts).double()
+        found = products.products(x, weight, bias, 512, step, 9, parts).double()
         want = reference.perturbed_linear(x.float(), weight, bias.float(), 512, step, 9).double()
         # in float16 Gaussian numbers and the result are rounded to 11 bits
         allowed = 1e-4 if dtype == torch.float32 else 2**-11 * want.abs().max() + 5e-3
@@ -61,13 +59,13 @@ def test_a_group_alone_has_the_bits_it_has_among_others(shared: bool) -> None:
     # integers, whose sums are exact: the interpreter's own order depends on how many columns it is given
     x, weight, bias, step = layer(torch.float16, "rademacher", "pairs and what is left", 5, shared)
     x, weight = x.mul(4).round(), weight.mul(4).round()
-    together = gpu_products.products(x, weight, bias, 512, step, 9, 2)
-    assert same_bits(together, gpu_products.products(x.contiguous(), weight, bias, 512, step, 9, 2))
+    together = products.products(x, weight, bias, 512, step, 9, 2)
+    assert same_bits(together, products.products(x.contiguous(), weight, bias, 512, step, 9, 2))
     tables = packed(step, torch.device("cpu"))
-    assert same_bits(together, gpu_products.products(x, weight, bias, 512, tables, 9, 2))
+    assert same_bits(together, products.products(x, weight, bias, 512, tables, 9, 2))
     for group, (direction, scale) in enumerate(zip(step.directions, step.coefficients, strict=True)):
         alone = make_step(Noise(SEED), [direction], [scale])
-        found = gpu_products.products(x[group : group + 1], weight, bias[group], 512, alone, 9, 2)
+        found = products.products(x[group : group + 1], weight, bias[group], 512, alone, 9, 2)
         assert same_bits(together[group], found[0])
 
 
@@ -75,7 +73,7 @@ def test_a_group_alone_has_the_bits_it_has_among_others(shared: bool) -> None:
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 def test_many_tokens(shared: bool, tokens: int) -> None:
     x, weight, bias, step = layer(torch.float32, "rademacher", "both signs", tokens, shared)
-    found = gpu_products.products(x.mT.contiguous().mT, weight, bias[0], 512, step, 9)
+    found = products.products(x.mT.contiguous().mT, weight, bias[0], 512, step, 9)
     want = reference.perturbed_linear(x, weight, bias[0], 512, step, 9)
     assert (found - want).abs().max() < 1e-4
 
@@ -84,9 +82,9 @@ def test_many_tokens(shared: bool, tokens: int) -> None:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
     """The tiles that were chosen, of operations on the GPU's kernels."""
     found: list[dict[str, int]] = []
-    tiles = gpu_products.tiles
-    monkeypatch.setattr(gpu_products, "tiles", lambda *arguments: found.append(tiles(*arguments)) or found[-1].copy())
-    monkeypatch.setattr(backends, "for_tensor", lambda tensor: gpu)
+    plain = products.tiles
+    monkeypatch.setattr(products, "tiles", lambda *arguments: found.append(plain(*arguments)) or found[-1].copy())
+    monkeypatch.setattr(choice, "for_tensor", lambda tensor: kernels)
     return found
 
 
@@ -113,7 +111,7 @@ def test_the_first_layer_of_a_model_has_a_shared_input(told: list[dict[str, int]
 def _operand(out, steps, start, KIND: tl.constexpr, GAUSSIAN: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     low, high = tl.load(steps).to(tl.uint32, bitcast=True), tl.load(steps + 1).to(tl.uint32, bitcast=True)
     first, stream, direction = start.to(tl.int64), tl.full((), 9, tl.uint32), tl.full((), 3, tl.uint32)
-    z = kernels.noise_operand(first, 512, low, high, stream, direction, GAUSSIAN, KIND, ROWS, WIDTH)
+    z = noise_operand(first, 512, low, high, stream, direction, GAUSSIAN, KIND, ROWS, WIDTH)
     tl.store(out + tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], z)
 
 
@@ -131,13 +129,13 @@ def test_the_noise_is_that_of_the_contract(dtype: torch.dtype, distribution: str
 
 def test_pairs() -> None:
     step = make_step(Noise(0), [2, 5, 2, 5, 7, 2], [0.1] * 6)
-    pairs = gpu_products.pairs_of(step, 6)
+    pairs = products.pairs_of(step, 6)
     assert pairs == [(0, 2), (1, 3), (5, -1), (4, -1)]
-    assert gpu_products.tasks_of(pairs, 3, 2) == ((0, 2, 1, 3, 5, -1), (4, -1, -1, -1, -1, -1))
-    assert gpu_products.pairs_of(packed(step, torch.device("cpu")), 3) == [(0, -1), (1, -1), (2, -1)]
+    assert products.tasks_of(pairs, 3, 2) == ((0, 2, 1, 3, 5, -1), (4, -1, -1, -1, -1, -1))
+    assert products.pairs_of(packed(step, torch.device("cpu")), 3) == [(0, -1), (1, -1), (2, -1)]
     for directions, most in ((1, 1), (4, 4), (5, 3), (9, 3)):
-        assert kernels.tiles(16, False, directions, True, True, 9)["SLOTS"] == most
-    assert [kernels.part_count(*shape) for shape in ((64, 512), (4096, 4096), (2048, 8192), (50000, 2048))] == [
+        assert tiles(16, False, directions, True, True, 9)["SLOTS"] == most
+    assert [part_count(*shape) for shape in ((64, 512), (4096, 4096), (2048, 8192), (50000, 2048))] == [
         1,
         4,
         8,

@@ -7,7 +7,7 @@ import torch
 
 from blockzo.noise import Noise
 from blockzo.ops.backends import reference
-from blockzo.ops.backends.gpu import kernels as gpu
+from blockzo.ops.backends.gpu import kernels
 from blockzo.ops.backends.gpu.runs import Runs, run_tables
 from blockzo.ops.backends.gpu.tables import queue_of
 from blockzo.ops.shards import Shard
@@ -38,7 +38,7 @@ def check(dtype: torch.dtype, distribution: str, name: str) -> None:
     whole = weights(300, dtype)
     wanted += expected(change, [whole], [99])
     shards.append(Shard(whole.clone(), 0, (1,)))
-    change(gpu, [target(shard, 99 if k == len(FEW) else k) for k, shard in enumerate(shards)])
+    change(kernels, [target(shard, 99 if k == len(FEW) else k) for k, shard in enumerate(shards)])
     for kind, shard, want in zip([*FEW, "whole"], shards, wanted, strict=True):
         assert same_bits(shard.tensor, want), kind
 
@@ -61,7 +61,7 @@ def test_every_change(dtype: torch.dtype, distribution: str, name: str) -> None:
 def test_nothing_beside_a_run_is_written() -> None:
     room = weights((4, 300), torch.bfloat16)
     before = room.clone()
-    changes("gaussian")["update_ of three"](gpu, [target(Shard(room[1:3, 5:200], 5000, (400, 1)))])
+    changes("gaussian")["update_ of three"](kernels, [target(Shard(room[1:3, 5:200], 5000, (400, 1)))])
     outside = torch.ones(4, 300, dtype=torch.bool)
     outside[1:3, 5:200] = False
     assert same_bits(room[outside], before[outside]) and not same_bits(room[~outside], before[~outside])
@@ -97,4 +97,4 @@ def test_projections() -> None:
     step = make_step(Noise(SEED, "gaussian"), [0, 2**32 - 2], [1.0, 1.0])
     view = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))[:, 5:17]
     shard = target(Shard(lay(view, "gaps"), view.storage_offset(), view.stride()))
-    assert gpu.project([shard], step) == reference.project([shard], step)
+    assert kernels.project([shard], step) == reference.project([shard], step)

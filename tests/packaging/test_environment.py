@@ -7,21 +7,22 @@ import json
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from blockzo import ops
 from blockzo.cli import environment, selftest
-from blockzo.ops import library as registered
-from blockzo.ops.backends import cpu as native
-from blockzo.ops.backends import reference
+from blockzo.ops import library
+from blockzo.ops.backends import cpu, reference, registry
+from blockzo.ops.backends.base import FUNCTIONS, Entry
 from blockzo.ops.catalogue import KNOWN, OPERATIONS, cases
 from tests.packaging.builds import ALONE, Result
 from tests.packaging.test_runtime import damaged
 
 Python = Callable[..., Result]
-PROBES = ("versions", "machine", "build", "cpu", "threads", "cuda", "operations", "variables", "self_test")
+PROBES = ("versions", "machine", "build", "cpu", "threads", "cuda", "backends", "operations", "variables", "self_test")
 ENV = "from blockzo.cli import environment; raise SystemExit(environment.main(json=True))"
 
 
@@ -45,8 +46,11 @@ def test_the_report_is_whole_and_healthy() -> None:
     assert set(report["operations"]) == set(OPERATIONS)
     for name, backends in report["operations"].items():
         assert backends["reference"] is True
-        assert backends["native"] == (True if OPERATIONS[name].serves else "no kernel: torch alone serves")
-    assert all(isinstance(backends["triton"], bool | str) for backends in report["operations"].values())
+        assert backends["cpu"] == (True if OPERATIONS[name].serves else "no kernel: torch alone serves")
+        assert set(backends) == set(registry.BACKENDS) == set(report["backends"])
+    for name, found in report["backends"].items():
+        assert found["state"] == "loads" and found.get("experimental", "") == registry.BACKENDS[name].experimental
+    assert "never run on a GPU" in environment.render(report)
     sets = len(report["cpu"]["available"])
     walked = len(list(cases("rademacher")))  # on 3 dtypes and 2 distributions
     gpu = int(torch.cuda.is_available())
@@ -58,13 +62,27 @@ def test_no_operation_is_missing_from_the_registry() -> None:
     """A new one needs an entry, and a case that the self-test can walk."""
     public = {name for name in ops.__all__ if inspect.isfunction(getattr(ops, name))}
     assert public == set(OPERATIONS)
-    registered_names = {name.replace("move_", "perturb_") for name in registered.IMPLEMENTATIONS}
+    registered_names = {name.replace("move_", "perturb_") for name in library.IMPLEMENTATIONS}
     assert registered_names <= set(OPERATIONS)
     walked = {operation.name for operation, _, _ in cases("gaussian")}
     assert walked == {name for name, operation in OPERATIONS.items() if operation.serves is not None}
     assert set(KNOWN) == set(OPERATIONS) - walked
-    for backend in (reference, native):
-        assert all(hasattr(backend, operation.serves) for operation in OPERATIONS.values() if operation.serves)
+    assert {operation.serves for operation in OPERATIONS.values() if operation.serves} == set(FUNCTIONS)
+
+
+def test_a_backend_says_what_it_has_no_kernel_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is missing silently: what it takes from the reference is told from its own."""
+    part = SimpleNamespace(**{name: getattr(cpu, name) for name in FUNCTIONS}, READS_PACKED=False)
+    monkeypatch.setitem(registry.BACKENDS, "part", Entry("part", "some kernels", ("cpu",), lambda: part))
+    part.project = reference.project
+    found = environment.operations()
+    assert found["project"]["part"] == "no kernel: the reference serves" and found["shift_"]["part"] is True
+    del part.project
+    found = environment.operations()
+    assert all("backend 'part' lacks project" in str(row["part"]) for name, row in found.items() if name != "digest")
+    assert "lacks project" in environment.backends()["part"]["state"]
+    failed = [check for check in selftest.self_test() if not check.ok]
+    assert [check.name for check in failed] == ["part: load"] and "lacks project" in failed[0].detail
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -123,7 +141,7 @@ def test_a_pure_install_says_why(python: Python, pure: Path) -> None:
     assert done.returncode == 0 and report["self_test"]["ok"] is True
     assert report["build"]["native"] is False and "/bin/false" in report["build"]["reason"]
     assert (
-        "/bin/false" in report["operations"]["perturb_"]["native"]
+        "/bin/false" in report["operations"]["perturb_"]["cpu"]
         and report["operations"]["perturb_"]["reference"] is True
     )
 
@@ -149,9 +167,9 @@ def test_a_damaged_extension_is_reported(
     assert done.returncode == 1
     assert "cannot be loaded" in report["cpu"]["error"] and "install blockzo again" in report["cpu"]["error"]
     assert report["self_test"]["ok"] is False
-    expected = "signal" if kind == "kills its process" else "native: load"
+    expected = "signal" if kind == "kills its process" else "cpu: load"
     assert expected in json.dumps(report["self_test"]["failed"]) or kind == "truncated"
-    served = [o["native"] for o in report["operations"].values() if o["native"] != "no kernel: torch alone serves"]
+    served = [o["cpu"] for o in report["operations"].values() if o["cpu"] != "no kernel: torch alone serves"]
     assert len(served) >= 8 and all("cannot be loaded" in reason for reason in served)
 
 
@@ -165,9 +183,7 @@ def test_an_unknown_instruction_set_is_reported(python: Python, installed: Path)
 
 def test_the_self_test_finds_wrong_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(check.ok for check in selftest.self_test())
-    from blockzo.ops.backends import cpu as native
-
-    good = native.replay_
+    good = cpu.replay_
 
     def wrong(found: list, steps: list) -> None:  # type: ignore[type-arg]
         good(found, steps)
@@ -175,12 +191,12 @@ def test_the_self_test_finds_wrong_bits(monkeypatch: pytest.MonkeyPatch) -> None
             if target.tensor.dtype == torch.float16:
                 target.tensor.view(torch.int16)[-1] ^= 1
 
-    monkeypatch.setattr(native, "replay_", wrong)
+    monkeypatch.setattr(cpu, "replay_", wrong)
     failed = [check for check in selftest.self_test() if not check.ok]
     assert failed and all("float16" in check.name and "bfloat16" not in check.name for check in failed)
     assert {check.name.split(": ")[1].split()[0] for check in failed} == {"replay_", "update_"}
     assert "expected" in failed[0].detail
-    monkeypatch.setattr(native, "replay_", broken)
+    monkeypatch.setattr(cpu, "replay_", broken)
     failed = [check for check in selftest.self_test() if not check.ok]
     assert all("broken on purpose" in check.detail for check in failed)
 
@@ -190,4 +206,4 @@ def test_the_self_test_knows_the_vectors(monkeypatch: pytest.MonkeyPatch) -> Non
     cases[5]["bits"][3] = "3f800001"
     monkeypatch.setattr(selftest, "vectors", lambda: cases)
     failed = {check.name for check in selftest.self_test() if not check.ok}
-    assert "reference: vectors" in failed and any("native" in name for name in failed)
+    assert "reference: vectors" in failed and any("cpu" in name for name in failed)

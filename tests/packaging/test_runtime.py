@@ -20,9 +20,9 @@ with warnings.catch_warnings(record=True) as caught:
     w = {n: torch.arange(5000, dtype=torch.float32).to(t) for n, t in (("a", torch.bfloat16), ("b", torch.float32))}
     bz.perturb_(w, bz.Noise(7, "gaussian"), 0.5)
     bz.update_(w, bz.Noise(8), [0.25, -3.0], decay=0.125, stochastic_rounding=True)
-from blockzo.ops.backends import base as backends
-native = backends.native()
-chosen = native._native.chosen() if native else "reference"
+from blockzo.ops.backends import choice
+backend = choice.serving("cpu")
+chosen = backend._native.chosen() if hasattr(backend, "_native") else "reference"
 messages = [str(w.message) for w in caught if "blockzo" in str(w.message)]
 print("RESULT", json.dumps([chosen, bz.digest(w), messages]))
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.shards import in_order
 from blockzo.ops.steps import Step
 
+READS_PACKED = False
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _INTEGERS = {8: 3, 4: 4}
 _PERTURB, _SHIFT, _UPDATE = range(3)
@@ -30,9 +31,15 @@ if _forced:
         raise ValueError(f"BLOCKZO_ISA is {_forced!r}: {error}") from None
 
 
-def instruction_sets() -> list[str]:
-    """Those that can run here, fastest first; `_native.choose(name)` takes one of them."""
-    return list(_native.available())
+def instruction_sets() -> Iterator[str]:
+    """Those that can run here, fastest first; each is in force while it is yielded."""
+    before = _native.chosen()
+    try:
+        for name in _native.available():
+            _native.choose(name)
+            yield name
+    finally:
+        _native.choose(before)
 
 
 def _view(target: Target) -> tuple[Any, ...]:
@@ -110,13 +117,6 @@ def project(found: Sequence[Target], step: Step) -> list[float]:
             part = _native.project_shard(_shard(target), _step(step), torch.get_num_threads())
         totals = [a + b for a, b in zip(totals, part, strict=True)]
     return totals
-
-
-def sample(count: int, start: int, seed: int, distribution: str, stream: int, direction: int) -> Tensor:
-    out = torch.empty(count, dtype=torch.float32)
-    gaussian = int(distribution == "gaussian")
-    _native.sample(out.data_ptr(), count, start, seed, gaussian, stream, direction, torch.get_num_threads())
-    return out
 
 
 def perturbed_linear(

@@ -14,10 +14,9 @@ from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.shards import in_order, indices
 from blockzo.ops.steps import Step
 
+READS_PACKED = False
 CHUNK = 1 << 20
 PROJECT_CHUNK, PROJECT_LANES = 4096, 16
-
-
 Where = int | Tensor
 """The index of the first of consecutive elements, or (int64) of each: a shard's lie apart."""
 

@@ -45,6 +45,11 @@ def load(path: Path) -> ctypes.CDLL | None:
     return found
 
 
+def state() -> str:
+    """For `blockzo env`: "loads", or what serves in its place."""
+    return "not built: Triton serves alone" if load(PATH) is None else "loads"
+
+
 def check(found: ctypes.CDLL, code: int) -> None:
     if code:
         text = found.blockzo_cuda_error(code).decode(errors="replace")

@@ -30,7 +30,6 @@ from blockzo.ops.steps import Step
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 READS_PACKED = True
-"""Steps may be `PackedStep`s, whose numbers the kernels read."""
 BLOCK = 4096
 """Elements of a program."""
 PER_WARP = 512
