@@ -15,6 +15,7 @@ from torch import Tensor
 
 from blockzo.perturb import PerturbedForward
 from blockzo.perturb.activations import Activations
+from blockzo.perturb.causes import Cause, cause_of
 from blockzo.perturb.mode import Outgrown
 
 AUTO_ROWS = 64
@@ -34,11 +35,11 @@ Run = Callable[[Sequence[Item], Limits | None, bool], tuple[Activations, Perturb
 
 @dataclass
 class Size:
-    """What one evaluation takes, by the rows it was measured with (None: not known), and how many fit at most."""
+    """What one evaluation takes, by the rows it was measured with, and how many fit at most; None: not known."""
 
     rows: Limits | None = None
     nbytes: int = 0
-    largest: int = AUTO_GROUP
+    largest: int | None = None
 
     def learn(self, mode: PerturbedForward) -> None:
         """From a run that measured."""
@@ -46,14 +47,30 @@ class Size:
         self.rows = mode.rows, mode.lookups
 
 
+Shape = tuple[int, int, int]
+
+
+def shape_of(mode: PerturbedForward) -> Shape:
+    """By what batches of other shapes are told apart: rows, lookups and operands of a run that measured one evaluation."""
+    return mode.rows, mode.lookups, mode.operands
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Why evaluations of one kind run one after the other; `shape`: of the batch for which they do, None: of any."""
+
+    cause: str
+    shape: Shape | None
+
+
 class Known:
-    """What was learned of one model: what evaluations take, by the blocks they run, and whether they can be batched at all."""
+    """What was learned of one model, by the kinds of its evaluations: what they take, and why some cannot be batched."""
 
     _of: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
 
     def __init__(self) -> None:
         self.sizes: dict[Any, Size] = {}
-        self.alone: str | None = None
+        self.alone: dict[Any, Alone] = {}
         self.checked = False
 
     @classmethod
@@ -62,11 +79,19 @@ class Known:
         return cls._of.setdefault(owner, cls())
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """What a group failed with; `lasting`: as it would with any batch."""
+
+    text: str
+    lasting: bool
+
+
 class Grouping:
     """Decides how many evaluations of one step run together, and runs them.
 
     The counts depend on the model and the batch, not on what ran before, so that a step can be repeated bit for bit (but where
-    memory is short). Therefore what is run to measure is run again in its group.
+    memory is short, or a group failed for a reason that passes). Therefore what is run to measure is run again in its group.
 
     Args:
         owner: the model or its Blocks.
@@ -86,50 +111,63 @@ class Grouping:
     ) -> Iterator[tuple[Sequence[Item], Activations, PerturbedForward]]:
         """Runs all items in order, some at once; `run(items, row_limits, measure)` is `run_groups` on their moves.
 
+        A group that fails is tried again as single evaluations. Where those run, the group was the reason: for good where it is
+        known to be (`causes.py`), else for batches of this shape.
+
         Args:
             kind: evaluations of one kind run the same part of the model.
         """
-        failure: Exception | None = None
+        failure: _Failure | None = None
         size = self.known.sizes.setdefault(kind, Size())
         done = 0
         while done < len(items):
-            alone = failure is not None or kind in self.busy
-            count = 1 if alone else self._count(size, len(items) - done)
+            waiting = len(items) - done
+            noted = self.known.alone.get(kind)
+            alone = failure is not None or noted is not None or kind in self.busy
+            passing = not failure.lasting if failure else noted is not None and noted.shape is not None
+            count = 1 if alone else self._count(size, waiting)
             part = items[done : done + count]
             try:
                 if count > 1 and isinstance(self.max_group, str) and size.rows is None:
                     size.learn(run(part[:1], (AUTO_ROWS, sys.maxsize), True)[1])
                     continue
-                result, mode = run(part, self._limits(size, count), False)
+                result, mode = run(part, self._limits(size, count), passing)
                 if count > 1 and not self.known.checked:
-                    _check(result, run(part[-1:], None, False)[0])
+                    difference = _difference(result, run(part[-1:], None, False)[0])
+                    if difference:
+                        failure = _Failure(difference, lasting=True)
+                        continue
                     self.known.checked = True
             except Outgrown as found:
                 if found.linear and found.rows > AUTO_ROWS:
                     self.busy.add(kind)
                 size.rows = None
                 continue
-            except (torch.OutOfMemoryError, MemoryError):
-                if count == 1:
+            except Exception as error:
+                cause = cause_of(error)
+                if count == 1 or cause is Cause.REFUSED:
                     raise
-                size.largest = count // 2
-                continue
-            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
-                if count == 1:
-                    raise
-                failure = error
+                if cause is Cause.MEMORY:
+                    size.largest = count // 2
+                else:
+                    failure = _Failure(f"{type(error).__name__}: {error}", cause is Cause.BATCHING)
                 continue
             if failure is not None:
-                # alone it runs, so it was the batching that failed
-                self._give_up(failure)
+                self._note(kind, failure, mode)
                 failure = None
+            elif noted is not None and passing and noted.shape != shape_of(mode) and waiting > 1:
+                # another batch: together again, this one too
+                del self.known.alone[kind]
+                continue
             done += count
             yield part, result, mode
 
     def _count(self, size: Size, waiting: int) -> int:
-        if waiting == 1 or self.known.alone is not None:
+        if waiting == 1:
             return 1
-        limit = size.largest if isinstance(self.max_group, str) else self.max_group
+        limit = AUTO_GROUP if isinstance(self.max_group, str) else self.max_group
+        if size.largest is not None:
+            limit = min(limit, size.largest)
         if isinstance(self.max_group, str) and size.rows is not None:
             limit = min(limit, free_memory(self.device) // (2 * max(1, size.nbytes)))
         chunks = -(-waiting // max(1, limit))
@@ -143,28 +181,29 @@ class Grouping:
         rows, lookups = size.rows
         return min(AUTO_ROWS, int(rows * spare)), int(lookups * spare)
 
-    def _give_up(self, failure: Exception) -> None:
-        self.known.alone = f"{type(failure).__name__}: {failure}"
-        warnings.warn(
-            f"this model cannot be evaluated in groups ({self.known.alone.splitlines()[0][:300]}); its evaluations run one after "
-            "the other, with the same results",
-            stacklevel=6,
-        )
+    def _note(self, kind: Any, failure: _Failure, mode: PerturbedForward) -> None:
+        self.known.alone[kind] = Alone(failure.text, None if failure.lasting else shape_of(mode))
+        short = failure.text.splitlines()[0][:300]
+        if failure.lasting:
+            text = f"this model cannot be evaluated in groups ({short}); its evaluations run one after the other"
+        else:
+            text = (
+                f"a group of evaluations failed, and alone they run ({short}); they run one after the other for batches of this "
+                "shape"
+            )
+        warnings.warn(f"{text}, with the same results", stacklevel=6)
 
 
-class _Differs(RuntimeError):
-    pass
-
-
-def _check(group: Activations, alone: Activations) -> None:
-    """The last of the first group against its own evaluation: a model that keeps state between calls is found here."""
+def _difference(group: Activations, alone: Activations) -> str:
+    """Of the last of the first group from its own evaluation: a model that keeps state between calls is found here. "": none."""
     last = group.take([-1])
     for found, expected in zip(last.leaves, alone.leaves, strict=True):
         if isinstance(expected, Tensor) and expected.is_floating_point():
             bound = 0.05 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-3
             difference = (found - expected).abs().max() if expected.numel() else torch.zeros(())
             if found.shape != expected.shape or float(difference) > bound * float(expected.abs().max() + 1e-6):
-                raise _Differs(f"in a group a result differs by {float(difference):.3g} from the same evaluation alone")
+                return f"in a group a result differs by {float(difference):.3g} from the same evaluation alone"
+    return ""
 
 
 def free_memory(device: torch.device) -> int:

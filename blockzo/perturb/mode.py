@@ -50,7 +50,8 @@ class PerturbedForward(TorchFunctionMode):
 
     Attributes:
         used: ids of the parameters that were used. flops: of all groups. rows, lookups: of the largest linear layer and of the
-        largest lookup, one group. footprint: bytes of the operands and results of the largest operation, parameters left out.
+        largest lookup, one group. Of a run that measures, in bytes and parameters left out: `footprint`, operands and results of
+        the largest operation; `operands`, the most operands of one.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class PerturbedForward(TorchFunctionMode):
         self.groups, self.level, self.row_limits, self.measure = groups, level, row_limits, measure
         self.entered = 0
         self.used: set[int] = set()
-        self.flops = self.rows = self.lookups = self.footprint = 0
+        self.flops = self.rows = self.lookups = self.footprint = self.operands = 0
         self.small = {block: SmallParameters(held, self.moves[block]) for block, held in self.index.small.items()}
         self.tables: dict[str, tuple[Tensor, Tensor, str]] = {}
         """What a compiled forward reads, see `perturbed`."""
@@ -111,6 +112,7 @@ class PerturbedForward(TorchFunctionMode):
         self.flops += self.groups * count_flops(func, args, kwargs, result)
         if self.measure:
             operands = sum(map(_nbytes, (*args, *kwargs.values())))
+            self.operands = max(self.operands, operands)
             self.footprint = max(self.footprint, operands + sum(map(_nbytes, tree_leaves(result))))
         return result
 

@@ -203,7 +203,7 @@ def test_an_error_of_the_model_is_the_models() -> None:
         perturbed_losses(
             model, NOISE, [0, 1], [0.1, 0.1], lambda: (model.weight @ torch.randn(5, 5)).sum(), max_group=2
         )
-    assert Known.of(model).alone is None
+    assert not Known.of(model).alone
 
 
 @pytest.mark.parametrize("size", [1, 3])

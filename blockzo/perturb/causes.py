@@ -1,0 +1,78 @@
+"""Why evaluations failed in a group: memory, what `torch.vmap` cannot run, or nothing that a group is to blame for."""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Iterator
+from enum import Enum, auto
+from types import TracebackType
+
+import torch
+
+from blockzo.perturb.passes import PathChanged
+
+
+class Cause(Enum):
+    MEMORY = auto()
+    """They did not fit; fewer may."""
+    BATCHING = auto()
+    """torch.vmap cannot run this code, whatever the batch."""
+    REFUSED = auto()
+    """The model, the loss or the device says no; it would alone."""
+    UNKNOWN = auto()
+    """Whether an evaluation runs alone will tell."""
+
+
+BATCHING_WORDS = (
+    "vmap",
+    "functorch",
+    "Batching rule",
+    "BatchedTensor",
+    "Tensor that doesn't have storage",
+    # a tensor that all groups share is written in place with what each has its own of
+    "doesn't match the broadcast shape",
+)
+"""What torch says of it (torch 2.4 to 2.13): of `.item()`, branches on values, shapes that depend on values, functions without a
+batching rule, random numbers, memory read by address. A mistake of the user's in the same words fails alone too.
+"""
+MEMORY_WORDS = ("DefaultCPUAllocator", "not enough memory", "out of memory")
+DEVICE_WORDS = ("CUDA error", "HIP error")
+
+
+def cause_of(error: BaseException) -> Cause:
+    chain = list(_chain(error))
+    if any(isinstance(one, (torch.OutOfMemoryError, MemoryError)) or _says(one, MEMORY_WORDS) for one in chain):
+        return Cause.MEMORY
+    if isinstance(error, PathChanged) or _says(error, DEVICE_WORDS):
+        return Cause.REFUSED
+    # a library may catch torch's error and raise its own
+    if any(_says(one, BATCHING_WORDS) or _source(one)[0].startswith("torch._functorch") for one in chain):
+        return Cause.BATCHING
+    module, stated = _source(error)
+    if stated and module.partition(".")[0] not in ("torch", "blockzo"):
+        return Cause.REFUSED
+    return Cause.UNKNOWN
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _source(error: BaseException) -> tuple[str, bool]:
+    """The module whose code an error comes from, and whether a `raise` or `assert` in it made the error, not a function in C."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "", False
+    code = trace.tb_frame.f_code.co_code
+    stated = 0 <= trace.tb_lasti < len(code) and code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return str(trace.tb_frame.f_globals.get("__name__", "")), stated
