@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from blockzo.optim.distributed import DistributedZO
     from blockzo.optim.graphed import GraphedStep
     from blockzo.optim.micro_batches import MicroBatches
-    from blockzo.optim.zo import ZO, StepResult
+    from blockzo.optim.step import StepResult
+    from blockzo.optim.zo import ZO
     from blockzo.perturb import perturbed
     from blockzo.perturb.blocks import Blocks
     from blockzo.perturb.groups import perturbed_losses
@@ -87,7 +88,7 @@ _HOMES = {
     "SPSA": "blockzo.methods.whole",
     "SPZO": "blockzo.methods.spzo",
     "Shard": "blockzo.ops.shards",
-    "StepResult": "blockzo.optim.zo",
+    "StepResult": "blockzo.optim.step",
     "Tree": "blockzo.methods.levels",
     "ZO": "blockzo.optim.zo",
     "cost": "blockzo.optim.costs",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockzo.optim.zo import step_seed
+from blockzo.optim.step import step_seed
 
 Use = Callable[[Tensor, Tensor], object]
 Draw = Callable[[int, list[Tensor], Use], None]

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from blockzo.optim.distributed import DistributedZO
     from blockzo.optim.graphed import GraphedStep
     from blockzo.optim.micro_batches import MicroBatches
-    from blockzo.optim.zo import ZO, StepResult
+    from blockzo.optim.step import StepResult
+    from blockzo.optim.zo import ZO
 
 __all__ = ["ZO", "Cost", "DistributedZO", "GraphedStep", "MicroBatches", "StepResult", "cost"]
 
@@ -24,7 +25,7 @@ __getattr__ = names_of(
         "DistributedZO": "blockzo.optim.distributed",
         "GraphedStep": "blockzo.optim.graphed",
         "MicroBatches": "blockzo.optim.micro_batches",
-        "StepResult": "blockzo.optim.zo",
+        "StepResult": "blockzo.optim.step",
         "cost": "blockzo.optim.costs",
     },
 )

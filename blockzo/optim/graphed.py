@@ -17,7 +17,8 @@ from blockzo.methods.whole import SPSA, MeZO
 from blockzo.ops.packed import pack
 from blockzo.ops.params import Target, targets
 from blockzo.optim.evaluation import Evaluation, check_loss
-from blockzo.optim.zo import ZO, StepResult
+from blockzo.optim.step import StepResult
+from blockzo.optim.zo import ZO
 from blockzo.perturb import Index, PackedMove
 from blockzo.perturb.groups import run_groups
 from blockzo.perturb.losses import evaluation_mode

@@ -3,71 +3,39 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from blockzo import ops
 from blockzo.journal.file import Journal, JournalError
 from blockzo.journal.record import BlockUpdate, Record, check_record, float32
 from blockzo.methods.auto import Auto, StepPlan, planned_method
-from blockzo.methods.base import Method, Scalars
+from blockzo.methods.base import Method
 from blockzo.methods.decoupled import Decoupled
 from blockzo.methods.planner import Planner
 from blockzo.methods.tree import EvaluationTree
 from blockzo.methods.whole import MeZO
 from blockzo.noise import Noise, check_seed
-from blockzo.ops.params import named_tensors, targets, whole_targets
+from blockzo.ops.params import targets, whole_targets
 from blockzo.optim.costs import measure_seconds
 from blockzo.optim.cutting import default_blocks, fine_blocks
 from blockzo.optim.evaluation import Evaluation
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.in_place import InPlaceExecutor
+from blockzo.optim.loss_checks import LossChecks
 from blockzo.optim.micro_batches import MicroBatches, Part, Weight, as_one_loss, loss_terms, meaning_of_list, parts_of
 from blockzo.optim.ranks import check_alone
-from blockzo.optim.repeatable import check_repeatable
 from blockzo.optim.reuse import Reuse
-from blockzo.perturb import check_reads
+from blockzo.optim.step import StepResult, distributions_of, per_block, step_seed
 from blockzo.perturb.blocks import Blocks
 from blockzo.perturb.grouping import MaxGroup
 from blockzo.perturb.losses import LossFunction, evaluation_mode, hugging_face_loss
 
 Run = Callable[[StepPlan, EvaluationTree, Sequence[Part]], Evaluation]
 Rate = float | Sequence[float] | Callable[[int], float | Sequence[float]]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One step.
-
-    `loss` is the mean of the tree's losses (they lie around the unmoved loss); `losses` are the leaves in order; `scalars` the
-    estimated slope along each direction, for each block; `forwards` the number of losses; `flops` forward FLOPs as counted
-    while running; `record` what was applied.
-    """
-
-    loss: float
-    scalars: Scalars
-    losses: tuple[float, ...]
-    seed: int
-    forwards: int
-    flops: int
-    record: Record
-
-
-def step_seed(seed: int, step: int) -> int:
-    """Seed of one step: SplitMix64 (Steele et al., OOPSLA 2014) of the run's seed; distinct steps get distinct seeds."""
-    mask = (1 << 64) - 1
-
-    def mix(z: int) -> int:
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        return z ^ (z >> 31)
-
-    return mix((mix(seed) + step * 0x9E3779B97F4A7C15) & mask)
 
 
 class ZO:
@@ -151,10 +119,10 @@ class ZO:
         else:
             self.method.tree(len(self.blocks))
         self.lr: Rate = lr if lr is not None else 1.0 if isinstance(self.method, Auto) else 1e-6
-        self.eps = _per_block("eps", eps, len(self.blocks))
+        self.eps = per_block("eps", eps, len(self.blocks))
         if any(e <= 0 or float32(e) == 0 for e in self.eps):
             raise ValueError(f"eps is {eps}; expected a positive number")
-        self.distributions = _distributions(distribution, len(self.blocks))
+        self.distributions = distributions_of(distribution, len(self.blocks))
         self.seed = check_seed(seed)
         self.weight_decay = float(weight_decay)
         self.stochastic_rounding = stochastic_rounding
@@ -166,9 +134,7 @@ class ZO:
         self._lists_are_parts: bool | None = None
         self.step_number = 0
         self.journal = journal
-        self._unused_checked = self._repeatable = False
-        self._reads_checked_at: int | None = 0
-        """The step before which it is tried again whether the loss reads weights that are not moved; None: never again."""
+        self.loss_checks = LossChecks(self.blocks, self.loss_fn)
         self.rates(0)
         if journal is not None:
             self._attach(journal)
@@ -176,7 +142,7 @@ class ZO:
     def rates(self, step: int) -> list[float]:
         """Learning rate of each block at a step."""
         value = self.lr(step) if callable(self.lr) else self.lr
-        return _per_block("lr", value, len(self.blocks))
+        return per_block("lr", value, len(self.blocks))
 
     def step(self, batch: Any) -> StepResult:
         """Estimates on the batch, writes the record to the journal, updates the weights.
@@ -303,7 +269,7 @@ class ZO:
         used: list[InPlaceExecutor] = []
 
         def run(plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
-            self._check_repeatable(parts[0].batch)
+            self.loss_checks.repeats(parts[0].batch)
             used.append(InPlaceExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.reuse))
             # the weights move once for all parts
             losses = [self._loss_of(part) for part in parts]
@@ -325,7 +291,7 @@ class ZO:
         return result
 
     def _result(self, plan: StepPlan, found: Evaluation) -> StepResult:
-        self._check_used(found)
+        self.loss_checks.used(found, self.evaluate == "in_place")
         losses = tuple(float32(loss) for loss in found.losses)
         scalars = plan.method.scalars(losses, plan.eps)
         applied = scalars if self.planner is None else self.planner.scalars(scalars)
@@ -357,49 +323,8 @@ class ZO:
         Raises:
             ValueError: what is wrong with it; no weight has changed.
         """
-        self._check_repeatable(batch)
-        self._check_reads(batch)
-
-    def _check_repeatable(self, batch: Any) -> None:
-        """At the first step: is the loss the same when it is evaluated again?
-
-        Raises:
-            NotRepeatable: a ValueError; no weight has changed.
-        """
-        if self._repeatable:
-            return
-        with evaluation_mode(self.model):
-            whole = self.blocks.run_whole
-            check_repeatable(lambda: _number(whole(lambda: self.loss_fn(self.model, batch))), self.model)
-        self._repeatable = True
-
-    def _check_reads(self, batch: Any) -> None:
-        """Does the loss read weights that are not moved? Tried at the first step, and at 1, 2, 4, ... while some are unused.
-
-        Raises:
-            ValueError: it does; no weight has changed.
-        """
-        if self._reads_checked_at is None or self.step_number < self._reads_checked_at:
-            return
-        with evaluation_mode(self.model):
-            whole = whole_targets(self.model, "a perturbed forward")
-            check_reads(whole, lambda: self.loss_fn(self.model, batch))
-        self._reads_checked_at = max(1, 2 * self.step_number)
-
-    def _check_used(self, found: Evaluation) -> None:
-        if self._unused_checked and self._reads_checked_at is None:
-            return
-        unused = [name for name, tensor in named_tensors(self.model).items() if id(tensor) not in found.used]
-        if not unused or self.evaluate == "in_place":
-            self._reads_checked_at = None
-        first, self._unused_checked = not self._unused_checked, True
-        if unused and first:
-            warnings.warn(
-                f"{len(unused)} trainable parameters are not used by the loss ({', '.join(unused[:3])}"
-                f"{', ...' if len(unused) > 3 else ''}); updates would only add noise to them: freeze them with "
-                "requires_grad_(False)",
-                stacklevel=4,
-            )
+        self.loss_checks.repeats(batch)
+        self.loss_checks.reads(batch, self.step_number)
 
     def _commit(self, record: Record) -> None:
         check_record(record, len(self.blocks))
@@ -433,24 +358,3 @@ class ZO:
                 self._start_planner(journal.plan["costs"], bool(journal.plan.get("whole", False)))
             elif len(journal):
                 raise JournalError('the journal holds steps but no plan; it was not written with method="auto"')
-
-
-def _number(loss: Any) -> Any:
-    """What can be compared of it; what is no loss is refused where it is read."""
-    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else math.nan
-
-
-def _distributions(value: str | Sequence[str], blocks: int) -> list[str]:
-    values = [value] * blocks if isinstance(value, str) else list(value)
-    if len(values) != blocks:
-        raise ValueError(f"distribution has {len(values)} entries for {blocks} blocks; expected one or one a block")
-    return [Noise(0, v).distribution for v in values]
-
-
-def _per_block(what: str, value: float | Sequence[float], blocks: int) -> list[float]:
-    values = [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * blocks  # type: ignore[arg-type]
-    if len(values) != blocks:
-        raise ValueError(f"{what} has {len(values)} entries for {blocks} blocks; expected one number or one a block")
-    if not all(math.isfinite(v) and v >= 0 for v in values):
-        raise ValueError(f"{what} is {value}; expected finite numbers that are not negative")
-    return values

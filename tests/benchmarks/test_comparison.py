@@ -17,7 +17,7 @@ import blockzo as bz
 from benchmarks.comparison import analysis, curves, methods, plan, report, run, single, store, tuning
 from benchmarks.comparison.eager import EagerMeZO
 from benchmarks.comparison.store import KEY, Place, Point, Run, Runs
-from blockzo.optim.zo import step_seed
+from blockzo.optim.step import step_seed
 
 PLACE = Place(1, 1, "2.0", "a, cpu", "abc", "2026-01-01")
 

@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import blockzo as bz
 from blockzo.methods.base import Method
 from blockzo.optim.in_place import InPlaceExecutor
-from blockzo.optim.zo import step_seed
+from blockzo.optim.step import step_seed
 from tests.core import zoo
 
 Make = Callable[[], nn.Module]

@@ -10,7 +10,7 @@ import torch
 
 import blockzo as bz
 from blockzo.methods import METHODS, Method, by_option, described, registered
-from blockzo.optim.zo import step_seed
+from blockzo.optim.step import step_seed
 from tests.core import zoo
 from tests.zoo.harness import Reference
 

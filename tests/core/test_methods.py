@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import blockzo as bz
 from blockzo.optim.executor import PerturbedExecutor
-from blockzo.optim.zo import step_seed
+from blockzo.optim.step import step_seed
 from tests.core import zoo
 
 ONE_BLOCK = [bz.MeZO(), bz.SPSA(3), bz.OneSided(3), bz.FZOO(4)]

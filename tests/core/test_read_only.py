@@ -74,7 +74,7 @@ perturbed_losses(model, bz.Noise(1), [0, 1], [0.1, 0.1], loss, max_group=2)
 for method, cut in ((bz.MeZO(), []), (bz.SPZO(1, 2), [2]), (bz.SPZO(1, 2, "decoupled"), [2])):
     for distribution in bz.noise.DISTRIBUTIONS:
         zo = bz.ZO(model, method=method, blocks=bz.Blocks(model, cut), distribution=distribution)
-        zo._reads_checked_at = None  # that check writes weights, and puts them back
+        zo.loss_checks.reads_at = None  # that check writes weights, and puts them back
         zo.estimate(batch)
 assert bz.digest(model) == before
 print("unchanged")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import blockzo as bz
 from blockzo.methods.tree import BlockMove
 from blockzo.ops.params import named_tensors
-from blockzo.optim.zo import step_seed
+from blockzo.optim.step import step_seed
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

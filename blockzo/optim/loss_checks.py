@@ -1,0 +1,79 @@
+"""Is a loss one that can be trained on? Looked at before the first step, and while some weights are not used."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from blockzo.ops.params import named_tensors, whole_targets
+from blockzo.optim.evaluation import Evaluation
+from blockzo.optim.repeatable import check_repeatable
+from blockzo.perturb import check_reads
+from blockzo.perturb.blocks import Blocks
+from blockzo.perturb.losses import LossFunction, evaluation_mode
+
+
+class LossChecks:
+    """Of one loss on one model.
+
+    Attributes:
+        reads_at: the step before which it is tried again whether the loss reads weights that are not moved; None: never again.
+    """
+
+    def __init__(self, blocks: Blocks, loss_fn: LossFunction) -> None:
+        self.blocks, self.loss_fn = blocks, loss_fn
+        self.reads_at: int | None = 0
+        self._used = self._repeats = False
+
+    def repeats(self, batch: Any) -> None:
+        """At the first step: is the loss the same when it is evaluated again?
+
+        Raises:
+            NotRepeatable: a ValueError; no weight has changed.
+        """
+        if self._repeats:
+            return
+        model = self.blocks.model
+        with evaluation_mode(model):
+            check_repeatable(
+                lambda: _number(self.blocks.run_whole(lambda: self.loss_fn(model, batch))),
+                model,
+            )
+        self._repeats = True
+
+    def reads(self, batch: Any, step: int) -> None:
+        """Does the loss read weights that are not moved? Tried at the first step, and at 1, 2, 4, ... while some are unused.
+
+        Raises:
+            ValueError: it does; no weight has changed.
+        """
+        if self.reads_at is None or step < self.reads_at:
+            return
+        model = self.blocks.model
+        with evaluation_mode(model):
+            check_reads(whole_targets(model, "a perturbed forward"), lambda: self.loss_fn(model, batch))
+        self.reads_at = max(1, 2 * step)
+
+    def used(self, found: Evaluation, in_place: bool) -> None:
+        """Warns once of trainable parameters that an evaluation did not use."""
+        if self._used and self.reads_at is None:
+            return
+        unused = [name for name, tensor in named_tensors(self.blocks.model).items() if id(tensor) not in found.used]
+        if not unused or in_place:
+            self.reads_at = None
+        first, self._used = not self._used, True
+        if unused and first:
+            warnings.warn(
+                f"{len(unused)} trainable parameters are not used by the loss ({', '.join(unused[:3])}"
+                f"{', ...' if len(unused) > 3 else ''}); updates would only add noise to them: freeze them with "
+                "requires_grad_(False)",
+                stacklevel=5,
+            )
+
+
+def _number(loss: Any) -> Any:
+    """What can be compared of it; what is no loss is refused where it is read."""
+    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else math.nan
