@@ -1,4 +1,4 @@
-"""Writes the tables of the docs that are made from the code: the options of the commands, the aggregates of federated rounds.
+"""Writes the tables of the docs that are made from the code: options of the commands, aggregates of federated rounds, backends.
 
 python docs/tables.py --write      # without --write: says which pages differ, and leaves with 1
 """
@@ -17,6 +17,7 @@ from typing import Any
 from blockzo.federated.protocol.aggregates import AGGREGATES
 from blockzo.finetune.option import named, options_of
 from blockzo.finetune.settings import Settings
+from blockzo.ops.backends.registry import BACKENDS
 from blockzo.simulate.settings import Federation
 
 DOCS = Path(__file__).resolve().parent
@@ -58,10 +59,27 @@ def aggregates() -> str:
     return "\n".join(rows)
 
 
+def backends() -> str:
+    """A line a backend: its kernels, what it serves, what to do where it is missing, switches, whether it ever ran there."""
+    rows = ["| backend | kernels | serves | where it is missing | switches | state |", "|---|---|---|---|---|---|"]
+    for entry in BACKENDS.values():
+        cells = [
+            f"`{entry.name}`",
+            entry.what,
+            f"{' and '.join(entry.devices)} tensors" if entry.devices else "all others",
+            entry.advice,
+            "; ".join(f"`{name}`: {what}" for name, what in entry.switches.items()),
+            f"experimental: {entry.experimental}" if entry.experimental else "",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("finetune.md", "options"): lambda: options(Settings),
     ("federated.md", "options"): lambda: options(Federation),
     ("federated.md", "aggregates"): aggregates,
+    ("extending/backend.md", "backends"): backends,
 }
 
 

@@ -1,4 +1,7 @@
-"""A linear layer whose weight is moved in registers while it is multiplied; both signs of a direction share each tile of it."""
+"""A linear layer whose weight is moved in registers while it is multiplied; both signs of a direction share each tile of it.
+
+Experimental: never run on a GPU.
+"""
 
 import triton
 import triton.language as tl

@@ -1,5 +1,7 @@
 """perturb_, shift_, update_ and replay_ over a whole list of tensors, or of parts of tensors, in one launch.
 
+Experimental: never run on a GPU.
+
 A program takes one chunk of BLOCK elements of one tensor through all steps: each weight is read once, rounded to its dtype at
 every step, and written once.
 """

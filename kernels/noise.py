@@ -1,5 +1,7 @@
 """Noise contract v1 in Triton: Philox words, and what Rademacher, Gaussian and stochastic rounding make of them.
 
+Experimental: never run on a GPU.
+
 Launch with `enable_fp_fusion=False`: every float operation is rounded on its own. `first` is the index of the first element in
 the logical tensor, a multiple of 128; results are flat and in the order of the elements.
 """

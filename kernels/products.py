@@ -1,5 +1,7 @@
 """A linear layer's two products apart: y_g = X_g W^T + c_g (X_g Z^T), the noise alone as an operand and the scale at the end.
 
+Experimental: never run on a GPU.
+
 What several groups have in common is multiplied once: X W^T where they share their input, X Z^T where they share input and
 direction. One load of the weight's tile serves several directions. Every product is the same chain over K whatever is shared.
 """

@@ -1,4 +1,7 @@
-"""<delta, z_k>: 16 float64 lanes over chunks of 4,096 elements, in the order that every backend keeps."""
+"""<delta, z_k>: 16 float64 lanes over chunks of 4,096 elements, in the order that every backend keeps.
+
+Experimental: never run on a GPU.
+"""
 
 import triton
 import triton.language as tl

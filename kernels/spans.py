@@ -1,4 +1,7 @@
-"""Moved copies: rows of a tensor (all of it, a panel, or the rows that an embedding reads) into dense memory."""
+"""Moved copies: rows of a tensor (all of it, a panel, or the rows that an embedding reads) into dense memory.
+
+Experimental: never run on a GPU.
+"""
 
 import triton
 import triton.language as tl

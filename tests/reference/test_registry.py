@@ -1,7 +1,8 @@
-"""The registry of backends: what it holds, which one serves, what is said of one that is missing; and the docs that show it."""
+"""The registry of backends: what it holds, which one serves, what is said of one that is missing; and the example of the docs."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import warnings
@@ -51,19 +52,6 @@ def add(name: str, device: str, error: Exception | None = None, first: bool = Fa
     others = dict(registry.BACKENDS)
     registry.BACKENDS.clear()
     registry.BACKENDS.update({name: entry} | others if first else others | {name: entry})
-
-
-def test_the_page_shows_the_registry() -> None:
-    rows = []
-    for entry in registry.BACKENDS.values():
-        serves = f"tensors on {', '.join(entry.devices)}" if entry.devices else "all others"
-        missing = f"the reference serves: {entry.advice}" if entry.devices else ""
-        switches = "; ".join(f"`{name}`: {what}" for name, what in entry.switches.items())
-        state = f"experimental: {entry.experimental}" if entry.experimental else "run on such devices"
-        rows.append(f"| `{entry.name}` | {entry.what} | {serves} | {missing} | {switches} | {state} |")
-    expected = "\n".join(rows)
-    text = PAGE.read_text(encoding="utf-8")
-    assert f"|---|---|---|---|---|---|\n{expected}\n\n" in text, f"the rows of {PAGE.name} should be:\n{expected}"
 
 
 @pytest.mark.parametrize("name", registry.BACKENDS)
@@ -169,3 +157,13 @@ def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("BLOCKZO_BACKEND", "reference")
     bz.perturb_({"w": expected}, bz.Noise(3, "gaussian"), 0.5)
     assert torch.equal(found, expected) and counting.calls == {"perturb_": 1}
+
+
+def test_what_never_ran_on_its_device_says_so() -> None:
+    """In the registry, so in `blockzo env`; in every module of it; on its page."""
+    assert registry.BACKENDS["gpu"].experimental == "compiled and interpreted, never run on a GPU"
+    root = Path(__file__).parents[2]
+    for path in (*(root / "blockzo/ops/backends/gpu").glob("*.py"), *(root / "kernels").glob("*.py")):
+        told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        assert re.search(r"^Experimental: .*never run on a GPU", told, re.MULTILINE), path.name
+    assert "**Experimental**: compiled and interpreted, never run on a GPU." in (root / "docs/gpu.md").read_text()

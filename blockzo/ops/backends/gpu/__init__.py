@@ -1,1 +1,4 @@
-"""Triton and CUDA kernels for tensors of a GPU. Compiled and interpreted so far, never run on one: experimental (docs/gpu.md)."""
+"""Triton and CUDA kernels for tensors of a GPU.
+
+Experimental: compiled and interpreted, never run on a GPU (docs/gpu.md).
+"""

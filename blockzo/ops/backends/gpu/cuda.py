@@ -1,4 +1,7 @@
-"""The CUDA library of blockzo: loaded at first use; where it or a driver is missing, Triton serves instead."""
+"""The CUDA library of blockzo: loaded at first use; where it or a driver is missing, Triton serves instead.
+
+Experimental: never run on a GPU.
+"""
 
 from __future__ import annotations
 

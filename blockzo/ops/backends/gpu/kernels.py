@@ -1,5 +1,7 @@
 """Kernels for GPU tensors: the functions of `reference.py`, on the current stream of the tensors' device. In Triton; moves over
 lists of tensors in CUDA where that library is built.
+
+Experimental: never run on a GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The launch of `kernels/linear.py`: a linear layer whose weight is moved in registers while it is multiplied."""
+"""The launch of `kernels/linear.py`: a linear layer whose weight is moved in registers while it is multiplied.
+
+Experimental: never run on a GPU.
+"""
 
 from __future__ import annotations
 

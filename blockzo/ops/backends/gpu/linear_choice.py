@@ -1,5 +1,7 @@
 """Which path a GPU's perturbed layer takes: a table from measurements (linear_choice.json), which anyone can make anew.
 
+Experimental: never run on a GPU.
+
 BLOCKZO_LINEAR_CHOICE names another file of the same form. A GPU that is not in it has the row "any".
 """
 

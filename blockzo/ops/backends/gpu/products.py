@@ -1,4 +1,7 @@
-"""The launch of `kernels/products.py`: a linear layer whose weight and noise are multiplied apart."""
+"""The launch of `kernels/products.py`: a linear layer whose weight and noise are multiplied apart.
+
+Experimental: never run on a GPU.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Parts of tensors as GPU kernels see them: runs of consecutive indices, each contiguous in memory."""
+"""Parts of tensors as GPU kernels see them: runs of consecutive indices, each contiguous in memory.
+
+Experimental: never run on a GPU.
+"""
 
 from __future__ import annotations
 

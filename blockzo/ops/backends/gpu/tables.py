@@ -1,5 +1,7 @@
 """What GPU kernels are told, as small tables on the device, kept for as long as the same steps and tensors come: all layers
 of one forward share one table. Each stream has its own, since the copy of one is ordered on that stream alone.
+
+Experimental: never run on a GPU.
 """
 
 from __future__ import annotations
