@@ -24,7 +24,7 @@ import torch
 
 import blockzo as bz
 from benchmarks.harness import Spread, Table, paired
-from blockzo.finetune.models.load import load, resolve
+from blockzo.finetune.models.loading import load, resolve
 from blockzo.perturb import passes
 
 ROWS, TOKENS = 16, 32

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from blockzo.moved import find_moved
+
 if TYPE_CHECKING:
     from blockzo import ops
     from blockzo.journal.file import Journal, JournalError
@@ -128,6 +130,9 @@ def __getattr__(name: str) -> Any:
             return METHODS[name]
     value = globals()[name] = _find(name)
     return value
+
+
+find_moved()
 
 
 def __dir__() -> list[str]:

@@ -16,7 +16,7 @@ from blockzo.finetune.data.prompts import Encoded, Encoder, begin_token
 from blockzo.finetune.data.read import Example, find_file, limit, read_examples
 from blockzo.finetune.data.tasks import Task, find_task
 from blockzo.finetune.models.heads import HeadedEncoder
-from blockzo.finetune.models.load import Loaded, load
+from blockzo.finetune.models.loading import Loaded, load
 from blockzo.finetune.models.packages import BUILT_IN, fetch
 from blockzo.finetune.scoring import Scorer
 from blockzo.optim.costs import measure_blocks

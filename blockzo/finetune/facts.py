@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.identity import Identity, identity_of
-from blockzo.finetune.models.load import Loaded
+from blockzo.finetune.models.loading import Loaded
 from blockzo.journal.file import Journal
 from blockzo.journal.outside import Count, Refusal, Sentence, Word, build
 

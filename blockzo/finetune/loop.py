@@ -22,7 +22,7 @@ from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.interrupt import Interrupts
 from blockzo.finetune.metrics import Scores, measure, scores
 from blockzo.finetune.models.identity import identity_of
-from blockzo.finetune.models.load import DTYPES, save, weight_bytes
+from blockzo.finetune.models.loading import DTYPES, save, weight_bytes
 from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.progress import Reporter

@@ -12,7 +12,7 @@ import torch
 from blockzo import Auto, cost
 from blockzo.finetune.block_facts import block_facts
 from blockzo.finetune.loop import Run
-from blockzo.finetune.models.load import weight_bytes
+from blockzo.finetune.models.loading import weight_bytes
 from blockzo.finetune.prepare import prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings

@@ -17,7 +17,7 @@ from blockzo.finetune.data.read import Example
 from blockzo.finetune.data.rows import text_lines
 from blockzo.finetune.data.tasks import Task, find_task
 from blockzo.finetune.errors import UserError, about
-from blockzo.finetune.models.load import Loaded, load, resolve
+from blockzo.finetune.models.loading import Loaded, load, resolve
 from blockzo.finetune.scoring import Scorer
 from blockzo.finetune.settings import Settings
 from blockzo.optim.cutting import fine_blocks

@@ -8,7 +8,7 @@ from typing import Any
 from blockzo import Journal, JournalError, digest, replay_
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
-from blockzo.finetune.models.load import load, resolve, save
+from blockzo.finetune.models.loading import load, resolve, save
 from blockzo.finetune.output import make_folder, write_whole
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings

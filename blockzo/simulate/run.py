@@ -29,7 +29,7 @@ from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.interrupt import Interrupts
 from blockzo.finetune.metrics import Scores, measure, scores
 from blockzo.finetune.models.identity import identity_of
-from blockzo.finetune.models.load import save
+from blockzo.finetune.models.loading import save
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from blockzo import digest
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.models.load import Loaded, load, save
+from blockzo.finetune.models.loading import Loaded, load, save
 
 Tiny = Callable[[str], Path]
 State = dict[str, Tensor]

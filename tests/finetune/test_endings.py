@@ -21,7 +21,7 @@ import pytest
 from blockzo.cli import main as cli
 from blockzo.finetune import Interrupted, UserError, loop, output
 from blockzo.finetune.interrupt import STOPPING, Interrupts, stopped_by_signals
-from blockzo.finetune.models.load import load, save
+from blockzo.finetune.models.loading import load, save
 from tests.finetune.process import REPOSITORY, command, environment
 
 Rows = Callable[..., Path]

@@ -17,7 +17,7 @@ import pytest
 from blockzo import digest
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.gguf_header import check_gguf
-from blockzo.finetune.models.load import load
+from blockzo.finetune.models.loading import load
 
 Tiny = Callable[[str], Path]
 SECONDS = 60

@@ -14,7 +14,7 @@ import transformers as hf
 from blockzo import digest
 from blockzo.finetune import Settings, finetune, replay
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.models.load import load, save
+from blockzo.finetune.models.loading import load, save
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 

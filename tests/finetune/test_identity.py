@@ -13,7 +13,7 @@ import pytest
 from blockzo import Journal
 from blockzo.finetune import UserError, finetune, resume
 from blockzo.finetune.models.identity import Identity, identity_of
-from blockzo.finetune.models.load import load
+from blockzo.finetune.models.loading import load
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.rebuild import replay
 from tests.finetune.test_resume import arguments, settings

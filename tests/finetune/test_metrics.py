@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from blockzo.finetune.data.prompts import Encoded
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.metrics import area_under_curve, measure, scores
-from blockzo.finetune.models.load import load
+from blockzo.finetune.models.loading import load
 from blockzo.finetune.scoring import Scorer
 
 

@@ -14,7 +14,7 @@ import torch
 from blockzo import digest
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models import packages
-from blockzo.finetune.models.load import load, resolve, save
+from blockzo.finetune.models.loading import load, resolve, save
 
 
 @pytest.mark.parametrize(

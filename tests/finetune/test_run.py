@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from blockzo import Journal, JournalError, digest
 from blockzo.finetune import Settings, UserError, dry_run, evaluate, finetune, loop, replay
-from blockzo.finetune.models.load import load
+from blockzo.finetune.models.loading import load
 from blockzo.finetune.progress import Reporter
 
 Rows = Callable[..., Path]

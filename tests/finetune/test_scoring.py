@@ -13,7 +13,7 @@ from blockzo import ZO, Blocks, MeZO, Noise
 from blockzo.finetune.data.prompts import Encoded, Encoder
 from blockzo.finetune.data.read import Example
 from blockzo.finetune.data.tasks import Task
-from blockzo.finetune.models.load import Loaded, load
+from blockzo.finetune.models.loading import Loaded, load
 from blockzo.finetune.scoring import Scorer, label_logits
 
 TASK = Task("custom", "{text} It was {label}.", {"0": "terrible", "1": "great", "2": "good"})

@@ -22,7 +22,7 @@ from blockzo.federated.client.finetuning import Batches
 from blockzo.federated.client.worker import Weights
 from blockzo.federated.protocol import messages as m
 from blockzo.finetune import Settings, UserError
-from blockzo.finetune.models.load import load
+from blockzo.finetune.models.loading import load
 from blockzo.finetune.prepare import prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.journal.file import Journal

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from blockzo.finetune.models.load import Loaded
+from blockzo.finetune.models.loading import Loaded
 from blockzo.finetune.models.packages import converted_from, sha256
 from blockzo.journal.outside import Word, shown
 

@@ -192,7 +192,7 @@ def _is_small(path: Path) -> bool:
 
 
 def _convert(source: Path, weights: str, target: Path) -> None:
-    from blockzo.finetune.models.load import quiet_transformers, read_gguf
+    from blockzo.finetune.models.loading import quiet_transformers, read_gguf
 
     quiet_transformers()
     model, tokenizer, _ = read_gguf(source / weights, dtype="float32")
