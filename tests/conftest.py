@@ -6,6 +6,8 @@ import os
 
 # spinning threads of several test processes fight over few cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # read when triton is first imported; the GPU's own tests run in a process without it (benchmarks/gpu_check.sh)
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -23,7 +23,8 @@ from blockzo.federated.flower.supervise import Supervised
 from blockzo.journal.file import Journal
 from tests.flower.conftest import APP, CONFIG, RUN_CONFIG, digest_in_process, flower_config, gone
 
-pytestmark = pytest.mark.timeout(600)
+# processes of several hosts, with deadlines
+pytestmark = [pytest.mark.timeout(600), pytest.mark.apart]
 
 
 def check(result: dict[str, Any], expected: str, rounds: int) -> None:

@@ -15,6 +15,9 @@ from benchmarks.flower_network import BAD, measure
 from benchmarks.namespaces import Network, Weather
 from tests.flower.conftest import RUN, digest_in_process
 
+# links that delay and stall, with deadlines
+pytestmark = pytest.mark.apart
+
 
 @pytest.fixture(autouse=True)
 def can_be() -> None:

@@ -20,6 +20,9 @@ from blockzo.federated.flower.supervise import Supervised
 from blockzo.federated.signing import make_key, make_roster
 from tests.flower.conftest import APP, CONFIG, RUN_CONFIG, digest_in_process, flower_config
 
+# Ray takes every core
+pytestmark = pytest.mark.apart
+
 
 def simulate(folder: Path, run_config: list[str]) -> dict[str, Any]:
     """What the server wrote as result, of a simulation with two nodes."""

@@ -34,6 +34,9 @@ SERVER = """
 import json, sys, time
 from pathlib import Path
 from blockzo.federated.flower.plan import serving
+
+# waits against the clock
+pytestmark = pytest.mark.apart
 folder = Path(sys.argv[1])
 with serving(folder):
     time.sleep(1)

@@ -17,6 +17,9 @@ from blockzo.federated.flower.certificates import node_files, server_files
 from blockzo.federated.flower.guard import Guard
 from blockzo.federated.flower.supervise import Supervised
 
+# waits against the clock
+pytestmark = pytest.mark.apart
+
 
 def wait_for(condition: object, seconds: float = 20) -> None:
     assert callable(condition)
