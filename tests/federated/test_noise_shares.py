@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from blockzo.federated.privacy import accounting, noise_shares
-from blockzo.federated.privacy.noise_shares import distance, mean_of_sum, multiplier, noisy_integers, share_variance
+from blockzo.federated.privacy.noise_shares import mean_of_sum, noisy_integers
 from blockzo.federated.privacy.settings import PrivacySettings
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.settings import RoundPolicy
@@ -45,15 +45,20 @@ def convolved(variance: float, times: int) -> Any:
     return found
 
 
+def cost(private_: PrivacySettings, *scalars: int) -> float:
+    """Noise multiplier of a Gaussian that costs as much."""
+    return accounting.of_shares(private_.noise_multiplier, private_.share_variance, *scalars)
+
+
 # the noise
 
 
 def test_a_sum_of_shares_has_the_distribution_that_the_bound_is_of() -> None:
     shares = private(COARSE)
-    assert shares.levels == 256 and share_variance(shares) == shares.variance / 4
+    assert shares.levels == 256 and shares.share_variance == shares.variance / 4
     zeros = (0.0,)
     found = Counter(sum(noisy_integers(shares, zeros)[0] for _ in range(4)) for _ in range(20_000))
-    wanted = convolved(float(share_variance(shares)), 4)
+    wanted = convolved(float(shares.share_variance), 4)
     middle = len(wanted) // 2
     edges = range(-12, 13)
     seen = [found[x] for x in edges]
@@ -62,7 +67,7 @@ def test_a_sum_of_shares_has_the_distribution_that_the_bound_is_of() -> None:
     expected.append(20_000 - sum(expected))
     assert stats.chisquare(seen, expected).pvalue > 1e-4
     # not half of it, nor that of one share
-    wrong = convolved(float(share_variance(shares)), 3)
+    wrong = convolved(float(shares.share_variance), 3)
     other = [20_000 * wrong[len(wrong) // 2 + x] for x in edges]
     assert stats.chisquare(seen, [*other, 20_000 - sum(other)]).pvalue < 1e-9
 
@@ -78,7 +83,7 @@ def renyi(p: Any, q: Any, order: float) -> float:
 def test_the_bound_holds_for_true_divergences(deviation: float, clients: int) -> None:
     """Of sums of discrete Gaussians, by convolution; over one integer, moved by 1 to 4."""
     total = np.longdouble(convolved(deviation**2, clients))
-    tau = distance(deviation**2, clients)
+    tau = accounting.shares_distance(deviation**2, clients)
     for moved in (1, 2, 4):
         for order in (1.5, 2.0, 4.0, 8.0):
             p, q = total[10:-10], np.roll(total, moved)[10:-10]
@@ -96,7 +101,7 @@ def test_renyi_epsilon_is_that_of_an_independent_computation() -> None:
     for values in (SHARED, {**SHARED, "noise_multiplier": 4.0, "survivors": 9}):
         shares = private(values)
         for rounds in (1, 10, 300):
-            z, sigma = shares.noise_multiplier, math.sqrt(share_variance(shares))
+            z, sigma = shares.noise_multiplier, math.sqrt(shares.share_variance)
             tau = 10 * sum(math.exp(-2 * (math.pi * sigma) ** 2 * k / (k + 1)) for k in range(1, 1024))
             rho = rounds / 2 * (1 / z + tau * 2**10) ** 2
 
@@ -109,7 +114,7 @@ def test_renyi_epsilon_is_that_of_an_independent_computation() -> None:
                 return float(optimize.minimize_scalar(at, bounds=(1 + 1e-9, 1e5), method="bounded").fun)
 
             wanted = optimize.brentq(lambda e: delta(e) - math.log(1e-5), 1e-3, 1e4)
-            found = accounting.by_renyi(multiplier(shares), 1.0, rounds, shares.delta)
+            found = accounting.by_renyi(cost(shares), 1.0, rounds, shares.delta)
             assert found == pytest.approx(wanted, rel=5e-3) and 0.85 * found < shares.epsilon(rounds) < found
             # on so fine a grid as much as noise of the server
             assert shares.epsilon(rounds) == private({**values, "survivors": 0}).epsilon(rounds)
@@ -118,8 +123,8 @@ def test_renyi_epsilon_is_that_of_an_independent_computation() -> None:
 def test_on_a_coarse_grid_it_costs_more() -> None:
     """The sum is not quite a discrete Gaussian, and the bound says so; below half a step there is none."""
     coarse = private({**COARSE, "noise_multiplier": 2 * 1.2 / 256})
-    assert multiplier(coarse, 4) < coarse.noise_multiplier < multiplier(coarse, 4) * 1.7
-    assert multiplier(coarse) < multiplier(coarse, 4)
+    assert cost(coarse, 4) < coarse.noise_multiplier < cost(coarse, 4) * 1.7
+    assert cost(coarse) < cost(coarse, 4)
     with pytest.raises(ValueError, match="half a step"):
         private_run({**COARSE, "noise_multiplier": 0.9 / 256}, secure_sum=True)
 

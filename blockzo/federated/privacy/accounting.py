@@ -12,6 +12,10 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
+from blockzo.federated.sums import MOST_CLIENTS
+
+MOST_SCALARS = 1 << 20
+"""Of a round with noise in shares; the bound grows with their number."""
 _ORDERS = (*range(2, 257), 320, 384, 512, 768, 1024, 2048, 4096)
 """Of Renyi divergences; whole numbers, for which the bound of a sampled discrete Gaussian is shown (docs/privacy.md)."""
 _ROUNDING = 4
@@ -104,6 +108,29 @@ def _losses(noise_multiplier: float, rate: float) -> Any:
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise_multiplier, sampling_prob=rate, value_discretization_interval=step, pessimistic_estimate=True
     )
+
+
+def shares_distance(variance: float, clients: int) -> float:
+    """How far the sum of so many discrete Gaussians, each of this variance, is from one.
+
+    Source: Kairouz, Liu and Steinke (ICML 2021, arXiv 2102.06387), proposition 14, tau.
+    """
+    return 10 * math.fsum(math.exp(-2 * math.pi**2 * variance * k / (k + 1)) for k in range(1, clients))
+
+
+def of_shares(noise_multiplier: float, share_variance: Fraction, scalars: int = MOST_SCALARS) -> float:
+    """Noise multiplier of a Gaussian mechanism that costs as much as one round with noise in shares, or more.
+
+    The Renyi divergence of order a is at most a/2 (D / (sqrt(n) sigma) + tau sqrt(d))^2, where D is the L2 norm that one unit
+    adds (`levels`), sigma a share's deviation, n the clients and d the scalars: the Gaussian's at one over the bracket.
+    tau grows with n, so it is taken at the most clients that a sum can have, and the first term at the fewest.
+
+    Args:
+        noise_multiplier: of the sum of the fewest clients.
+        share_variance: in squared steps of the grid.
+    """
+    tau = shares_distance(float(share_variance), MOST_CLIENTS)
+    return 1 / (1 / noise_multiplier + tau * math.sqrt(scalars))
 
 
 def epsilon(on_grid: float | None, renyi: float, rate: float, rounds: int, delta: float) -> float:

@@ -11,19 +11,13 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+from blockzo.federated.privacy.accounting import MOST_SCALARS
 from blockzo.federated.privacy.discrete_gaussian import discrete_gaussian
 from blockzo.federated.privacy.settings import PrivacySettings
 from blockzo.federated.sums import MOST_CLIENTS, SumError
 
-MOST_SCALARS = 1 << 20
-"""Of a round with noise in shares; the bound grows with their number."""
 _FEWEST_STEPS = Fraction(1, 2)
 """Standard deviation of a share on the grid, at least: the theorem's condition."""
-
-
-def share_variance(private: PrivacySettings) -> Fraction:
-    """Of what one client adds to every integer."""
-    return private.variance / private.survivors
 
 
 def check_shares(private: PrivacySettings, scalars: int) -> None:
@@ -44,32 +38,16 @@ def check_shares(private: PrivacySettings, scalars: int) -> None:
         )
     if scalars > MOST_SCALARS:
         raise ValueError(f"{scalars} scalars in a round with noise in shares; expected {MOST_SCALARS} at most")
-    if share_variance(private) < _FEWEST_STEPS**2:
+    if private.share_variance < _FEWEST_STEPS**2:
         raise ValueError(
             f"noise_multiplier is {private.noise_multiplier} in {private.survivors} shares on a grid of {private.levels} steps: "
             "a share's deviation is below half a step; take more noise, fewer survivors or a smaller batch"
         )
 
 
-def distance(variance: float, clients: int) -> float:
-    """tau of the paper's bound: how far the sum of so many discrete Gaussians is from one."""
-    return 10 * math.fsum(math.exp(-2 * math.pi**2 * variance * k / (k + 1)) for k in range(1, clients))
-
-
-def multiplier(private: PrivacySettings, scalars: int = MOST_SCALARS) -> float:
-    """Noise multiplier of a Gaussian mechanism that costs as much as one round, or more.
-
-    The Renyi divergence of order a is at most a/2 (D / (sqrt(n) sigma) + tau sqrt(d))^2, where D is the L2 norm that one unit
-    adds (`levels`), sigma a share's deviation, n the clients and d the scalars: the Gaussian's at one over the bracket.
-    tau grows with n, so it is taken at the most clients that a sum can have, and the first term at the fewest.
-    """
-    tau = distance(float(share_variance(private)), MOST_CLIENTS)
-    return 1 / (1 / private.noise_multiplier + tau * math.sqrt(scalars))
-
-
 def noisy_integers(private: PrivacySettings, scalars: Sequence[float]) -> list[int]:
     """What a client adds to the sum: its clipped scalars (of `PrivacySettings.mean_of`) on the grid, and noise on each."""
-    variance = share_variance(private)
+    variance = private.share_variance
     return [value + discrete_gaussian(variance) for value in private.integers(scalars)]
 
 
@@ -79,7 +57,7 @@ def mean_of_sum(private: PrivacySettings, sums: Sequence[int], clients: int) -> 
     Raises:
         SumError: an integer is larger than clipped scalars and noise can make it; somebody sent nonsense.
     """
-    deviation = math.sqrt(share_variance(private) * clients)
+    deviation = math.sqrt(private.share_variance * clients)
     most = clients * private.levels * private.batch + 64 * deviation + 64
     if any(abs(value) > most for value in sums):
         raise SumError(

@@ -10,15 +10,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blockzo.federated.privacy import accounting
 from blockzo.federated.privacy.discrete_gaussian import bernoulli, discrete_gaussian
 from blockzo.journal.outside import build
-from blockzo.methods import METHODS
-
-if TYPE_CHECKING:
-    from blockzo.federated.protocol.settings import RunSettings
 
 MODES, UNITS = ("central", "local"), ("client", "example")
 GRID_BITS = 22
@@ -101,30 +97,6 @@ class PrivacySettings:
         """
         return build(cls, values, "privacy")
 
-    def check(self, run: RunSettings) -> None:
-        """Refuses runs for which the accounting does not hold.
-
-        Raises:
-            ValueError: with the reason.
-        """
-        if run.weighting != "equal":
-            raise ValueError(
-                f"weighting is {run.weighting!r}; a client's number of examples is private too and would scale its influence: "
-                'privacy needs weighting="equal"'
-            )
-        if self.mode == "central" and (not run.combining.central_noise or run.own_directions):
-            raise ValueError(
-                f"aggregate is {run.aggregate!r}, own_directions {run.own_directions}; noise added by the server is "
-                'calibrated to a sum over shared directions: expected "mean" and False (or mode="local")'
-            )
-        method = METHODS.get(str(run.method.get("name")))
-        if self.unit == "example" and (run.local_steps > 1 or (method is not None and not method.linear)):
-            raise ValueError(
-                f"unit is 'example' with {run.local_steps} local steps of {run.method.get('name')}; an example would change "
-                "the scalars of others, through the client's own move or a rule that is not linear in the losses: expected "
-                'one local step and another method (or unit="client")'
-            )
-
     @property
     def levels(self) -> int:
         """Steps of the grid in `clip`: the L2 norm that one unit adds to a sum of integers at most."""
@@ -134,6 +106,11 @@ class PrivacySettings:
     def variance(self) -> Fraction:
         """Of the noise on every integer."""
         return (Fraction(self.noise_multiplier) * self.levels) ** 2
+
+    @property
+    def share_variance(self) -> Fraction:
+        """With `survivors`: of what one client adds to every integer."""
+        return self.variance / self.survivors
 
     def clipped(self, values: Sequence[float]) -> list[int]:
         """One unit's scalars on the grid, their L2 norm at most `levels`; rounded towards 0, so that none grows.
@@ -209,9 +186,7 @@ class PrivacySettings:
             return 0.0
         renyi = self.noise_multiplier
         if self.survivors:
-            from blockzo.federated.privacy.noise_shares import multiplier
-
-            renyi = multiplier(self)
+            renyi = accounting.of_shares(renyi, self.share_variance)
         on_grid = accounting.continuous(self.noise_multiplier, self.variance, max(1, self.survivors))
         return accounting.epsilon(on_grid, renyi, self.sampling_rate, rounds, self.delta)
 

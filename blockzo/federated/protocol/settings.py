@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from blockzo.contract import CONTRACT, DISTRIBUTIONS, ROUNDING_DIRECTION
+from blockzo.federated.privacy.noise_shares import check_shares
 from blockzo.federated.privacy.settings import PrivacySettings
 from blockzo.federated.protocol.aggregates import Aggregate, aggregate_of, names_with
 from blockzo.federated.protocol.aggregates.trimmed_mean import TrimmedMean
 from blockzo.journal.outside import MOST_BLOCKS, MOST_EVALUATIONS, MOST_SCALARS, build, shown
 from blockzo.journal.record import float32
+from blockzo.methods import METHODS
 from blockzo.optim.schedules import factor
 
 PROTOCOL = 1
@@ -157,14 +159,32 @@ class RunSettings:
         factor(self.schedule, 0, self.rounds, self.warmup)
         if self.privacy is not None:
             private = PrivacySettings.from_dict(self.privacy)
-            private.check(self)
-            if self.secure_sum:
-                from blockzo.federated.privacy.noise_shares import check_shares
-
-                check_shares(private, self.scalars)
-            elif private.survivors:
-                raise ValueError(f"privacy survivors is {private.survivors} without secure_sum, to which it belongs")
+            self._check_accounted(private)
             object.__setattr__(self, "privacy", private.as_dict())
+
+    def _check_accounted(self, private: PrivacySettings) -> None:
+        """Refuses runs for which the accounting does not hold."""
+        if self.weighting != "equal":
+            raise ValueError(
+                f"weighting is {self.weighting!r}; a client's number of examples is private too and would scale its influence: "
+                'privacy needs weighting="equal"'
+            )
+        if private.mode == "central" and (not self.combining.central_noise or self.own_directions):
+            raise ValueError(
+                f"aggregate is {self.aggregate!r}, own_directions {self.own_directions}; noise added by the server is calibrated "
+                f'to a sum over shared directions: expected one of {names_with("central_noise")}, and False (or mode="local")'
+            )
+        method = METHODS.get(str(self.method.get("name")))
+        if private.unit == "example" and (self.local_steps > 1 or (method is not None and not method.linear)):
+            raise ValueError(
+                f"unit is 'example' with {self.local_steps} local steps of {self.method.get('name')}; an example would change "
+                "the scalars of others, through the client's own move or a rule that is not linear in the losses: expected "
+                'one local step and another method (or unit="client")'
+            )
+        if self.secure_sum:
+            check_shares(private, self.scalars)
+        elif private.survivors:
+            raise ValueError(f"privacy survivors is {private.survivors} without secure_sum, to which it belongs")
 
     @property
     def private(self) -> PrivacySettings | None:
