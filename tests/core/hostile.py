@@ -24,7 +24,7 @@ import blockzo as bz
 from blockzo.federated.client.worker import directions_of
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.records import decode_record, encode_record, make_record
-from blockzo.federated.protocol.settings import RunSettings
+from blockzo.federated.protocol.settings import PROTOCOL, RunSettings
 from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.settings import Settings
 from blockzo.journal import format as fmt
@@ -264,7 +264,7 @@ class Messages:
             )
             data = m.encode(message, TAG, run)
             kind, payload = data[0], bytes_changed(data[10:-4], chance)
-        head = bytes((kind, m.PROTOCOL)) + TAG + payload
+        head = bytes((kind, PROTOCOL)) + TAG + payload
         try:
             message = m.decode(head + struct.pack("<I", zlib.crc32(head)), TAG, run)
         finally:

@@ -1,4 +1,4 @@
-"""What participants and server say to each other, as bytes (docs/federated.md).
+"""Messages as bytes (docs/federated.md).
 
 message = u8 kind, u8 protocol, 8 bytes run tag, payload, u32 CRC-32 of all before it          little-endian throughout
 """
@@ -8,13 +8,26 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
+from blockzo.federated.protocol.messages.forms import (
+    Accepted,
+    CatchUp,
+    Hello,
+    Message,
+    MessageError,
+    Records,
+    Refused,
+    Reply,
+    Scores,
+    SumMessage,
+    Task,
+    Welcome,
+)
 from blockzo.federated.protocol.records import pack_signs, unpack_signs
 from blockzo.federated.protocol.settings import PROTOCOL, RunSettings
 from blockzo.federated.protocol.sum_messages import CIPHER, COMMITMENT, NONCE, SESSION
-from blockzo.journal.outside import MOST_MESSAGE, Position, Refusal, Word, build, printable, read_json, write_json
+from blockzo.journal.outside import MOST_MESSAGE, build, read_json, write_json
 from blockzo.journal.record import pack_floats, unpack_floats
 
 HELLO, WELCOME, STEP, EVALUATE, REPLY, SCORES, CATCH_UP, RECORDS, ACCEPTED, REFUSED, SUM = range(1, 12)
@@ -24,125 +37,10 @@ NO_TAG = bytes(8)
 OVERHEAD = 14
 DIGEST_PREFIX = "bz1-"
 
-DIVERGED, INVALID, STALE, UNWANTED, MISMATCH = "diverged", "invalid", "stale", "unwanted", "mismatch"
-SPENT = "spent"
-CODES = (DIVERGED, INVALID, STALE, UNWANTED, MISMATCH, SPENT)
-"""Why something is refused: weights differ; the message is wrong; its round is over; nobody asked; another run; a client is in a
-sum of the round already, and privacy allows one."""
-
 _STEP = struct.Struct("<IIHBI")
 _REPLY = struct.Struct("<IIfB")
 _SCORES = struct.Struct("<IIff")
 _WANTS_DIGEST, _IN_SUM, _HAS_DIGEST, _HAS_SLOT, _LAST = 1, 2, 1, 2, 1
-
-
-class MessageError(Refusal):
-    """Bytes that are not a message of this run; the text says what was found."""
-
-
-@dataclass(frozen=True)
-class Hello:
-    """A participant that comes or comes back; `position`: records that its weights hold."""
-
-    contract: Word
-    base_digest: Word
-    layout_digest: Word
-    position: Position
-
-
-@dataclass(frozen=True)
-class Welcome:
-    settings: dict[str, Any]
-    base_digest: Word
-    position: Position
-
-
-@dataclass(frozen=True)
-class Task:
-    """Work for round `number`, at the weights after `number` records; the last of them come along, encoded, from `first` on.
-
-    `attempt` and `nonce` (16 bytes) name the secure sum that the work goes into; without one 0 and no bytes.
-    """
-
-    number: int
-    first: int
-    records: bytes
-    slot: int = 0
-    wants_digest: bool = False
-    evaluate: bool = False
-    attempt: int = 0
-    nonce: bytes = b""
-
-    @property
-    def what(self) -> tuple[int, int, int, bytes]:
-        """Tasks that are alike in it have one answer, where the weights are the same."""
-        return self.number, self.slot, self.attempt, self.nonce
-
-
-@dataclass(frozen=True)
-class Reply:
-    """Scalars of round `number` (steps, then blocks, then directions), mean loss, rows seen, digest of the weights before."""
-
-    number: int
-    examples: int
-    loss: float
-    scalars: tuple[float, ...]
-    digest: str | None = None
-    slot: int = 0
-
-
-@dataclass(frozen=True)
-class SumMessage:
-    """A message of a secure sum (sum_messages.py); with the first one of a client may come the digest of its weights."""
-
-    body: bytes
-    digest: str | None = None
-
-
-@dataclass(frozen=True)
-class Scores:
-    number: int
-    examples: int
-    loss: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class CatchUp:
-    """A request for the records from `position` on."""
-
-    position: int
-
-
-@dataclass(frozen=True)
-class Records:
-    """Encoded records from `first` on; `last`: nothing is missing after them. `snapshot`: where they begin, if not at `first`."""
-
-    first: int
-    count: int
-    records: bytes
-    last: bool = True
-    snapshot: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Accepted:
-    number: int
-
-
-@dataclass(frozen=True)
-class Refused:
-    """`reason` is cut, and of characters that a terminal only prints, whoever wrote it."""
-
-    code: Word
-    reason: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "code", printable(self.code, 40))
-        object.__setattr__(self, "reason", printable(self.reason, 1000))
-
-
-Message = Hello | Welcome | Task | Reply | SumMessage | Scores | CatchUp | Records | Accepted | Refused
 
 
 def reply_bytes(settings: RunSettings) -> int:
