@@ -91,7 +91,7 @@ def described(description: Mapping[str, Any]) -> Method:
         ValueError: none of this blockzo, or settings that it does not take.
     """
     name, arguments = description.get("name"), {k: v for k, v in description.items() if k != "name"}
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(
             f"method is {shown(name)}; expected one of {', '.join(METHODS)} (a planner cannot run in rounds)"
         )
