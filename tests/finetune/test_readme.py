@@ -37,7 +37,7 @@ FEW = {
     "finetune": "--steps 2 --eval-rows 8 --final-rows 8 --train-rows 32 --batch 4",
     "evaluate": "--final-rows 8",
     "replay": "",
-    "simulate": "--clients 4 --rounds 2 --eval-rows 8 --final-rows 8 --train-rows 32 --batch 4",
+    "simulate": "--clients 4 --rounds 2 --inner 2 --eval-rows 8 --final-rows 8 --train-rows 32 --batch 4",
 }
 
 
@@ -45,9 +45,14 @@ def test_its_commands_run(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     section = README.partition("Five commands")[2].partition("In Python")[0]
     found = [shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("blockzo ")]
     assert [command[1] for command in found] == list(FEW)
-    places = {"smollm2-135m": str(tiny("llama")), "runs": str(tmp_path / "runs"), "rebuilt": str(tmp_path / "rebuilt")}
+    model = str(tiny("llama"))
+    places = {name: str(tmp_path / name) for name in ("runs", "rebuilt")} | dict.fromkeys(
+        ("smollm2-135m", "minilm-l6"), model
+    )
     for _, *words in found:
-        told = [re.sub(r"^(smollm2-135m|runs|rebuilt)\b", lambda name: places[name[0]], word) for word in words]
+        told = [
+            re.sub(r"^(smollm2-135m|minilm-l6|runs|rebuilt)\b", lambda name: places[name[0]], word) for word in words
+        ]
         done = blockzo(*told, *FEW[words[0]].split())
         assert done.returncode == 0, (told, done.stderr)
     assert (tmp_path / "rebuilt" / "model.safetensors").is_file()
