@@ -101,8 +101,8 @@ def _case(runs: Runs, case: analysis.Case) -> list[str]:
         f"{shots} a class, budget {budget} forwards, accuracy before {statistics.fmean(start):.3f}. "
         f"Targets, the end of n-SPSA: {told}.",
         "",
-        "| method | rate | seeds | accuracy at the end | test loss | forwards to the accuracy | seconds to it | got there "
-        "| forwards to the loss | got there |",
+        "| method | rate | seeds | accuracy at the end | test loss | forwards to the accuracy | seconds to it "
+        "| runs that reached it | forwards to the loss | runs that reached it |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     rates = analysis.chosen_rates(runs, case)

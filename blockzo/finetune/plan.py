@@ -30,7 +30,7 @@ def dry_run(settings: Settings, reporter: Reporter | None = None, fallback: str 
         torch.set_num_threads(settings.threads)
     prepared = prepare(settings, reporter.say, fallback)
     run = Run(settings, Path(), prepared, reporter)
-    # a batch of middling length, so that its cost speaks for the run
+    # a batch of median length, so that its cost speaks for the run
     batches = sorted((run.order.rows(step) for step in range(run.order.per_epoch)), key=run.order.width)
     typical = batches[len(batches) // 2]
     batch = prepared.scorer.batch(prepared.train, typical)
@@ -106,7 +106,7 @@ def describe(plan: dict[str, Any]) -> str:
     peak = f", this process {plan['resident_bytes'] / 1e6:.0f} MB at most" if plan["resident_bytes"] else ""
     lines += [
         "",
-        f"batch         {plan['batch']['rows']} rows x {plan['batch']['tokens']} tokens (of middling length)",
+        f"batch         {plan['batch']['rows']} rows x {plan['batch']['tokens']} tokens (of median length)",
         f"a step        {plan['flops_per_step']:.3g} forward FLOPs, {plan['forwards_per_step']} losses, "
         f"{plan['seconds_per_step']:.2f} s measured on {plan['threads']} threads",
         f"training      {plan['steps']} steps, about {minutes:.1f} min without evaluations",
