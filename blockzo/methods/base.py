@@ -48,6 +48,14 @@ class Method(ABC):
     def scalars(self, losses: Sequence[float], eps: Sequence[float]) -> Scalars:
         """From the losses of the tree's leaves in order; `eps` is the size of a move of each block."""
 
+    def of_examples(self, losses: Sequence[Sequence[float]], eps: Sequence[float]) -> list[Scalars]:
+        """Scalars of every example from its own losses, where each has directions of its own.
+
+        Args:
+            losses: examples x leaves.
+        """
+        return [self.scalars(own, eps) for own in losses]
+
     def evaluations(self, blocks: int) -> float:
         """About how many losses a step has, from above; without its tree, which would be as large."""
         return float(self.tree(blocks).leaves)

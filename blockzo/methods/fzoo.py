@@ -39,7 +39,18 @@ class FZOO(Method):
         moved = losses[1:]
         mean = math.fsum(moved) / len(moved)
         deviation = math.sqrt(math.fsum((loss - mean) ** 2 for loss in moved) / (len(moved) - 1))
-        scale = max(deviation, 1e-6 * (1.0 + abs(losses[0])))
+        return self._divided(losses, eps, deviation, losses[0])
+
+    def of_examples(self, losses: Sequence[Sequence[float]], eps: Sequence[float]) -> list[Scalars]:
+        """One deviation for all examples, that of their differences from their own unmoved losses."""
+        differences = [loss - own[0] for own in losses for loss in own[1:]]
+        mean = math.fsum(differences) / len(differences)
+        deviation = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (len(differences) - 1))
+        base = math.fsum(own[0] for own in losses) / len(losses)
+        return [self._divided(own, eps, deviation, base) for own in losses]
+
+    def _divided(self, losses: Sequence[float], eps: Sequence[float], deviation: float, base: float) -> Scalars:
+        scale = max(deviation, 1e-6 * (1.0 + abs(base)))
         plain = OneSided(self.directions).scalars(losses, eps)
         return [{k: s / scale for k, s in block.items()} for block in plain]
 

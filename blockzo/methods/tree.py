@@ -119,6 +119,15 @@ class EvaluationTree:
         """How many times each block is run in one step."""
         return [sum(p.node.first <= block < p.node.stop for p in self.places) for block in range(self.blocks)]
 
+    @property
+    def directions(self) -> tuple[int, ...]:
+        """How many directions each block has in one step."""
+        counts = [0] * self.blocks
+        for moves in self.leaf_moves():
+            for move in moves:
+                counts[move.block] = max(counts[move.block], move.direction + 1)
+        return tuple(counts)
+
     def flops(self, block_flops: Sequence[float]) -> float:
         """Forward FLOPs of one step, from the forward FLOPs of each block."""
         return sum(runs * flops for runs, flops in zip(self.runs, block_flops, strict=True))

@@ -69,6 +69,8 @@ class DistributedZO(ZO):
             method = options.get("method")
             if method == "auto" or isinstance(method, Auto):
                 raise ValueError('method "auto" measures one machine; expected a fixed method, such as blockzo.SPZO()')
+            if options.get("per_example"):
+                raise ValueError("per_example is for one process so far; expected per_example=False with DistributedZO")
             if split not in SPLITS:
                 raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
             in_place = options.get("evaluate", "perturbed") == "in_place"

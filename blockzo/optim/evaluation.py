@@ -14,11 +14,13 @@ class Evaluation:
     """What one tree gave: `losses` of the leaves in order, forward `flops`, and ids of the parameters that were `used`.
 
     `kept_bytes`: activations kept between blocks, at most at once. `sums`: of micro-batches, weighted losses before the division.
+    `examples`: where each has directions of its own: losses (examples x leaves) and shares in the loss of all.
     """
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.sums: list[Sum] = []
+        self.examples: tuple[list[list[float]], list[float]] | None = None
         self.flops = self.kept_bytes = 0
         self.used: set[int] = set()
 

@@ -217,7 +217,9 @@ class PerturbedExecutor:
     def _move(self, block: int, moves: Sequence[BlockMove | None]) -> Move:
         """Of one block in all groups; a group that does not move it has scale 0."""
         named = [0 if move is None else move.direction for move in moves]
-        directions = tuple(named if self.directions is None else (self.directions[block][k] for k in named))
+        known = None if self.directions is None else self.directions[block]
+        # a check moves blocks that the tree has no directions for, too
+        directions = tuple(known[k] if known else k for k in named)
         scales = tuple(0.0 if move is None else move.sign * self.eps[block] for move in moves)
         return Move(self.noises[block], directions, scales)
 

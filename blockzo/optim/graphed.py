@@ -223,10 +223,10 @@ def _directions(zo: ZO) -> int:
         count = zo.method.directions
     else:
         raise ValueError(f"method is {type(zo.method).__name__}; expected MeZO() or SPSA(directions)")
-    if len(zo.blocks) != 1 or zo.evaluate != "perturbed" or zo.max_group != 1:
+    if len(zo.blocks) != 1 or zo.evaluate != "perturbed" or zo.max_group != 1 or zo.per_example:
         raise ValueError(
-            f"{len(zo.blocks)} blocks, evaluate={zo.evaluate!r}, max_group={zo.max_group!r}; expected one block, "
-            'evaluate="perturbed" and max_group=1: the evaluations of a captured step run one after the other'
+            f"{len(zo.blocks)} blocks, evaluate={zo.evaluate!r}, max_group={zo.max_group!r}, per_example={zo.per_example}; "
+            'expected one block, evaluate="perturbed", max_group=1 and False: a captured step runs them one after the other'
         )
     return count
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from blockzo import ops
@@ -22,7 +23,8 @@ from blockzo.noise import Noise, check_seed
 from blockzo.ops.params import targets, whole_targets
 from blockzo.optim.costs import measure_seconds
 from blockzo.optim.cutting import default_blocks, fine_blocks
-from blockzo.optim.evaluation import Evaluation
+from blockzo.optim.evaluation import Evaluation, joined
+from blockzo.optim.examples import apart, check_apart, numbers, scalars_of
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.in_place import InPlaceExecutor
 from blockzo.optim.loss_checks import LossChecks
@@ -63,6 +65,9 @@ class ZO:
             after the other.
         rows_of: weight of a micro-batch: batch -> number that its loss is a mean over. Where None: label tokens where `labels`
             holds one a token, else rows (`micro_batches.loss_terms`).
+        per_example: every example of a batch is evaluated along directions of its own (`blockzo.optim.examples`): as many slopes
+            as examples for the same forward FLOPs, at a price in noise; a record holds examples times as many scalars. The loss
+            must be a mean over examples that do not see each other. Not with "auto" or in place.
         independent_ranks: in a torch.distributed process group of several ranks, says that each trains a model of its own;
             without it such a group is refused, as ranks that share a step need `DistributedZO`.
 
@@ -92,6 +97,7 @@ class ZO:
         max_group: MaxGroup = "auto",
         rows_of: Weight | None = None,
         independent_ranks: bool = False,
+        per_example: bool = False,
     ) -> None:
         if not self._joined_ranks:
             check_alone(independent_ranks)
@@ -112,6 +118,13 @@ class ZO:
             raise ValueError(f'evaluate is {evaluate!r}; expected "perturbed" or "in_place"')
         if not (targets(model) if self._sharded else whole_targets(model, "a step of blockzo.ZO")):
             raise ValueError("the model has no trainable parameter; expected one with requires_grad")
+        self.per_example, self._apart_checked = per_example, False
+        if per_example and (evaluate == "in_place" or isinstance(self.method, Auto)):
+            raise ValueError(
+                f"per_example with evaluate={evaluate!r} and method {type(self.method).__name__}; an example's own weights "
+                'are made as they are consumed, along as many directions as a method says: expected evaluate="perturbed" and a '
+                "method such as blockzo.OneSided(4)"
+            )
         self.planner: Planner | None = None
         if isinstance(self.method, Auto):
             if evaluate == "in_place":
@@ -235,15 +248,41 @@ class ZO:
 
     def _perturbed(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
         self.look_at(parts[0].batch)
+        if self.per_example:
+            return self._of_examples(plan, tree, parts)
         return self._executor(plan.seed, plan.eps).run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
 
-    def _executor(self, seed: int, eps: Sequence[float]) -> PerturbedExecutor:
+    def _executor(
+        self, seed: int, eps: Sequence[float], directions: Sequence[Sequence[int]] | None = None
+    ) -> PerturbedExecutor:
         """The one of this optimiser, for a step of that seed."""
         if self._perturbing is None:
             noise = self._noise(seed)
             self._perturbing = PerturbedExecutor(self.blocks, noise, eps, self.max_group, reuse=self.reuse)
-        self._perturbing.along(self._noise(seed), eps)
+        self._perturbing.along(self._noise(seed), eps, directions)
         return self._perturbing
+
+    def _of_examples(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
+        """Every example by itself, along directions of its own."""
+        found = apart(parts, self.rows_of)
+        if not self._apart_checked:
+            half = any(target.tensor.dtype != torch.float32 for target in targets(self.model))
+            with evaluation_mode(self.model):
+
+                def loss(batch: Any) -> float:
+                    return float(self.blocks.run_whole(lambda: self.loss_fn(self.model, batch)))
+
+                total = math.fsum(part.weight for part in parts)
+                check_apart(lambda: math.fsum(p.weight / total * loss(p.batch) for p in parts), found, loss, half)
+            self._apart_checked = True
+        every = []
+        for example, part in enumerate(found):
+            executor = self._executor(plan.seed, plan.eps, numbers(tree.directions, example, len(found)))
+            every.append(executor.run(tree, self._loss_of(part)))
+        weights = [part.weight for part in found]
+        result = joined(every, weights)
+        result.examples = [evaluation.losses for evaluation in every], weights
+        return result
 
     def _evaluated(self, batch: Any, run: Run) -> tuple[StepPlan, Evaluation]:
         parts = self._parts(batch)
@@ -293,7 +332,12 @@ class ZO:
     def _result(self, plan: StepPlan, found: Evaluation) -> StepResult:
         self.loss_checks.used(found, self.evaluate == "in_place")
         losses = tuple(float32(loss) for loss in found.losses)
-        scalars = plan.method.scalars(losses, plan.eps)
+        if found.examples is None:
+            scalars = plan.method.scalars(losses, plan.eps)
+        else:
+            each, weights = found.examples
+            rounded = [[float32(loss) for loss in own] for own in each]
+            scalars = scalars_of(plan.method, rounded, weights, plan.eps)
         applied = scalars if self.planner is None else self.planner.scalars(scalars)
         updates = tuple(
             BlockUpdate(

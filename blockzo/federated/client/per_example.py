@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from blockzo.methods.base import Method
 from blockzo.methods.tree import EvaluationTree
 from blockzo.optim.evaluation import Evaluation, joined
+from blockzo.optim.examples import rows_of
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.micro_batches import Part
 from blockzo.perturb.activations import Activations
@@ -76,38 +77,6 @@ def example_scalars(method: Method, rows: Sequence[Sequence[float]], eps: Sequen
         else [math.nan] * count
         for losses in zip(*rows, strict=True)
     ]
-
-
-def rows_of(batch: Any, places: Sequence[int], rows: int) -> Any:
-    """The batch of the rows at `places`, from a batch of `rows`: of every tensor or list in it (in tuples, lists and mappings
-    too) whose first dimension is that number, these places; all else as it is.
-
-    Raises:
-        ValueError: nothing in it has so many places.
-    """
-    found = 0
-
-    def taken(value: Any) -> Any:
-        nonlocal found
-        if isinstance(value, Tensor):
-            if not value.dim() or value.shape[0] != rows:
-                return value
-            found += 1
-            return value[list(places)]
-        if isinstance(value, Mapping):
-            return type(value)({key: taken(held) for key, held in value.items()})  # type: ignore[call-arg]
-        if isinstance(value, list) and len(value) == rows and not any(isinstance(held, Tensor) for held in value):
-            found += 1
-            return [value[place] for place in places]
-        if isinstance(value, (list, tuple)):
-            held = map(taken, value)
-            return type(value)(*held) if hasattr(value, "_fields") else type(value)(held)
-        return value
-
-    result = taken(batch)
-    if not found:
-        raise ValueError(f"nothing in a batch of {rows} rows has that many places; it cannot be taken apart")
-    return result
 
 
 def losses_of_rows(run: Callable[[Any], list[list[float]]], batch: Any, rows: int) -> list[list[float]]:

@@ -40,11 +40,7 @@ _looked_at: WeakKeyDictionary[Blocks, set[LossFunction]] = WeakKeyDictionary()
 
 def directions_of(method: Method, blocks: int) -> tuple[int, ...]:
     """Perturbations of each block in one step of a method."""
-    counts = [0] * blocks
-    for moves in method.tree(blocks).leaf_moves():
-        for move in moves:
-            counts[move.block] = max(counts[move.block], move.direction + 1)
-    return tuple(counts)
+    return method.tree(blocks).directions
 
 
 class Worker:

@@ -1,0 +1,172 @@
+"""A direction an example: losses and updates against copies with materialised noise, the squared error, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import blockzo as bz
+from blockzo.methods import METHODS, Method
+from blockzo.methods.tree import BlockMove
+from blockzo.noise import Noise
+from blockzo.optim.examples import numbers, rows_in, rows_of, scalars_of
+from blockzo.optim.executor import PerturbedExecutor
+from blockzo.optim.step import step_seed
+from tests.core import zoo
+from tests.zoo.harness import Reference
+
+CUTS: dict[int, list[int]] = {1: [], 2: [2], 3: [1, 3]}
+CASES = [(blocks, method) for cls in METHODS.values() for blocks in CUTS for method in cls.examples(blocks)]
+
+
+def labelled() -> dict[str, Tensor]:
+    """Three rows of different numbers of label tokens, two of them padded."""
+    batch = {name: value.clone() for name, value in zoo.batch().items()}
+    labels = batch["input_ids"].clone()
+    labels[0, 5:], labels[1, 8:] = -100, -100
+    return {**batch, "labels": labels}
+
+
+def own_loss(model: nn.Module, batch: Any) -> Tensor:
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
+@pytest.mark.parametrize(("blocks", "method"), CASES, ids=lambda value: str(value))
+def test_each_example_moves_along_its_own_directions(blocks: int, method: Method) -> None:
+    model, batch = zoo.make("llama"), labelled()
+    cut = bz.Blocks(model, CUTS[blocks])
+    eps = [1e-2 * (1 + b) for b in range(blocks)]
+    zo = bz.ZO(model, own_loss, method, cut, lr=1e-2, eps=eps, seed=3, per_example=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rows = [rows_of(batch, [row], 3) for row in range(3)]
+    noise = Noise(step_seed(3, 0))
+    losses = []
+    for example, row in enumerate(rows):
+        reference = Reference(model, cut.layout, noise, eps, own_loss, row)
+        moves = [
+            [BlockMove(m.block, m.direction * 3 + example, m.sign) for m in path]
+            for path in method.tree(blocks).leaf_moves()
+        ]
+        losses.append([reference(path) for path in moves])
+    tokens = [int((row["labels"][:, 1:] != -100).sum()) for row in rows]
+    result = zo.step(batch)
+    expected = [
+        sum(n * own[leaf] for n, own in zip(tokens, losses, strict=True)) / sum(tokens)
+        for leaf in range(len(losses[0]))
+    ]
+    torch.testing.assert_close(torch.tensor(result.losses), torch.tensor(expected), rtol=2e-5, atol=2e-5)
+    # from the losses of the copies, the update that this result stands for
+    wanted = scalars_of(method, losses, [n / sum(tokens) for n in tokens], eps)
+    for found, block in zip(result.scalars, wanted, strict=True):
+        assert list(found) == list(block)
+        assert list(found.values()) == pytest.approx(list(block.values()), rel=0.02, abs=0.02)
+    after = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(before)
+    bz.replay_(model, [result.record], cut.layout)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in model.state_dict().items())
+
+
+def test_micro_batches_are_the_batch() -> None:
+    batch = labelled()
+    found = []
+    for parts in (batch, [rows_of(batch, [0], 3), rows_of(batch, [1, 2], 3)]):
+        zo = bz.ZO(zoo.make("llama"), own_loss, bz.OneSided(2), per_example=True)
+        found.append(zo.estimate(parts))
+    one, two = found
+    assert one.blocks[0].directions == two.blocks[0].directions
+    assert one.blocks[0].coefficients == pytest.approx(two.blocks[0].coefficients, rel=1e-9)
+
+
+@pytest.mark.parametrize("shares", ["equal", "uneven"])
+def test_the_squared_error_is_that_of_the_examples_own_gradients(shares: str) -> None:
+    """(d + 1) sum_b w_b^2 |g_b|^2 for Gaussian noise, within 5%; all that is left out are terms without d."""
+    size, examples, draws = 48, 6, 4000
+    chance = torch.Generator().manual_seed(5)
+    slopes = torch.randn(examples, size, generator=chance, dtype=torch.float64)
+    weights = torch.full((examples,), 1 / examples) if shares == "equal" else torch.arange(1, 7) / 21
+    weights = weights.double()
+    wanted, method, eps = weights @ slopes, bz.SPSA(1), 0.1
+    error, mean = 0.0, torch.zeros(size, dtype=torch.float64)
+    for seed in range(draws):
+        noise = Noise(seed, "gaussian")
+        z = torch.stack([noise.sample("w", size, numbers([1], b, examples)[0][0]).double() for b in range(examples)])
+        along = (slopes * z).sum(1)
+        losses = [[1.0 + eps * float(s), 1.0 - eps * float(s)] for s in along]
+        (scalars,) = scalars_of(method, losses, weights.tolist(), [eps])
+        estimate = torch.tensor(list(scalars.values()), dtype=torch.float64) @ z
+        error += float(((estimate - wanted) ** 2).sum()) / draws
+        mean += estimate / draws
+    formula = (size + 1) * float((weights**2 * (slopes**2).sum(1)).sum())
+    assert error == pytest.approx(formula, rel=0.05)
+    assert float((mean - wanted).norm()) < 4 * (formula / draws) ** 0.5
+
+
+def test_fzoo_divides_by_one_deviation_of_all_examples() -> None:
+    losses = [[1.0, 1.1, 0.7], [2.0, 2.4, 2.1]]
+    differences = torch.tensor([0.1, -0.3, 0.4, 0.1], dtype=torch.float64)
+    (found,) = scalars_of(bz.FZOO(2), losses, [0.5, 0.5], [0.1])
+    plain = (differences / (2 * 0.1) / differences.std() / 2).tolist()
+    assert [found[0], found[2], found[1], found[3]] == pytest.approx(plain)
+
+
+def test_a_block_without_directions_in_a_run_whose_noise_is_numbered() -> None:
+    model, batch = zoo.make("llama"), zoo.batch()
+    blocks, tree = bz.Blocks(model, [2]), bz.Decoupled((0, 2)).tree(2)
+    executor = PerturbedExecutor(blocks, Noise(1), [1e-2, 1e-2], directions=[(), (5, 9)])
+    found = executor.run(tree, lambda: model(**batch).loss).losses
+    reference = Reference(model, blocks.layout, Noise(1), [1e-2] * 2, own_loss, batch)
+    moves = [[BlockMove(m.block, (5, 9)[m.direction], m.sign) for m in path] for path in tree.leaf_moves()]
+    assert found == pytest.approx([reference(path) for path in moves], rel=2e-5)
+
+
+class Contrast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(self.layer(x) @ x.t(), torch.arange(len(x)))
+
+
+def test_a_loss_that_couples_examples_is_refused() -> None:
+    model = Contrast()
+    before = bz.digest(model)
+    zo = bz.ZO(model, lambda m, x: m(x), bz.OneSided(2), per_example=True)
+    with pytest.raises(ValueError, match="examples must not see each other"):
+        zo.step(torch.randn(5, 4))
+    assert bz.digest(model) == before
+
+
+def test_what_it_does_not_go_with() -> None:
+    model = nn.Linear(3, 1)
+    for options in ({"method": "auto"}, {"evaluate": "in_place"}):
+        with pytest.raises(ValueError, match="per_example with"):
+            bz.ZO(model, lambda m, x: m(x).mean(), per_example=True, **options)
+    zo = bz.ZO(model, lambda m, x: m(x).mean(), max_group=1, per_example=True)
+    with pytest.raises(ValueError, match="per_example"):
+        bz.GraphedStep(zo, capture=False)
+    with pytest.raises(ValueError, match="no tensor with a dimension"):
+        rows_in({"n": 3})
+    with pytest.raises(ValueError, match="cannot be taken apart"):
+        rows_of({"n": 3}, [0], 2)
+
+
+def test_it_learns_with_fewer_forwards_where_examples_agree() -> None:
+    """Linear regression on one row repeated: eight directions a step for the price of one."""
+    torch.manual_seed(0)
+    x, y = torch.randn(1, 40).expand(8, 40).contiguous(), torch.ones(8, 1)
+    ends = []
+    for own in (False, True):
+        torch.manual_seed(1)
+        model = nn.Linear(40, 1)
+        zo = bz.ZO(
+            model, lambda m, b: ((m(b[0]) - b[1]) ** 2).mean(), bz.MeZO(), lr=2e-4 * (4 if own else 1), per_example=own
+        )
+        for _ in range(40):
+            zo.step((x, y))
+        ends.append(float(((model(x) - y) ** 2).mean().detach()))
+    assert ends[1] < ends[0]
