@@ -127,6 +127,7 @@ class Run:
             weight_decay=settings.weight_decay,
             stochastic_rounding=settings.stochastic_rounding,
             evaluate="in_place" if settings.in_place else "perturbed",
+            per_example=settings.per_example,
         )
         self.sample = diagnostics.WeightSample(named_tensors(prepared.model), settings.seed)
         self.advised: set[str] = set()

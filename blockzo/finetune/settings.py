@@ -87,6 +87,7 @@ class Settings:
     one_sided: bool = option("spzo, tree: sign + only, against one unmoved loss.", METHOD, False)
     directions: int | None = option("spsa, one-sided, fzoo: directions a step.", METHOD, None, least=1)
     levels: str | None = option("tree: directions of every block: 1,2,4.", METHOD, None)
+    per_example: bool = option("Every example along directions of its own.", METHOD, False, commands=(FINETUNE,))
     lr: str | None = option("Learning rate (1e-6), or one a block: 1e-6,1e-4; auto: a factor (1).", METHOD, None)
     schedule: str = option("{choices}.", METHOD, "constant", choices=SCHEDULES)
     warmup: int = option("Steps over which the rate rises.", METHOD, 0, least=0)
@@ -134,6 +135,8 @@ class Settings:
             found = len(numbers(f"--{name}", getattr(self, name)))
             if found not in (1, count):
                 raise UserError(f"--{name} has {found} numbers for {count} blocks; expected one, or one a block")
+        if self.per_example and (self.method == "auto" or self.in_place):
+            raise UserError("--per-example goes with neither --method auto nor --in-place; leave one of them out")
         if self.method == "auto" and self.in_place:
             raise UserError("--method auto evaluates perturbed forwards; leave --in-place out")
         losses = self._losses()

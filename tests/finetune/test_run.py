@@ -52,6 +52,18 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("method", [{"method": "one-sided", "directions": 2}, {"inner": 2, "split": "0.5"}])
+def test_a_direction_an_example(tiny: Tiny, rows: Rows, tmp_path: Path, method: dict[str, Any]) -> None:
+    model, out = tiny("llama"), tmp_path / "out"
+    finetune(settings(model, rows, per_example=True, **method), out)
+    records = Journal.open(out / "journal.bz").records()
+    # a batch of six rows: as many numbers of directions as rows, times those of the method
+    assert all(len(update.directions) % 6 == 0 for record in records for update in record.blocks)
+    replay(str(model), out / "journal.bz", tmp_path / "again")
+    first, again = (load_file(folder / "model.safetensors") for folder in (out / "model", tmp_path / "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
 def test_a_real_model_on_real_data(stories: Path, tmp_path: Path) -> None:
     """A few steps of stories15M on SST-2, from the repository's files to a model that loads and a journal that replays."""
     out = tmp_path / "out"
