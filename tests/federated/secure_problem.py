@@ -40,7 +40,7 @@ def inner(data: bytes, federation: Federation) -> bytes:
 
 
 def sum_of(federation: Federation) -> SecureRound:
-    found = federation.server._round
+    found = federation.server._state.open
     assert found is not None and found.sum is not None
     return found.sum
 

@@ -77,6 +77,16 @@ class OpenRound:
                 self.slots.setdefault(name, len(self.slots))
         return [name for name in names if name in self.slots]
 
+    def complete(self, now: float, deadline: float) -> bool:
+        """Everyone answered, or the time is over."""
+        return not self.waiting() or now - self.began >= deadline
+
+    def given_away(self, quorum: int) -> bool:
+        """May clients' values be in a sum of this round, so that no other one can be had?"""
+        assert self.sum is not None
+        left = len(self.asked - self.exhausted)
+        return self.sum.phase >= 2 or bool(self.exhausted) and left < quorum
+
     def waiting(self) -> set[str]:
         """Whose message is missing, and may still come."""
         due, came = (self.asked, set(self.replies)) if self.sum is None else (self.sum.due, set(self.sum.taken))
