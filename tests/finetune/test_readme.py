@@ -10,7 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.finetune.process import REPOSITORY, blockzo
+import pytest
+
+from blockzo.cli import main as cli
+from tests.finetune.process import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -41,7 +44,8 @@ FEW = {
 }
 
 
-def test_its_commands_run(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_its_commands_run(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
     section = README.partition("Five commands")[2].partition("In Python")[0]
     found = [shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("blockzo ")]
     assert [command[1] for command in found] == list(FEW)
@@ -53,8 +57,11 @@ def test_its_commands_run(tiny: Callable[[str], Path], tmp_path: Path) -> None:
         told = [
             re.sub(r"^(smollm2-135m|minilm-l6|runs|rebuilt)\b", lambda name: places[name[0]], word) for word in words
         ]
-        done = blockzo(*told, *FEW[words[0]].split())
-        assert done.returncode == 0, (told, done.stderr)
+        monkeypatch.setattr(sys, "argv", ["blockzo", *told, *FEW[words[0]].split()])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+            raise SystemExit(0)
+        assert not end.value.code, told
     assert (tmp_path / "rebuilt" / "model.safetensors").is_file()
     assert (tmp_path / "runs" / "rounds" / "journal.bz").is_file()
 
