@@ -44,3 +44,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         file = page if not path else (page.parent / path).resolve()
         assert file.exists(), f"{page.name} links to {target}"
         assert not anchor or anchor in anchors(file), f"{page.name} links to {target}: no such heading"
+
+
+BASES = ("", "blockzo", "blockzo/federated", "blockzo/federated/flower", "csrc", "docs", "examples/flower")
+PLACES = re.compile(r"(?<![\w/.$~{<-])[\w-]+/(?:[\w.-]+/)*[\w.-]*\.(?:py|cpp|cu|cuh|inl|sh|csv|md)\b")
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_are_named_are_there(page: Path) -> None:
+    """A page that names a file of the repository goes with it when it moves."""
+    if "lab" in page.parts or page.name == "CHANGELOG.md":
+        return
+    for name in PLACES.findall(re.sub(r"https?://\S+", "", page.read_text(encoding="utf-8"))):
+        if name.split("/")[0] in ("runs", "FOLDER") or "NAME" in name or "counting" in name:
+            continue
+        assert any((base / name).exists() for base in (page.parent, *(ROOT / base for base in BASES))), name
