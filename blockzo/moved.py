@@ -85,7 +85,7 @@ HOMES = {
     "federated.releases": "federated.privacy.releases",
     "federated.partition": "federated.client.partition",
     "federated.discrete_gaussian": "federated.privacy.discrete_gaussian",
-    "federated.noise_shares": "federated.privacy.noise_shares",
+    "federated.noise_shares": "federated.privacy.noise_shares federated.privacy.accounting",
     "federated.secure_sum": "federated.secagg.sum_client",
     "federated.secure_sum_server": "federated.secagg.sum_server",
     "federated.secure_client": "federated.secagg.client",

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from blockzo.optim.distributed import DistributedZO
     from blockzo.optim.graphed import GraphedStep
     from blockzo.optim.micro_batches import MicroBatches
-    from blockzo.optim.step import StepResult
+    from blockzo.optim.step import StepResult, step_seed
     from blockzo.optim.zo import ZO
 
-__all__ = ["ZO", "Cost", "DistributedZO", "GraphedStep", "MicroBatches", "StepResult", "cost"]
+__all__ = ["ZO", "Cost", "DistributedZO", "GraphedStep", "MicroBatches", "StepResult", "cost", "step_seed"]
 
 # a server's learning-rate schedule must not load torch
 __getattr__ = names_of(
@@ -27,5 +27,6 @@ __getattr__ = names_of(
         "MicroBatches": "blockzo.optim.micro_batches",
         "StepResult": "blockzo.optim.step",
         "cost": "blockzo.optim.costs",
+        "step_seed": "blockzo.optim.step",
     },
 )
