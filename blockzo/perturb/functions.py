@@ -6,7 +6,7 @@ A handler takes the mode and the function's own arguments, and returns NotImplem
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,7 @@ from torch import Tensor
 from blockzo.perturb import batched
 from blockzo.perturb.moves import Moves
 from blockzo.perturb.parameters import Parameter
-
-if TYPE_CHECKING:
-    from blockzo.perturb.mode import PerturbedForward
+from blockzo.perturb.values import MovedValues
 
 Handler = Callable[..., Any]
 
@@ -25,7 +23,7 @@ PANEL_BYTES = 16 << 20
 """A panel this small stays in a last-level cache between the kernel that makes it and the GEMM that reads it."""
 
 
-def _linear(mode: PerturbedForward, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+def _linear(mode: MovedValues, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     found = mode.find(weight)
     if found is None:
         return _shared_linear(mode, input, weight, bias)
@@ -33,7 +31,7 @@ def _linear(mode: PerturbedForward, input: Tensor, weight: Tensor, bias: Tensor 
 
 
 def _product(
-    mode: PerturbedForward, x: Tensor, found: tuple[Parameter, int], weight: Tensor, bias: Tensor | None = None
+    mode: MovedValues, x: Tensor, found: tuple[Parameter, int], weight: Tensor, bias: Tensor | None = None
 ) -> Any:
     """x @ weight.T + bias, where `weight` [N, K] is a large moved parameter or a view of one."""
     parameter, start = found
@@ -55,7 +53,7 @@ def _product(
 
 
 def _by_panels(
-    mode: PerturbedForward, x: Tensor, move: Moves, stream: int, start: int, weight: Tensor, bias: Tensor | None
+    mode: MovedValues, x: Tensor, move: Moves, stream: int, start: int, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     """x [groups, ..., K] times the moved `weight` [K, N], a few of its rows at a time through a reused scratch."""
     width, columns = weight.shape
@@ -75,7 +73,7 @@ def _by_panels(
     return out.to(x.dtype).view(*x.shape[:-1], columns)
 
 
-def _bias(mode: PerturbedForward, bias: Tensor | None) -> Any:
+def _bias(mode: MovedValues, bias: Tensor | None) -> Any:
     """None, [N] or [groups, N], moved."""
     if bias is None:
         return None
@@ -87,7 +85,7 @@ def _bias(mode: PerturbedForward, bias: Tensor | None) -> Any:
     return NotImplemented if lowered is None or bias.dim() != 1 else lowered[0]
 
 
-def _shared_linear(mode: PerturbedForward, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+def _shared_linear(mode: MovedValues, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     """A linear layer with one weight for all groups: one product of all their rows."""
     if mode.level is None or batched.is_batched(weight) or not input.dim():
         return NotImplemented
@@ -104,7 +102,7 @@ def _shared_linear(mode: PerturbedForward, input: Tensor, weight: Tensor, bias: 
     return mode.lift((out if stack[1] else out.unsqueeze(0)) + moved_bias.view(mode.groups, *rows, -1))
 
 
-def _matmul(mode: PerturbedForward, input: Tensor, other: Tensor) -> Any:
+def _matmul(mode: MovedValues, input: Tensor, other: Tensor) -> Any:
     found = mode.find(other)
     if found is not None:
         return _product(mode, input, found, other.t()) if other.dim() == 2 else NotImplemented
@@ -115,18 +113,18 @@ def _matmul(mode: PerturbedForward, input: Tensor, other: Tensor) -> Any:
     return out if out is NotImplemented else out.t()
 
 
-def _rmatmul(mode: PerturbedForward, input: Tensor, other: Tensor) -> Any:
+def _rmatmul(mode: MovedValues, input: Tensor, other: Tensor) -> Any:
     return _matmul(mode, other, input)
 
 
-def _addmm(mode: PerturbedForward, input: Tensor, mat1: Tensor, mat2: Tensor, beta: float = 1, alpha: float = 1) -> Any:
+def _addmm(mode: MovedValues, input: Tensor, mat1: Tensor, mat2: Tensor, beta: float = 1, alpha: float = 1) -> Any:
     found = mode.find(mat2)
     if found is None or mat2.dim() != 2 or (beta, alpha) != (1, 1):
         return NotImplemented
     return _product(mode, mat1, found, mat2.t(), input)
 
 
-def _rows(mode: PerturbedForward, weight: Any, rows: Any) -> Any:
+def _rows(mode: MovedValues, weight: Any, rows: Any) -> Any:
     """weight[rows], noise made for these rows only."""
     found = mode.find(weight)
     if found is None or not isinstance(rows, Tensor) or rows.is_floating_point() or rows.dtype == torch.bool:
@@ -147,14 +145,14 @@ def _rows(mode: PerturbedForward, weight: Any, rows: Any) -> Any:
     return mode.lift(torch.stack(outs)) if mode.level is not None else outs[0]
 
 
-def _getitem(mode: PerturbedForward, input: Any, index: Any) -> Any:
+def _getitem(mode: MovedValues, input: Any, index: Any) -> Any:
     if isinstance(index, Tensor) and index.numel() and not index.is_floating_point() and index.dtype != torch.bool:
         index = torch.where(index < 0, index + input.shape[0], index)
     return _rows(mode, input, index)
 
 
 def _embedding(
-    mode: PerturbedForward,
+    mode: MovedValues,
     input: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
@@ -166,12 +164,12 @@ def _embedding(
     return NotImplemented if max_norm is not None else _rows(mode, weight, input)
 
 
-def _index_select(mode: PerturbedForward, input: Any, dim: int, index: Any) -> Any:
+def _index_select(mode: MovedValues, input: Any, dim: int, index: Any) -> Any:
     return _rows(mode, input, index) if dim == 0 else NotImplemented
 
 
 def _attention(
-    mode: PerturbedForward,
+    mode: MovedValues,
     query: Tensor,
     key: Tensor,
     value: Tensor,

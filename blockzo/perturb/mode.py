@@ -22,8 +22,8 @@ from blockzo.perturb.flops import count_flops
 from blockzo.perturb.functions import GROUPED, ROWS, TAUGHT
 from blockzo.perturb.kinds import Kind, kind_of
 from blockzo.perturb.moves import Moves
-from blockzo.perturb.parameters import Index, Parameter
-from blockzo.perturb.small import SmallParameters
+from blockzo.perturb.parameters import Index
+from blockzo.perturb.values import MovedValues, nbytes_of
 
 _told: set[str] = set()
 """Functions that a copy was reported for; once a process is enough."""
@@ -37,7 +37,7 @@ class Outgrown(Exception):
         self.rows, self.linear = rows, linear
 
 
-class PerturbedForward(TorchFunctionMode):
+class PerturbedForward(MovedValues, TorchFunctionMode):
     """Runs torch functions on moved weights, and counts FLOPs and the parameters that were used.
 
     Args:
@@ -64,17 +64,10 @@ class PerturbedForward(TorchFunctionMode):
         row_limits: tuple[int, int] | None = None,
         measure: bool = False,
     ) -> None:
-        super().__init__()
-        self.index, self.moves, self.barred = index or Index({}), moves or {}, barred or {}
-        self.groups, self.level, self.row_limits, self.measure = groups, level, row_limits, measure
-        self.entered = 0
+        super().__init__(index, moves, groups, level, measure)
+        self.barred, self.row_limits = barred or {}, row_limits
         self.used: set[int] = set()
-        self.flops = self.rows = self.lookups = self.footprint = self.operands = 0
-        self.small = {block: SmallParameters(held, self.moves[block]) for block, held in self.index.small.items()}
-        self.tables: dict[str, tuple[Tensor, Tensor, str]] = {}
-        """What a compiled forward reads, see `perturbed`."""
-        self._by_id, self._by_storage = self.index.by_id, self.index.by_storage
-        self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.flops = self.rows = self.lookups = self.operands = 0
 
     def __enter__(self) -> PerturbedForward:
         if not torch.compiler.is_dynamo_compiling():
@@ -111,76 +104,14 @@ class PerturbedForward(TorchFunctionMode):
             result = func(*args, **kwargs)
         self.flops += self.groups * count_flops(func, args, kwargs, result)
         if self.measure:
-            operands = sum(map(_nbytes, (*args, *kwargs.values())))
+            operands = sum(map(nbytes_of, (*args, *kwargs.values())))
             self.operands = max(self.operands, operands)
-            self.footprint = max(self.footprint, operands + sum(map(_nbytes, tree_leaves(result))))
+            self.footprint = max(self.footprint, operands + sum(map(nbytes_of, tree_leaves(result))))
         return result
 
     def unbar(self) -> None:
         """From here on all parameters may be used: what runs is beyond the part that is wanted."""
         self.barred = {}
-
-    def find(self, value: Any) -> tuple[Parameter, int] | None:
-        """The moved parameter that a tensor is or looks into, and where in it the tensor begins."""
-        parameter = self._by_id.get(id(value))
-        if parameter is not None:
-            return parameter, 0
-        if not self._by_storage or not isinstance(value, Tensor):
-            return None
-        if batched.is_wrapped(value) or value.layout is not torch.strided:
-            return None
-        storage = self._by_storage.get(value.untyped_storage().data_ptr())
-        return None if storage is None else storage.find(value)
-
-    def moved(self, value: Any) -> Any:
-        """`value`, or what it is here where it is a moved parameter or a view of one."""
-        found = self.find(value)
-        if found is None:
-            return value
-        copies = self.copies(value, found)
-        return copies[0] if self.level is None else batched.lift(copies, self.level)
-
-    def copies(self, view: Tensor, found: tuple[Parameter, int]) -> Tensor:
-        """[groups, *shape of the view]: its moved values."""
-        parameter, start = found
-        block = parameter.block
-        whole = self.small[block].copies(parameter) if parameter.small else parameter.copies(self.moves[block])
-        if self.measure and not parameter.small:
-            self.footprint = max(self.footprint, 2 * _nbytes(whole))
-        if view is parameter.tensor:
-            return whole
-        dense = whole.view(self.groups, -1)
-        strides = (dense.stride(0), *view.stride())
-        return dense.as_strided((self.groups, *view.shape), strides, dense.storage_offset() + start)
-
-    def lower(self, tensor: Tensor) -> tuple[Tensor, bool] | None:
-        """A tensor without its groups, see `batched.lower`; None where a transform of the model's own is at work."""
-        if not batched.is_wrapped(tensor):
-            return tensor, False
-        if self.level is None:
-            return None
-        plain, grouped = batched.lower(tensor, self.level)
-        return (plain, True) if grouped and not batched.is_wrapped(plain) else None
-
-    def lower_all(self, tensor: Tensor) -> Tensor | None:
-        """The same with the groups in dimension 0, shared or not; without that dimension where one runs alone."""
-        found = self.lower(tensor)
-        if found is None or self.level is None:
-            return None if found is None else tensor
-        plain, grouped = found
-        return plain if grouped else plain.unsqueeze(0).expand(self.groups, *plain.shape)
-
-    def lift(self, tensor: Tensor) -> Tensor:
-        """Undoes `lower_all`."""
-        return tensor if self.level is None else batched.lift(tensor, self.level)
-
-    def scratch(self, like: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
-        key = (like.device, dtype)
-        held = self._scratch.get(key)
-        if held is None or held.numel() < numel:
-            held = torch.empty(numel, dtype=dtype, device=like.device)
-            self._scratch[key] = held
-        return held[:numel]
 
     def _on_moved(self, func: Callable[..., Any], kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = NotImplemented
@@ -271,11 +202,3 @@ def _each(change: Callable[[Any], Any], values: Any) -> Any:
     if isinstance(values, (list, tuple)):
         return type(values)(_each(change, value) for value in values)
     return change(values)
-
-
-def _nbytes(value: Any) -> int:
-    if isinstance(value, (list, tuple)):
-        return sum(map(_nbytes, value))
-    if not isinstance(value, Tensor) or (type(value) is not Tensor and isinstance(value, nn.Parameter)):
-        return 0
-    return value.numel() * value.element_size()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from blockzo.ops.params import Target
-from blockzo.perturb import traced
 from blockzo.perturb.moves import Moves
+from blockzo.perturb.views import remember
 
 SMALL = 1 << 14
 """Parameters of at most so many elements (norm weights, biases, LoRA matrices) are moved together, in one call a block."""
@@ -48,7 +48,7 @@ class Index:
     """
 
     def __init__(self, blocks: Mapping[int, Iterable[Target]], model: nn.Module | None = None) -> None:
-        self.model = None if model is None else traced.remember(model)
+        self.model = None if model is None else remember(model)
         self.tables: dict[str, tuple[int, torch.device]] = {}
         self.by_id: dict[int, Parameter] = {}
         self.small: dict[int, list[Parameter]] = {}

@@ -7,26 +7,16 @@ alone: a view is taken of a moved copy, and a view that the model made before th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from blockzo.perturb.kinds import kind_of
-
-if TYPE_CHECKING:
-    from blockzo.perturb.mode import PerturbedForward
-    from blockzo.perturb.parameters import Parameter
-
-_models: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
-
-
-def remember(model: nn.Module) -> int:
-    """A number for `hidden_view`."""
-    _models[id(model)] = model
-    return id(model)
+from blockzo.perturb.parameters import Parameter
+from blockzo.perturb.values import MovedValues
+from blockzo.perturb.views import hidden_view
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
@@ -34,21 +24,7 @@ def _kind(func: Callable[..., Any]) -> str:
     return kind_of(func).name
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
-def hidden_view(number: int) -> str:
-    """The name of a tensor of the model that shares memory with a trainable parameter and is none; "" where there is none."""
-    model = _models[number]
-    moved = {id(p): p.untyped_storage().data_ptr() for p in model.parameters() if p.requires_grad and p.numel()}
-    storages = set(moved.values())
-    for place, module in model.named_modules():
-        for name, value in {**vars(module), **module._buffers, **module._parameters}.items():
-            if isinstance(value, Tensor) and id(value) not in moved and value.layout is torch.strided:
-                if value.numel() and value.untyped_storage().data_ptr() in storages:
-                    return f"{place}.{name}" if place else name
-    return ""
-
-
-def call(mode: PerturbedForward, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def call(mode: MovedValues, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """One function of the model on moved weights."""
     kind = _kind(func)
     if kind == "FACT" or not _any_moved(mode, (*args, *kwargs.values())):
@@ -79,7 +55,7 @@ def call(mode: PerturbedForward, func: Callable[..., Any], args: tuple[Any, ...]
     return func(*_each(mode, args), **{name: _moved(mode, value) for name, value in kwargs.items()})
 
 
-def _linear(mode: PerturbedForward, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _linear(mode: MovedValues, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     parameter = mode.index.by_id.get(id(weight))
     moved_bias = _moved(mode, bias)
     whole = parameter is not None and parameter.contiguous and weight.dim() == 2 and input.dim() > 0
@@ -97,7 +73,7 @@ def _autocast(weight: Tensor) -> bool:
 
 
 def _embedding(
-    mode: PerturbedForward,
+    mode: MovedValues,
     input: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
@@ -116,7 +92,7 @@ def _embedding(
     return out.view(*input.shape, weight.shape[1])
 
 
-def _any_moved(mode: PerturbedForward, values: Any) -> bool:
+def _any_moved(mode: MovedValues, values: Any) -> bool:
     for value in values:
         if isinstance(value, Tensor):
             if mode.index.by_id.get(id(value)) is not None:
@@ -126,18 +102,18 @@ def _any_moved(mode: PerturbedForward, values: Any) -> bool:
     return False
 
 
-def _each(mode: PerturbedForward, values: Any) -> Any:
+def _each(mode: MovedValues, values: Any) -> Any:
     return type(values)([_moved(mode, value) for value in values])
 
 
-def _moved(mode: PerturbedForward, value: Any) -> Any:
+def _moved(mode: MovedValues, value: Any) -> Any:
     if isinstance(value, Tensor):
         parameter = mode.index.by_id.get(id(value))
         return value if parameter is None else _copy(mode, parameter, value)
     return _each(mode, value) if isinstance(value, (list, tuple)) else value
 
 
-def _copy(mode: PerturbedForward, parameter: Parameter, value: Tensor) -> Tensor:
+def _copy(mode: MovedValues, parameter: Parameter, value: Tensor) -> Tensor:
     source = value if parameter.contiguous else value.contiguous()
     out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
     torch.ops.blockzo.perturbed_copy.packed(out, source, 0, parameter.stream, *mode.tables[parameter.table])

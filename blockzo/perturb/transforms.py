@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +18,10 @@ from torch.autograd import forward_ad
 
 from blockzo.perturb import batched
 from blockzo.perturb.parameters import Parameter
-
-if TYPE_CHECKING:
-    from blockzo.perturb.mode import PerturbedForward
+from blockzo.perturb.values import MovedValues
 
 
-def base(mode: PerturbedForward, value: Any) -> tuple[Parameter, int] | None:
+def base(mode: MovedValues, value: Any) -> tuple[Parameter, int] | None:
     """The moved parameter that a tensor is or looks into, wrapped by transforms or not, and where in it the tensor begins."""
     if not isinstance(value, Tensor) or not batched.is_wrapped(value) or _is_activation(mode, value):
         return mode.find(value)
@@ -37,7 +35,7 @@ def base(mode: PerturbedForward, value: Any) -> tuple[Parameter, int] | None:
     return found
 
 
-def at_work(mode: PerturbedForward, values: Iterable[Any]) -> bool:
+def at_work(mode: MovedValues, values: Iterable[Any]) -> bool:
     """Is one of these wrapped by a transform of the model's own, or may a derivative be asked of what is made of them?"""
     if torch.is_grad_enabled() or forward_ad._current_level >= 0:
         return True
@@ -51,7 +49,7 @@ def at_work(mode: PerturbedForward, values: Iterable[Any]) -> bool:
     return False
 
 
-def moved(mode: PerturbedForward, value: Any) -> Any:
+def moved(mode: MovedValues, value: Any) -> Any:
     """The moved value of a parameter as the transforms at work see it; anything else as it is."""
     found = base(mode, value)
     if found is None:
@@ -77,6 +75,6 @@ def _may_be_derived(value: Tensor) -> bool:
     return any(batched.is_wrapped(layer) and not batched.is_batched(layer) for layer in batched.layers(value))
 
 
-def _is_activation(mode: PerturbedForward, value: Tensor) -> bool:
+def _is_activation(mode: MovedValues, value: Tensor) -> bool:
     """Of the groups that run together: no parameter is wrapped so."""
     return mode.level is not None and batched.is_batched(value) and batched.level_of(value) == mode.level
