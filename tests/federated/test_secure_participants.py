@@ -15,7 +15,7 @@ from blockzo.federated.client.client import Client
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol import sum_messages as s
 from blockzo.federated.protocol.settings import RoundPolicy
-from blockzo.federated.secagg import crypto as sum_crypto
+from blockzo.federated.secagg import crypto
 from blockzo.federated.secagg.round import NOBODY
 from blockzo.federated.server.server import Server
 from tests.federated.problem import Federation, settings, worker
@@ -206,7 +206,7 @@ def test_a_dealer_of_wrong_shares_is_blamed_and_left_out(tmp_path: Path) -> None
         if name == "c2" and federation.server.phase == 1:
             part = federation.clients["c2"]._secure
             assert part is not None and part._sum is not None
-            honest, part._sum._mask_key = part._sum._mask_key, sum_crypto.new_key()
+            honest, part._sum._mask_key = part._sum._mask_key, crypto.new_key()
             part._sum.stage = 1
             server = sum_of(federation).sum
             keys = [server._keys[other] for other in server.numbers]

@@ -19,8 +19,7 @@ from blockzo.federated.protocol import sum_messages as s
 from blockzo.federated.protocol.combine import Contribution, combine, weights_of
 from blockzo.federated.protocol.estimate import Estimate
 from blockzo.federated.protocol.sum_messages import session_of
-from blockzo.federated.secagg import crypto as sum_crypto
-from blockzo.federated.secagg import shamir
+from blockzo.federated.secagg import crypto, shamir
 from blockzo.federated.secagg.fixed_point import WORD, FixedPoint, from_words, to_words
 from blockzo.federated.secagg.sum_client import SumClient, threshold_of
 from blockzo.federated.secagg.sum_server import SumServer
@@ -135,13 +134,11 @@ def test_masked_integers_tell_nothing_alone() -> None:
         seen.append(np.frombuffer(run.late["c2"][1 + s.SESSION :], dtype="<u8").copy())
         # the server could take all pair masks of the late client away: what is left is under its own mask
         number = run.server.numbers["c2"]
-        key = sum_crypto.key_from(run.server._recovered(number))
+        key = crypto.key_from(run.server._recovered(number))
         left = seen[-1]
         for name, other in run.server.numbers.items():
             if name != "c2":
-                pair = sum_crypto.stream(
-                    sum_crypto.agreed(key, run.server._keys[name].mask, run.server.bound, b"mask"), 512
-                )
+                pair = crypto.stream(crypto.agreed(key, run.server._keys[name].mask, run.server.bound, b"mask"), 512)
                 left = left - pair if other > number else left + pair
         assert len(set(left.tolist())) > 500
         with pytest.raises(SumError, match="late"):
@@ -200,7 +197,7 @@ def test_a_dealer_whose_shares_give_something_else_is_named(secret: str, reason:
     run = Sum(4).advertise()
     liar = run.clients["c2"]
     honest = getattr(liar, secret)
-    wrong = sum_crypto.new_key() if secret == "_mask_key" else bytes(32)
+    wrong = crypto.new_key() if secret == "_mask_key" else bytes(32)
     for name in run.sent:
         if name == "c2":
             setattr(liar, secret, wrong)

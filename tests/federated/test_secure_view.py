@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from blockzo.federated.protocol import messages as m
-from blockzo.federated.secagg import crypto as sum_crypto
+from blockzo.federated.secagg import crypto
 from blockzo.federated.secagg.fixed_point import to_words
 from tests.federated.secure_problem import (
     code_of,
@@ -80,8 +80,8 @@ def test_what_the_server_holds_does_not_unmask_one_client(tmp_path: Path) -> Non
         total = np.zeros(server.length, dtype=np.uint64)
         for other, number in server.numbers.items():
             if other != name:
-                shared = sum_crypto.agreed(key, server._keys[other].mask, server.bound, b"mask")
-                mask = sum_crypto.stream(shared, server.length)
+                shared = crypto.agreed(key, server._keys[other].mask, server.bound, b"mask")
+                mask = crypto.stream(shared, server.length)
                 total = total + mask if number > server.numbers[name] else total - mask
         return total
 
@@ -90,10 +90,10 @@ def test_what_the_server_holds_does_not_unmask_one_client(tmp_path: Path) -> Non
         secrets = part.test_sum  # type: ignore[union-attr]
         recovered = server._recovered(server.numbers[name])
         if name == "c3":
-            left = masked[name] - pairs(name, sum_crypto.key_from(recovered))
-            whole = left - sum_crypto.stream(secrets._seed, server.length)
+            left = masked[name] - pairs(name, crypto.key_from(recovered))
+            whole = left - crypto.stream(secrets._seed, server.length)
         else:
-            left = masked[name] - sum_crypto.stream(recovered, server.length)
+            left = masked[name] - crypto.stream(recovered, server.length)
             whole = left - pairs(name, secrets._mask_key)
         assert (whole == values).all()
         assert not (left == values).any()
