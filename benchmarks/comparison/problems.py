@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from blockzo.finetune.data.order import BatchOrder, by_length, shuffled
 from blockzo.finetune.data.prompts import Encoded, Encoder, begin_token
 from blockzo.finetune.data.read import Example, find_file, limit, read_examples
-from blockzo.finetune.data.tasks import Task, find_task
+from blockzo.finetune.data.tasks import PromptTask, find_task
+from blockzo.finetune.models.built_in import BUILT_IN
 from blockzo.finetune.models.heads import HeadedEncoder
 from blockzo.finetune.models.loading import Loaded, load
-from blockzo.finetune.models.packages import BUILT_IN, fetch
+from blockzo.finetune.models.packages import fetch
 from blockzo.finetune.scoring import Scorer
 from blockzo.optim.costs import measure_blocks
 from blockzo.perturb.blocks import Blocks
@@ -125,11 +126,11 @@ def make(model: str, task_name: str, shots: int, seed: int, tuning: bool) -> Pro
     return problem
 
 
-def _rows(path: Path, task: Task, shots: int, seed: int, split: str) -> list[Example]:
+def _rows(path: Path, task: PromptTask, shots: int, seed: int, split: str) -> list[Example]:
     return read_examples(path, task, {"k": str(shots), "seed": str(seed), "split": split})
 
 
-def _dev_rows(path: Path, task: Task, seed: int, train: list[Example]) -> list[Example]:
+def _dev_rows(path: Path, task: PromptTask, seed: int, train: list[Example]) -> list[Example]:
     """From the large split's dev rows, since those of 16 a class are too few to tell rates apart; none that is trained on."""
     known = {tuple(example.columns.values()) for example in train}
     rows = [e for e in _rows(path, task, 512, seed, "dev") if tuple(e.columns.values()) not in known]

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 from blockzo import names_of
 
 if TYPE_CHECKING:
-    from blockzo.finetune.data.tasks import TASKS, Task
+    from blockzo.finetune.data.tasks import TASKS, PromptTask
     from blockzo.finetune.errors import Interrupted, UserError
     from blockzo.finetune.evaluation import evaluate
-    from blockzo.finetune.loop import finetune, resume
     from blockzo.finetune.plan import dry_run
     from blockzo.finetune.rebuild import replay
+    from blockzo.finetune.run import finetune, resume
     from blockzo.finetune.settings import Settings
 
 __all__ = [
     "TASKS",
     "Interrupted",
     "Settings",
-    "Task",
+    "PromptTask",
     "UserError",
     "dry_run",
     "evaluate",
@@ -37,12 +37,13 @@ __getattr__ = names_of(
         "TASKS": "blockzo.finetune.data.tasks",
         "Interrupted": "blockzo.finetune.errors",
         "Settings": "blockzo.finetune.settings",
+        "PromptTask": "blockzo.finetune.data.tasks",
         "Task": "blockzo.finetune.data.tasks",
         "UserError": "blockzo.finetune.errors",
         "dry_run": "blockzo.finetune.plan",
         "evaluate": "blockzo.finetune.evaluation",
-        "finetune": "blockzo.finetune.loop",
+        "finetune": "blockzo.finetune.run",
         "replay": "blockzo.finetune.rebuild",
-        "resume": "blockzo.finetune.loop",
+        "resume": "blockzo.finetune.run",
     },
 )

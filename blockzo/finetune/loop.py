@@ -1,4 +1,4 @@
-"""One run: from settings to a fine-tuned model, its journal and its figures; and the same run continued after any kill.
+"""The steps of one run: what is trained, measured and written as it goes, from wherever the journal ends.
 
 The state of a run is its base weights and the journal's records. Batches, schedules and the rows of evaluations are functions
 of the settings and the step, so a continued run does what an uninterrupted one would have done, to the bit.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,14 +19,13 @@ from blockzo.finetune import diagnostics, output
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.interrupt import Interrupts
-from blockzo.finetune.metrics import Scores, measure, scores
+from blockzo.finetune.metrics import HeldOutScores, measure, scores
 from blockzo.finetune.models.identity import identity_of
-from blockzo.finetune.models.loading import DTYPES, save, weight_bytes
+from blockzo.finetune.models.loading import weight_bytes
+from blockzo.finetune.models.transformers_library import TORCH_DTYPES
 from blockzo.finetune.number_lists import numbers
-from blockzo.finetune.prepare import Prepared, prepare
+from blockzo.finetune.prepare import Prepared
 from blockzo.finetune.progress import Reporter
-from blockzo.finetune.report import draw_curve, summary
-from blockzo.finetune.resuming import resumed
 from blockzo.finetune.settings import Settings
 from blockzo.ops.params import named_tensors
 from blockzo.optim.schedules import rates
@@ -35,81 +33,21 @@ from blockzo.optim.schedules import rates
 EVALUATION_BATCH = 32
 
 
-def finetune(
-    settings: Settings, folder: Path, reporter: Reporter | None = None, fallback: str | None = None
-) -> dict[str, Any]:
-    """Runs from the beginning. `folder` must be empty or new; afterwards it holds model/, journal.bz and the rest.
+class Write(Protocol):
+    """What becomes of a run that has ended: model, curve, summary."""
 
-    Returns:
-        What summary.json holds.
-
-    Raises:
-        UserError, JournalError: see the message; the journal in `folder` is valid.
-        Interrupted: after a signal; the run can be continued.
-    """
-    reporter = reporter or Reporter()
-    output.check_folder(folder)
-    settings = replace(settings, eval_every=settings.interval)
-    _threads(settings.threads)
-    prepared = prepare(settings, reporter.say, fallback)
-    run = Run(settings, folder, prepared, reporter)
-    output.check_space(folder, run.bytes_needed())
-    output.make_folder(folder)
-    journal = Journal.create(
-        folder / output.JOURNAL,
-        base_digest=run.base_digest,
-        layout=run.blocks.layout,
-        metadata=run.header(),
-        exact=not settings.in_place,
-    )
-    return run.go(journal)
+    def __call__(self, training: Training, journal: Journal, metrics: output.Metrics) -> dict[str, Any]: ...
 
 
-def resume(
-    folder: Path, given: Mapping[str, Any], reporter: Reporter | None = None, fallback: str | None = None
-) -> dict[str, Any]:
-    """Continues the run in `folder`; `given` are the settings that the user gave again.
-
-    Raises: as `finetune`; UserError names what differs from the journal: settings, data or model.
-    """
-    reporter = reporter or Reporter()
-    path = folder / output.JOURNAL
-    if not path.is_file():
-        raise UserError(f"{path} does not exist, so there is nothing to resume; start the run without --resume")
-    journal = Journal.resume(path)
-    try:
-        if journal.left_out is not None:
-            reporter.warn(f"{path}: {journal.left_out} and done again")
-        facts = RunFacts.of(journal)
-        settings = resumed(Settings.from_dict(facts.settings), given)
-        settings = _with_source(settings, facts, given)
-        if settings.steps < len(journal):
-            raise UserError(f"the run has {len(journal)} steps already, --steps is {settings.steps}; give that or more")
-        if journal.finished and settings.steps != len(journal):
-            raise UserError(
-                f"the run ended after {len(journal)} steps and cannot be made longer; start another from its model"
-            )
-        if "threads" not in given:
-            settings = replace(settings, threads=facts.threads)
-        _threads(settings.threads)
-        prepared = prepare(settings, reporter.say, fallback)
-        run = Run(settings, folder, prepared, reporter)
-        run.check(journal, facts)
-    except BaseException:
-        journal.close()
-        raise
-    return run.go(journal)
-
-
-class Run:
-    """The parts of a run that new and continued ones share."""
+class Training:
+    """What new and continued runs share: the optimiser, the journal and the figures of every step."""
 
     def __init__(self, settings: Settings, folder: Path, prepared: Prepared, reporter: Reporter) -> None:
         self.settings = settings
         self.folder = folder
         self.prepared = prepared
         self.reporter = reporter
-        self.dtype = DTYPES[settings.dtype]
+        self.dtype = TORCH_DTYPES[settings.dtype]
         self.blocks = prepared.blocks(settings)
         self.order = prepared.order(settings)
         self.rows = prepared.evaluation_rows(settings)
@@ -132,8 +70,8 @@ class Run:
         self.sample = diagnostics.WeightSample(named_tensors(prepared.model), settings.seed)
         self.advised: set[str] = set()
         self.warnings = list(prepared.notes)
-        self.before: Scores | None = None
-        self.after: Scores | None = None
+        self.before: HeldOutScores | None = None
+        self.after: HeldOutScores | None = None
         self._flops: dict[tuple[int, ...], list[int]] = {}
         self._began = time.monotonic()
         self._earlier = 0.0
@@ -180,15 +118,15 @@ class Run:
             )
         unchecked = facts.check_model(self.prepared.loaded)
         if unchecked is not None:
-            self._warn(unchecked)
+            self.warn(unchecked)
         facts.check_data(self.prepared.data_facts())
         versions = self.header()["versions"]
         for name, old in facts.versions.items():
             if name != "blockzo" and versions.get(name) not in (None, old):
-                self._warn(f"{name} was {old}, now it is {versions[name]}: later losses may differ in their last bits")
+                self.warn(f"{name} was {old}, now it is {versions[name]}: later losses may differ in their last bits")
 
-    def go(self, journal: Journal) -> dict[str, Any]:
-        """Trains what is left, then writes everything."""
+    def go(self, journal: Journal, write: Write) -> dict[str, Any]:
+        """Trains what is left; then `write` has the result, and nothing interrupts it but a second signal."""
         metrics = None
         with Interrupts() as interrupts:
             try:
@@ -209,12 +147,12 @@ class Run:
                     metrics.close()
                 self.reporter.stop()
             with interrupts.at_once():
-                return self._write(journal, metrics)
+                return write(self, journal, metrics)
 
     def _begin(self, metrics: output.Metrics, interrupts: Interrupts) -> None:
         """The scores before training, from line 0 of the metrics where a continued run has it."""
         if metrics.steps >= 0:
-            self.before = Scores(**metrics.lines[0]["before"])
+            self.before = HeldOutScores(**metrics.lines[0]["before"])
             self._earlier = metrics.lines[-1]["seconds"]
             return
         self.reporter.say("scoring the held-out rows before training")
@@ -304,11 +242,11 @@ class Run:
         prepared = self.prepared
         return measure(prepared.model, prepared.scorer, prepared.held_out, rows, EVALUATION_BATCH, progress)
 
-    def _final(self, interrupts: Interrupts) -> Scores:
+    def _final(self, interrupts: Interrupts) -> HeldOutScores:
         every = list(range(len(self.prepared.held_out.ids)))
         return self._scores(self._measure(every, interrupts), every)
 
-    def _scores(self, values: torch.Tensor, rows: list[int]) -> Scores:
+    def _scores(self, values: torch.Tensor, rows: list[int]) -> HeldOutScores:
         return scores(self.prepared.scorer.kind, values, [self.prepared.held_out.labels[row] for row in rows])
 
     def _evaluation(self, values: torch.Tensor) -> dict[str, Any]:
@@ -322,34 +260,8 @@ class Run:
         """Says something once a run."""
         if text is not None and kind not in self.advised:
             self.advised.add(kind)
-            self._warn(text)
+            self.warn(text)
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         self.warnings.append(text)
         self.reporter.warn(text)
-
-    def _write(self, journal: Journal, metrics: output.Metrics) -> dict[str, Any]:
-        self.reporter.say(f"writing {self.folder}")
-        output.write_whole(self.folder / output.MODEL, lambda place: save(self.prepared.loaded, place))
-        drawn = draw_curve(metrics.lines, self.folder / output.CURVE)
-        if not drawn:
-            self._warn(
-                "matplotlib is not installed, so there is no curve.png; pip install 'blockzo[finetune]' brings it"
-            )
-        assert self.before is not None and self.after is not None
-        found = summary(self, journal, metrics.lines, drawn)
-        output.write_json(self.folder / output.SUMMARY, found)
-        return found
-
-
-def _threads(count: int | None) -> None:
-    if count is not None:
-        torch.set_num_threads(count)
-
-
-def _with_source(settings: Settings, facts: RunFacts, given: Mapping[str, Any]) -> Settings:
-    """The model that was really used: a fallback, where there was one, stays the same when the run continues."""
-    source = facts.source or settings.model
-    if "model" in given or Path(source).name.lower() == settings.model.lower():
-        return settings
-    return replace(settings, model=source)

@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Scores:
+class HeldOutScores:
     """Held-out figures of one model; those that a task does not have are None.
 
     `calibrated_accuracy` (two classes): the decision threshold on the difference of the two logits is its median over the
@@ -80,11 +80,11 @@ def measure(
     return result
 
 
-def scores(kind: str, values: Tensor, labels: Sequence[int]) -> Scores:
+def scores(kind: str, values: Tensor, labels: Sequence[int]) -> HeldOutScores:
     """Scores from what `measure` gave (`values`) and the classes of the same rows."""
     if kind == "lm":
         mean = float(values[:, 0].double().sum() / values[:, 1].double().sum())
-        return Scores(rows=len(values), loss=mean, perplexity=math.exp(min(mean, 700.0)))
+        return HeldOutScores(rows=len(values), loss=mean, perplexity=math.exp(min(mean, 700.0)))
     target = torch.tensor(list(labels), dtype=torch.int64)
     calibrated = auc = None
     if values.shape[1] == 2:
@@ -93,7 +93,7 @@ def scores(kind: str, values: Tensor, labels: Sequence[int]) -> Scores:
         calibrated = float(((difference > difference.median()) == positive).double().mean())
         area = area_under_curve(difference, positive)
         auc = None if math.isnan(area) else area
-    return Scores(
+    return HeldOutScores(
         rows=len(values),
         loss=float(F.cross_entropy(values, target)),
         accuracy=float((values.argmax(1) == target).double().mean()),

@@ -11,7 +11,7 @@ import torch
 
 from blockzo import Auto, cost
 from blockzo.finetune.block_facts import block_facts
-from blockzo.finetune.loop import Run
+from blockzo.finetune.loop import Training
 from blockzo.finetune.models.loading import weight_bytes
 from blockzo.finetune.prepare import prepare
 from blockzo.finetune.progress import Reporter
@@ -29,7 +29,7 @@ def dry_run(settings: Settings, reporter: Reporter | None = None, fallback: str 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     prepared = prepare(settings, reporter.say, fallback)
-    run = Run(settings, Path(), prepared, reporter)
+    run = Training(settings, Path(), prepared, reporter)
     # a batch of median length, so that its cost speaks for the run
     batches = sorted((run.order.rows(step) for step in range(run.order.per_epoch)), key=run.order.width)
     typical = batches[len(batches) // 2]

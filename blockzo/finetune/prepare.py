@@ -15,7 +15,7 @@ from blockzo.finetune.data.order import BatchOrder, shuffled
 from blockzo.finetune.data.prompts import Encoded, Encoder, begin_token, windows
 from blockzo.finetune.data.read import Example
 from blockzo.finetune.data.rows import text_lines
-from blockzo.finetune.data.tasks import Task, find_task
+from blockzo.finetune.data.tasks import PromptTask, find_task
 from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.models.loading import Loaded, load, resolve
 from blockzo.finetune.scoring import Scorer
@@ -42,7 +42,7 @@ class Source:
 @dataclass
 class Prepared:
     loaded: Loaded
-    task: Task | None
+    task: PromptTask | None
     scorer: Scorer
     train: Encoded
     held_out: Encoded
@@ -147,7 +147,7 @@ def prepare(
     return Prepared(loaded, task, scorer, train, held_out, source, notes)
 
 
-def _task(settings: Settings) -> Task:
+def _task(settings: Settings) -> PromptTask:
     return find_task(settings.task, settings.template, settings.labels, settings.label_column, settings.text_column)
 
 
@@ -161,7 +161,7 @@ def _limit(settings: Settings, loaded: Loaded, notes: list[str]) -> int:
     return settings.max_length
 
 
-def _read_task(settings: Settings, task: Task, notes: list[str], training: bool) -> Source:
+def _read_task(settings: Settings, task: PromptTask, notes: list[str], training: bool) -> Source:
     folder = None if settings.data_dir is None else Path(settings.data_dir)
     train_path, validation_path = (
         Path(given)

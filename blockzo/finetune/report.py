@@ -5,23 +5,37 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blockzo import Journal
 from blockzo.finetune import output
 from blockzo.finetune.block_facts import block_facts
-
-if TYPE_CHECKING:
-    from blockzo.finetune.loop import Run
+from blockzo.finetune.loop import Training
+from blockzo.finetune.models.loading import save
 
 SCHEMA = 1
 
 
-def summary(run: Run, journal: Journal, lines: Sequence[Mapping[str, Any]], drawn: bool) -> dict[str, Any]:
+def write(training: Training, journal: Journal, metrics: output.Metrics) -> dict[str, Any]:
+    """Model, curve and summary.json into the run's folder; returns what summary.json holds."""
+    training.reporter.say(f"writing {training.folder}")
+    output.write_whole(training.folder / output.MODEL, lambda place: save(training.prepared.loaded, place))
+    drawn = draw_curve(metrics.lines, training.folder / output.CURVE)
+    if not drawn:
+        training.warn(
+            "matplotlib is not installed, so there is no curve.png; pip install 'blockzo[finetune]' brings it"
+        )
+    assert training.before is not None and training.after is not None
+    found = summary(training, journal, metrics.lines, drawn)
+    output.write_json(training.folder / output.SUMMARY, found)
+    return found
+
+
+def summary(training: Training, journal: Journal, lines: Sequence[Mapping[str, Any]], drawn: bool) -> dict[str, Any]:
     """The result of a run; docs/finetune.md says what each entry is."""
-    assert run.before is not None and run.after is not None
-    settings = run.settings
-    folder = run.folder
+    assert training.before is not None and training.after is not None
+    settings = training.settings
+    folder = training.folder
     files = {"model": output.MODEL, "journal": output.JOURNAL, "metrics": output.METRICS, "curve": output.CURVE}
     if not drawn:
         del files["curve"]
@@ -29,27 +43,27 @@ def summary(run: Run, journal: Journal, lines: Sequence[Mapping[str, Any]], draw
         "schema": SCHEMA,
         "command": "finetune",
         "model": settings.model,
-        "kind": run.prepared.loaded.kind,
+        "kind": training.prepared.loaded.kind,
         "task": settings.task,
         "method": str(settings.estimator()),
-        "blocks": block_facts(run.blocks),
-        "parameters": run.parameters(),
-        "steps": run.zo.step_number,
-        "before": run.before.as_dict(),
-        "after": run.after.as_dict(),
+        "blocks": block_facts(training.blocks),
+        "parameters": training.parameters(),
+        "steps": training.zo.step_number,
+        "before": training.before.as_dict(),
+        "after": training.after.as_dict(),
         "flops": lines[-1]["flops"],
         "forwards": sum(len(record.losses) for record in journal.records()),
         "seconds": lines[-1]["seconds"],
         "signal": signal(lines),
-        "base_digest": run.base_digest,
+        "base_digest": training.base_digest,
         "final_digest": journal.final_digest,
         "exact": journal.exact,
         "journal_bytes": (folder / output.JOURNAL).stat().st_size,
-        "threads": run.header()["threads"],
-        "versions": run.header()["versions"],
+        "threads": training.header()["threads"],
+        "versions": training.header()["versions"],
         "settings": settings.as_dict(),
-        "data": run.prepared.data_facts(),
-        "warnings": list(run.warnings),
+        "data": training.prepared.data_facts(),
+        "warnings": list(training.warnings),
         "output": str(folder),
         "files": {name: str(folder / file) for name, file in files.items()},
     }

@@ -10,6 +10,8 @@ from typing import Any
 from blockzo.contract import DISTRIBUTIONS
 from blockzo.finetune.data.tasks import TASKS
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.models.built_in import BUILT_IN
+from blockzo.finetune.models.dtypes import DTYPES
 from blockzo.finetune.number_lists import counts, numbers, places
 from blockzo.finetune.option import DATA, EVERY, FINETUNE, METHOD, MODEL, RUN, check, option
 from blockzo.journal.outside import MOST_BLOCKS, Refusal, build
@@ -19,7 +21,6 @@ from blockzo.methods.auto import Auto
 from blockzo.optim.schedules import SCHEDULES
 
 METHODS = (*sorted(by_option()), "auto")
-DTYPES = ("float32", "bfloat16", "float16")
 OVERFLOWS = {"truncate": "with a warning", "error": ""}
 HEADS = {"auto": "", "words": "language-model head", "mean": "pooling and a linear layer"}
 VARIANTS = ("coupled", "crossed", "decoupled")
@@ -35,7 +36,7 @@ class Settings:
     """
 
     model: str = option(
-        "Folder, GGUF file, hub name, or built in: smollm2-135m, minilm-l6, stories15m.",
+        f"Folder, GGUF file, hub name, or built in: {', '.join(BUILT_IN)}.",
         MODEL,
         short="-m",
         suggested="smollm2-135m",

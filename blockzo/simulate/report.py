@@ -6,14 +6,13 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blockzo.finetune import output
 from blockzo.finetune.block_facts import block_facts
-from blockzo.finetune.metrics import Scores
-
-if TYPE_CHECKING:
-    from blockzo.simulate.run import Simulation
+from blockzo.finetune.metrics import HeldOutScores
+from blockzo.finetune.models.loading import save
+from blockzo.simulate.rounds import Simulation
 
 TABLE = "rounds.csv"
 COLUMNS = (
@@ -57,32 +56,50 @@ def draw(lines: Sequence[Mapping[str, Any]], path: Path) -> bool:
     return True
 
 
-def summary(
-    run: Simulation,
+def write(
+    simulation: Simulation,
     lines: Sequence[Mapping[str, Any]],
-    before: Scores,
-    after: Scores,
+    before: HeldOutScores,
+    after: HeldOutScores,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Model, table, curves and summary.json into the simulation's folder; returns what summary.json holds."""
+    folder = simulation.folder
+    simulation.reporter.say(f"writing {folder}")
+    output.write_whole(folder / output.MODEL, lambda place: save(simulation.prepared.loaded, place))
+    write_csv(lines, folder / TABLE)
+    drawn = draw(lines, folder / output.CURVE)
+    found = summary(simulation, lines, before, after, drawn, facts)
+    output.write_json(folder / output.SUMMARY, found)
+    return found
+
+
+def summary(
+    simulation: Simulation,
+    lines: Sequence[Mapping[str, Any]],
+    before: HeldOutScores,
+    after: HeldOutScores,
     drawn: bool,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The result; docs/federated.md says what each entry is."""
     last = lines[-1]
     answers = sum(line["clients"] for line in lines)
-    sizes = sorted(len(rows) for rows in run.parts)
+    sizes = sorted(len(rows) for rows in simulation.parts)
     files = {"model": output.MODEL, "metrics": output.METRICS, "table": TABLE}
-    if run.federation.engine == "zo":
+    if simulation.federation.engine == "zo":
         files["journal"] = output.JOURNAL
     if drawn:
         files["curve"] = output.CURVE
     return {
         "schema": 1,
         "command": "simulate",
-        "model": run.settings.model,
-        "task": run.settings.task,
-        "method": str(run.settings.estimator()) if run.federation.engine == "zo" else "FedAvg",
-        "blocks": block_facts(run.blocks),
+        "model": simulation.settings.model,
+        "task": simulation.settings.task,
+        "method": str(simulation.settings.estimator()) if simulation.federation.engine == "zo" else "FedAvg",
+        "blocks": block_facts(simulation.blocks),
         "rounds": last["step"],
-        "clients": len(run.parts),
+        "clients": len(simulation.parts),
         "rows_of_clients": {"least": sizes[0], "median": sizes[len(sizes) // 2], "most": sizes[-1]},
         "before": before.as_dict(),
         "after": after.as_dict(),
@@ -96,8 +113,8 @@ def summary(
         "seconds_of_forwards": last["forwards"],
         "overhead": last["overhead"] / last["forwards"] if last["forwards"] else None,
         **facts,
-        "settings": run.settings.as_dict(),
-        "federation": run.federation.as_dict(),
-        "output": str(run.folder),
-        "files": {name: str(run.folder / file) for name, file in files.items()},
+        "settings": simulation.settings.as_dict(),
+        "federation": simulation.federation.as_dict(),
+        "output": str(simulation.folder),
+        "files": {name: str(simulation.folder / file) for name, file in files.items()},
     }

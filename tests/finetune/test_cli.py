@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up(call: Any, tiny: Tiny, rows: Rows, tmp_path: Path,
             def save(*_: Any) -> None:
                 raise full
 
-            patch.setattr("blockzo.finetune.loop.save", save)
+            patch.setattr("blockzo.finetune.report.save", save)
         code, _, err = call(*told(tiny("llama"), rows, out))
     assert code == 2 and "Traceback" not in err and "space" in err.lower() and "resum" in err, err
     code, text, err = call("finetune", "--resume", "--output", out, "--json")

@@ -9,10 +9,10 @@ import pytest
 
 from blockzo.finetune.data.read import find_file, hold_out, limit, parse_where, read_examples, shots
 from blockzo.finetune.data.rows import read_lines
-from blockzo.finetune.data.tasks import Task, find_task
+from blockzo.finetune.data.tasks import PromptTask, find_task
 from blockzo.finetune.errors import UserError
 
-TASK = Task("custom", "{text} It was {label}", {"0": "bad", "1": "good"})
+TASK = PromptTask("custom", "{text} It was {label}", {"0": "bad", "1": "good"})
 
 
 def write(path: Path, data: bytes) -> Path:

@@ -173,7 +173,7 @@ def test_a_signal_while_the_model_is_written(
     }
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(f"blockzo.{'finetune.loop' if name == 'finetune' else 'simulate.run'}.save", stopped)
+            patch.setattr(f"blockzo.{name}.report.save", stopped)
             code, text, err = call(*arguments, "--json")
         assert [signal.getsignal(n) for n in STOPPING] == [signal.default_int_handler, *[signal.SIG_DFL] * 2]
     finally:

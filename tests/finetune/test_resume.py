@@ -104,7 +104,7 @@ def test_killed_after_the_end_of_the_journal(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("blockzo.finetune.loop.save", save)
+        patch.setattr("blockzo.finetune.report.save", save)
         finetune(settings(arguments(tiny("llama"), rows)), out)
     assert Journal.open(out / "journal.bz").finished and not (out / "model").exists()
     resume(out, {})

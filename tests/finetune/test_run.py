@@ -248,9 +248,9 @@ def test_the_loss_of_the_step_is_measured_before_its_update(
 ) -> None:
     """Rows, seeds and rates of a run are those that the parts promise: step 1 of the run by hand."""
     told = settings(tiny("llama"), rows, method="mezo", schedule="linear", steps=2)
-    kept: list[loop.Run] = []
-    original = loop.Run.go
-    monkeypatch.setattr(loop.Run, "go", lambda self, journal: (kept.append(self), original(self, journal))[1])
+    kept: list[loop.Training] = []
+    original = loop.Training.go
+    monkeypatch.setattr(loop.Training, "go", lambda self, *more: (kept.append(self), original(self, *more))[1])
     finetune(told, tmp_path / "out")
     record = Journal.open(tmp_path / "out" / "journal.bz").records()[1]
     assert record.lr == (pytest.approx(5e-4),) and record.eps == (1e-3,)

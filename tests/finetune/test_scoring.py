@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from blockzo import ZO, Blocks, MeZO, Noise
 from blockzo.finetune.data.prompts import Encoded, Encoder
 from blockzo.finetune.data.read import Example
-from blockzo.finetune.data.tasks import Task
+from blockzo.finetune.data.tasks import PromptTask
 from blockzo.finetune.models.loading import Loaded, load
 from blockzo.finetune.scoring import Scorer, label_logits
 
-TASK = Task("custom", "{text} It was {label}.", {"0": "terrible", "1": "great", "2": "good"})
+TASK = PromptTask("custom", "{text} It was {label}.", {"0": "terrible", "1": "great", "2": "good"})
 TEXTS = (
     "the film is bad",
     "a story",

@@ -28,7 +28,7 @@ from blockzo.finetune.progress import Reporter
 from blockzo.journal.file import Journal
 from blockzo.simulate import Federation, resume, simulate
 from blockzo.simulate.fedavg import FedAvg
-from blockzo.simulate.run import Simulation
+from blockzo.simulate.rounds import Simulation
 from blockzo.simulate.settings import FREE_ON_RESUME, resumed
 from tests.finetune.process import REPOSITORY, blockzo, command, environment
 

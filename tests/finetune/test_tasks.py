@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blockzo.finetune.data.read import find_file, read_examples
-from blockzo.finetune.data.tasks import TASKS, Task, fields, find_task, parse_labels, render
+from blockzo.finetune.data.tasks import TASKS, PromptTask, fields, find_task, parse_labels, render
 from blockzo.finetune.errors import UserError
 
 ROWS = {
@@ -83,7 +83,7 @@ def test_templates_that_cannot_work(template: str, told: str) -> None:
 )
 def test_labels_that_cannot_work(labels: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        Task("custom", "{text} {label}", parse_labels(labels))
+        PromptTask("custom", "{text} {label}", parse_labels(labels))
 
 
 def test_unknown_tasks() -> None:

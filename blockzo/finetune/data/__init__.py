@@ -8,14 +8,14 @@ from blockzo import names_of
 
 if TYPE_CHECKING:
     from blockzo.finetune.data.read import read_examples
-    from blockzo.finetune.data.tasks import Task, find_task
+    from blockzo.finetune.data.tasks import PromptTask, find_task
 
-__all__ = ["Task", "find_task", "read_examples"]
+__all__ = ["PromptTask", "find_task", "read_examples"]
 
 __getattr__ = names_of(
     __name__,
     {
-        "Task": "blockzo.finetune.data.tasks",
+        "PromptTask": "blockzo.finetune.data.tasks",
         "find_task": "blockzo.finetune.data.tasks",
         "read_examples": "blockzo.finetune.data.read",
     },

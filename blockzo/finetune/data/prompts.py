@@ -9,7 +9,7 @@ from typing import Any
 
 from blockzo.finetune.data.plain_text import PlainText
 from blockzo.finetune.data.read import Example
-from blockzo.finetune.data.tasks import Task, pieces, render
+from blockzo.finetune.data.tasks import PromptTask, pieces, render
 from blockzo.finetune.errors import UserError
 
 
@@ -49,7 +49,7 @@ class Encoder:
     def __init__(
         self,
         tokenizer: Any,
-        task: Task,
+        task: PromptTask,
         kind: str,
         limit: int,
         overflow: str = "truncate",

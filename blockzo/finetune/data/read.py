@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blockzo.finetune.data.order import shuffled
 from blockzo.finetune.data.rows import column, read_rows
-from blockzo.finetune.data.tasks import ALIASES, Task
+from blockzo.finetune.data.tasks import ALIASES, PromptTask
 from blockzo.finetune.errors import UserError
 
 NAMES = "name the columns in --template as they are named in the file, or the one text with --text-column"
@@ -26,7 +26,7 @@ class Example:
     """`file, line n`, for messages."""
 
 
-def read_examples(path: Path, task: Task, where: Mapping[str, str] | None = None) -> list[Example]:
+def read_examples(path: Path, task: PromptTask, where: Mapping[str, str] | None = None) -> list[Example]:
     """All rows of a file as examples of `task`.
 
     Args:
@@ -83,7 +83,7 @@ def limit(examples: Sequence[Example], rows: int | None, seed: int, purpose: str
     return [examples[i] for i in sorted(shuffled(len(examples), seed, purpose)[:rows])]
 
 
-def shots(examples: Sequence[Example], count: int, task: Task, seed: int, path: Path) -> list[Example]:
+def shots(examples: Sequence[Example], count: int, task: PromptTask, seed: int, path: Path) -> list[Example]:
     """`count` examples of every class, chosen by seed."""
     order = shuffled(len(examples), seed, "shots")
     chosen: list[int] = []

@@ -26,7 +26,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Task:
+class PromptTask:
     """A classification task.
 
     Args:
@@ -86,6 +86,10 @@ class Task:
         if place is None:
             return template if template.endswith(("\n", " ")) else template + " ", "."
         return _written([*found[:place], (found[place][0], None)]), _written(found[place + 1 :])
+
+
+Task = PromptTask
+"""Its name in blockzo 0.1.0."""
 
 
 def pieces(template: str) -> list[tuple[str, str | None]]:
@@ -161,24 +165,24 @@ def parse_labels(text: str) -> dict[str, str]:
 
 
 _ENTAILMENT = {"entailment": "Yes", "not_entailment": "No"}
-TASKS: dict[str, Task] = {
+TASKS: dict[str, PromptTask] = {
     task.name: task
     for task in (
-        Task(
+        PromptTask(
             "sst2",
             "{text} It was {label}.",
             {"0": "terrible", "1": "great"},
             train="train.tsv.gz",
             validation="dev_glue.tsv.gz",
         ),
-        Task(
+        PromptTask(
             "sst5",
             "{text} It was {label}.",
             {"0": "terrible", "1": "bad", "2": "okay", "3": "good", "4": "great"},
             train="train.tsv.gz",
             validation="dev.tsv.gz",
         ),
-        Task(
+        PromptTask(
             "rte",
             '{premise}\nDoes this mean that "{hypothesis}" is true? Yes or No?\n{label}',
             _ENTAILMENT,
@@ -186,7 +190,7 @@ TASKS: dict[str, Task] = {
             train="train.jsonl.gz",
             validation="val.jsonl.gz",
         ),
-        Task(
+        PromptTask(
             "trec",
             "Question: {text}\nThe answer is a {label}",
             {"0": "description", "1": "entity", "2": "abbreviation", "3": "person", "4": "location", "5": "number"},
@@ -194,7 +198,7 @@ TASKS: dict[str, Task] = {
             train="train.tsv.gz",
             validation="test.tsv.gz",
         ),
-        Task(
+        PromptTask(
             "boolq",
             "{passage} {question}?\n{label}",
             {"true": "Yes", "false": "No"},
@@ -202,7 +206,7 @@ TASKS: dict[str, Task] = {
             train="val.jsonl.gz",
             holdout=1000,
         ),
-        Task(
+        PromptTask(
             "cb",
             'Suppose {premise} Can we infer that "{hypothesis}"? Yes, No, or Maybe?\n{label}',
             {"entailment": "Yes", "contradiction": "No", "neutral": "Maybe"},
@@ -210,7 +214,7 @@ TASKS: dict[str, Task] = {
             train="train.jsonl.gz",
             validation="val.jsonl.gz",
         ),
-        Task(
+        PromptTask(
             "agnews",
             "{description}\nTopic: {label}",
             {"0": "World", "1": "Sports", "2": "Business", "3": "Technology"},
@@ -228,7 +232,7 @@ def find_task(
     labels: str | None = None,
     label_column: str | None = None,
     text_column: str | None = None,
-) -> Task:
+) -> PromptTask:
     """A ready-made task, with another template, label words or columns where given; `custom` for one's own data.
 
     Raises:
@@ -245,11 +249,11 @@ def find_task(
                 "the task `custom` needs --template and --labels, for example "
                 '--template "{text} It was {label}." --labels "0=terrible,1=great"'
             )
-        return Task("custom", template, words, label_column=label_column or ANSWER, text_column=text_column)
+        return PromptTask("custom", template, words, label_column=label_column or ANSWER, text_column=text_column)
     if name not in TASKS:
         raise UserError(f"task is {name!r}; expected one of {', '.join(TASKS)}, custom (own data) or lm (plain text)")
     ready = TASKS[name]
-    return Task(
+    return PromptTask(
         name,
         template if template is not None else ready.template,
         words if words is not None else ready.words,

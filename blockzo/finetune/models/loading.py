@@ -5,23 +5,22 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.models.built_in import BUILT_IN
 from blockzo.finetune.models.checkpoint import fitted
-from blockzo.finetune.models.gguf_header import check_gguf
+from blockzo.finetune.models.gguf import gguf_file, read_gguf
 from blockzo.finetune.models.heads import HEAD_FILE, HeadedEncoder, check_forward, trained_classifier
-from blockzo.finetune.models.packages import BUILT_IN, fetch
+from blockzo.finetune.models.packages import fetch
+from blockzo.finetune.models.transformers_library import TORCH_DTYPES, attempt, quiet_transformers
 from blockzo.finetune.models.weight_files import FLOATS, file_entries, weight_entries
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -78,23 +77,23 @@ def load(
             task can use.
     """
     transformers = quiet_transformers()
-    if dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    gguf = _gguf_file(Path(source))
+    if dtype not in TORCH_DTYPES:
+        raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(TORCH_DTYPES)}")
+    gguf = gguf_file(Path(source))
     if gguf is not None:
         model, tokenizer, notes = read_gguf(gguf, dtype, seed)
         kind = "causal"
     else:
         entries = weight_entries(Path(source), _raw_config(Path(source))) if Path(source).is_dir() else {}
         trust = {"trust_remote_code": trust_remote_code}
-        config = _attempt(source, lambda: transformers.AutoConfig.from_pretrained(source, **trust))
+        config = attempt(source, lambda: transformers.AutoConfig.from_pretrained(source, **trust))
         kind = _kind(config, source, head)
         if task == "lm" and kind != "causal":
             raise UserError(f"{source} is not a causal model; --task lm needs one that predicts the next token")
-        tokenizer = _attempt(source, lambda: transformers.AutoTokenizer.from_pretrained(source, **trust))
+        tokenizer = attempt(source, lambda: transformers.AutoTokenizer.from_pretrained(source, **trust))
         auto, options = _how(transformers, kind, config)
-        options.update(dtype=DTYPES[dtype], config=config, **trust)
-        model, notes = _attempt(source, lambda: fitted(source, auto, options, entries, config, seed))
+        options.update(dtype=TORCH_DTYPES[dtype], config=config, **trust)
+        model, notes = attempt(source, lambda: fitted(source, auto, options, entries, config, seed))
     _check_tokenizer(source, model, tokenizer)
     if kind == "head":
         model = _with_head(model, source, classes, seed)
@@ -107,46 +106,6 @@ def load(
         parameter.requires_grad_(not (isinstance(model, HeadedEncoder) and ".pooler." in name))
     check_forward(source, model, kind)
     return Loaded(model, tokenizer, kind, source, _limit(model, tokenizer), notes)
-
-
-def quiet_transformers() -> Any:
-    """The module, without its own progress bars and notes."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-T = TypeVar("T")
-
-
-def _attempt(source: str, action: Callable[[], T]) -> T:
-    """`action()`; whatever a library makes of a user's files becomes one message."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return action()
-    except UserError:
-        raise
-    except Exception as error:
-        kind = (
-            "a folder"
-            if Path(source).exists()
-            else "no folder here and not a built-in model, so it was sought on the hub"
-        )
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines[:2])[:400] or type(error).__name__
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"the model {source!r} brings Python code of its own, which would run with your rights: read it, then add "
-                "--trust-remote-code to run it"
-            ) from error
-        raise UserError(
-            f"the model {source!r} cannot be loaded ({kind}): {reason}\n"
-            f"Expected a folder with config.json, tokenizer files and weights, a .gguf file, one of {', '.join(BUILT_IN)}, or "
-            "a hub name where there is a network"
-        ) from error
 
 
 def _raw_config(folder: Path) -> dict[str, Any]:
@@ -278,45 +237,6 @@ def _limit(model: Any, tokenizer: Any) -> int:
         ):
             limit = min(limit, module.num_embeddings - module.padding_idx - 1)
     return min(limit, int(min(tokenizer.model_max_length, 1 << 20)))
-
-
-def _gguf_file(path: Path) -> Path | None:
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise UserError(f"{path} is a file; expected a model folder or a .gguf file")
-        return path
-    if not path.is_dir() or (path / "config.json").is_file():
-        return None
-    found = sorted(path.glob("*.gguf"))
-    if len(found) > 1:
-        raise UserError(f"{path} holds {len(found)} .gguf files ({', '.join(f.name for f in found)}); name one of them")
-    return found[0] if found else None
-
-
-def read_gguf(path: Path, dtype: str, seed: int = 0) -> tuple[Any, Any, list[str]]:
-    """Model and tokenizer of a GGUF file, its quantised weights expanded to `dtype`, and what there is to say of them."""
-    transformers = quiet_transformers()
-    folder, name = str(path.parent), path.name
-    try:
-        check_gguf(path)
-    except ValueError as error:
-        raise UserError(f"{path} is not a whole GGUF file: {error}; fetch or copy it again") from None
-    tokenizer = _attempt(str(path), lambda: transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name))
-    options = {"gguf_file": name, "dtype": DTYPES[dtype], "trust_remote_code": False}
-    try:
-        model, notes = _attempt(
-            str(path), lambda: fitted(folder, transformers.AutoModelForCausalLM, options, {}, None, seed)
-        )
-    except UserError as error:
-        if name in str(error):
-            raise
-        # it speaks of the folder, which may hold others
-        raise UserError(f"{path}: {error}") from error
-    # it is no longer quantised; with these left, save_pretrained refuses
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    return model, tokenizer, notes
 
 
 def save(loaded: Loaded, folder: Path) -> None:
