@@ -50,7 +50,7 @@ HOMES = {
     "distributed": "optim.distributed",
     "ranks": "optim.ranks",
     "schedules": "optim.schedules",
-    "finetune.tasks": "finetune.data.tasks",
+    "finetune.tasks": "finetune.data.tasks finetune.data.task finetune.data.templates",
     "finetune.rows": "finetune.data.rows",
     "finetune.order": "finetune.data.order",
     "finetune.prompts": "finetune.data.prompts",

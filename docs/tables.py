@@ -1,4 +1,4 @@
-"""Writes the tables of the docs that are made from the code: options of the commands, aggregates of federated rounds, backends.
+"""Writes the tables of the docs that are made from the code: options of the commands, tasks, aggregates of rounds, backends.
 
 python docs/tables.py --write      # without --write: says which pages differ, and leaves with 1
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from blockzo.federated.protocol.aggregates import AGGREGATES
+from blockzo.finetune.data.tasks import OTHERS, TASKS
 from blockzo.finetune.option import named, options_of
 from blockzo.finetune.settings import Settings
 from blockzo.ops.backends.registry import BACKENDS
@@ -44,6 +45,31 @@ def options(form: type[Any]) -> str:
         f"**{group}**\n\n| option | default | |{last}\n|{rule}\n" + "\n".join(rows) for group, rows in groups.items()
     ]
     return "\n\n".join(parts)
+
+
+def tasks() -> str:
+    """A line a task: its prompt for causal and for masked models, its label words, its metrics."""
+    rows = [
+        "| task | prompt | where masked models get another | label words | metrics beside |",
+        "|---|---|---|---|---|",
+    ]
+    for task in TASKS.values():
+        words = ", ".join(f"{label}: {word}" for label, word in task.words.items())
+        cells = [
+            f"`{task.name}`",
+            _prompt(task.template),
+            _prompt(task.masked_template),
+            words,
+            ", ".join(task.metrics),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    for name, note in OTHERS.items():
+        rows.append(f"| `{name}` | {note} | | | |")
+    return "\n".join(rows)
+
+
+def _prompt(template: str | None) -> str:
+    return "" if template is None else "`" + template.replace("\n", "\\n").replace("|", "\\|") + "`"
 
 
 def aggregates() -> str:
@@ -77,6 +103,7 @@ def backends() -> str:
 
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("finetune.md", "options"): lambda: options(Settings),
+    ("finetune.md", "tasks"): tasks,
     ("federated.md", "options"): lambda: options(Federation),
     ("federated.md", "aggregates"): aggregates,
     ("extending/backend.md", "backends"): backends,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from blockzo import names_of
 
 if TYPE_CHECKING:
-    from blockzo.finetune.data.tasks import TASKS, PromptTask
+    from blockzo.finetune.data.tasks import TASKS, PromptTask, register_task
     from blockzo.finetune.errors import Interrupted, UserError
     from blockzo.finetune.evaluation import evaluate
     from blockzo.finetune.plan import dry_run
@@ -27,6 +27,7 @@ __all__ = [
     "dry_run",
     "evaluate",
     "finetune",
+    "register_task",
     "replay",
     "resume",
 ]
@@ -43,6 +44,7 @@ __getattr__ = names_of(
         "dry_run": "blockzo.finetune.plan",
         "evaluate": "blockzo.finetune.evaluation",
         "finetune": "blockzo.finetune.run",
+        "register_task": "blockzo.finetune.data.tasks",
         "replay": "blockzo.finetune.rebuild",
         "resume": "blockzo.finetune.run",
     },

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from blockzo.finetune.interrupt import Interrupts
-from blockzo.finetune.metrics import measure, scores
+from blockzo.finetune.metrics import measure
 from blockzo.finetune.prepare import prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings
@@ -44,7 +44,7 @@ def evaluate(settings: Settings, reporter: Reporter | None = None, fallback: str
         "model": settings.model,
         "kind": prepared.loaded.kind,
         "task": settings.task,
-        "scores": scores(prepared.scorer.kind, values, data.labels).as_dict(),
+        "scores": prepared.scores(values, rows).as_dict(),
         "seconds": round(time.monotonic() - began, 3),
         "data": prepared.data_facts()["validation"],
         "warnings": prepared.notes,

@@ -19,7 +19,7 @@ from blockzo.finetune import diagnostics, output
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.interrupt import Interrupts
-from blockzo.finetune.metrics import HeldOutScores, measure, scores
+from blockzo.finetune.metrics import HeldOutScores, measure
 from blockzo.finetune.models.identity import identity_of
 from blockzo.finetune.models.loading import weight_bytes
 from blockzo.finetune.models.transformers_library import TORCH_DTYPES
@@ -152,7 +152,7 @@ class Training:
     def _begin(self, metrics: output.Metrics, interrupts: Interrupts) -> None:
         """The scores before training, from line 0 of the metrics where a continued run has it."""
         if metrics.steps >= 0:
-            self.before = HeldOutScores(**metrics.lines[0]["before"])
+            self.before = HeldOutScores.from_dict(metrics.lines[0]["before"])
             self._earlier = metrics.lines[-1]["seconds"]
             return
         self.reporter.say("scoring the held-out rows before training")
@@ -247,7 +247,7 @@ class Training:
         return self._scores(self._measure(every, interrupts), every)
 
     def _scores(self, values: torch.Tensor, rows: list[int]) -> HeldOutScores:
-        return scores(self.prepared.scorer.kind, values, [self.prepared.held_out.labels[row] for row in rows])
+        return self.prepared.scores(values, rows)
 
     def _evaluation(self, values: torch.Tensor) -> dict[str, Any]:
         found = self._scores(values, self.rows).as_dict()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from blockzo.finetune.errors import UserError
 from blockzo.finetune.scoring import Scorer
 
 Progress = Callable[[int, int], None]
+Figure = Callable[[Tensor, Tensor], float]
+"""([N, C] logits, [N] classes) -> a number."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,19 @@ class HeldOutScores:
     calibrated_accuracy: float | None = None
     auc: float | None = None
     perplexity: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Those that the task asks for beside."""
 
     def as_dict(self) -> dict[str, float | int]:
-        return {key: value for key, value in vars(self).items() if value is not None}
+        common = {key: value for key, value in vars(self).items() if key != "figures" and value is not None}
+        return {**common, **self.figures}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> HeldOutScores:
+        """What `as_dict` gave."""
+        common = {f.name for f in fields(cls)}
+        figures = {name: value for name, value in values.items() if name not in common}
+        return cls(**{name: value for name, value in values.items() if name in common}, figures=figures)
 
 
 @torch.no_grad()
@@ -80,8 +93,15 @@ def measure(
     return result
 
 
-def scores(kind: str, values: Tensor, labels: Sequence[int]) -> HeldOutScores:
-    """Scores from what `measure` gave (`values`) and the classes of the same rows."""
+def scores(kind: str, values: Tensor, labels: Sequence[int], figures: Sequence[str] = ()) -> HeldOutScores:
+    """Scores from what `measure` gave (`values`) and the classes of the same rows.
+
+    Args:
+        figures: names of FIGURES that are wanted beside.
+
+    Raises:
+        UserError: there is no such figure.
+    """
     if kind == "lm":
         mean = float(values[:, 0].double().sum() / values[:, 1].double().sum())
         return HeldOutScores(rows=len(values), loss=mean, perplexity=math.exp(min(mean, 700.0)))
@@ -99,7 +119,32 @@ def scores(kind: str, values: Tensor, labels: Sequence[int]) -> HeldOutScores:
         accuracy=float((values.argmax(1) == target).double().mean()),
         calibrated_accuracy=calibrated,
         auc=auc,
+        figures={name: _figure(name)(values, target) for name in figures},
     )
+
+
+def _figure(name: str) -> Figure:
+    if name not in FIGURES:
+        raise UserError(
+            f"the task asks for the metric {name!r}; expected one of {', '.join(FIGURES)}, or one that you put into "
+            "blockzo.finetune.metrics.FIGURES"
+        )
+    return FIGURES[name]
+
+
+def macro_f1(values: Tensor, target: Tensor) -> float:
+    """Mean over the classes of F1; 0 for a class that is neither there nor said."""
+    said = values.argmax(1)
+    found = []
+    for number in range(values.shape[1]):
+        right = int(((said == number) & (target == number)).sum())
+        either = int((said == number).sum()) + int((target == number).sum())
+        found.append(2 * right / either if either else 0.0)
+    return sum(found) / len(found)
+
+
+FIGURES: dict[str, Figure] = {"macro_f1": macro_f1}
+"""Metrics that a task can ask for by name; put your own in here."""
 
 
 def area_under_curve(difference: Tensor, positive: Tensor) -> float:

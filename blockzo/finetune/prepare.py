@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from blockzo import Blocks
 from blockzo.finetune.data import read as rows_of
 from blockzo.finetune.data.order import BatchOrder, shuffled
@@ -17,6 +19,7 @@ from blockzo.finetune.data.read import Example
 from blockzo.finetune.data.rows import text_lines
 from blockzo.finetune.data.tasks import PromptTask, find_task
 from blockzo.finetune.errors import UserError, about
+from blockzo.finetune.metrics import HeldOutScores, scores
 from blockzo.finetune.models.loading import Loaded, load, resolve
 from blockzo.finetune.scoring import Scorer
 from blockzo.finetune.settings import Settings
@@ -68,6 +71,11 @@ class Prepared:
         """Held-out rows of the evaluations during the run."""
         count = len(self.held_out.ids)
         return sorted(shuffled(count, settings.seed, "evaluation")[: settings.eval_rows or count])
+
+    def scores(self, values: Tensor, rows: Sequence[int]) -> HeldOutScores:
+        """Scores from what `measure` gave for these held-out rows."""
+        metrics = self.task.metrics if self.task is not None else ()
+        return scores(self.scorer.kind, values, [self.held_out.labels[row] for row in rows], metrics)
 
     def data_facts(self) -> dict[str, Any]:
         """What the journal's header and the summary say of the data."""

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from blockzo.contract import DISTRIBUTIONS
-from blockzo.finetune.data.tasks import TASKS
+from blockzo.finetune.data.tasks import OTHERS, TASKS
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.built_in import BUILT_IN
 from blockzo.finetune.models.dtypes import DTYPES
 from blockzo.finetune.number_lists import counts, numbers, places
-from blockzo.finetune.option import DATA, EVERY, FINETUNE, METHOD, MODEL, RUN, check, option
+from blockzo.finetune.option import DATA, EVERY, FINETUNE, METHOD, MODEL, RUN, check, listed, option
 from blockzo.journal.outside import MOST_BLOCKS, Refusal, build
 from blockzo.journal.record import float32
 from blockzo.methods import Method, by_option
@@ -42,7 +42,7 @@ class Settings:
         suggested="smollm2-135m",
         free=True,
     )
-    task: str = option(f"{', '.join(TASKS)}, custom (own data) or lm (text).", DATA, "sst2", commands=EVERY)
+    task: str = option(f"{', '.join(TASKS)}, {listed(OTHERS)}.", DATA, "sst2", commands=EVERY)
     train: str | None = option(
         "Training data: .tsv, .csv or .jsonl (.gz); text for lm.", DATA, None, commands=EVERY, free=True
     )

@@ -27,7 +27,7 @@ from blockzo.finetune import output
 from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.interrupt import Interrupts
-from blockzo.finetune.metrics import HeldOutScores, measure, scores
+from blockzo.finetune.metrics import HeldOutScores, measure
 from blockzo.finetune.models.identity import identity_of
 from blockzo.finetune.prepare import Prepared
 from blockzo.finetune.progress import Reporter
@@ -279,7 +279,7 @@ class Simulation:
     def _begin(self, metrics: output.Metrics, interrupts: Interrupts) -> HeldOutScores:
         if metrics.steps >= 0:
             self._earlier = metrics.lines[-1]["seconds"]
-            return HeldOutScores(**metrics.lines[0]["before"])
+            return HeldOutScores.from_dict(metrics.lines[0]["before"])
         self.reporter.say("scoring the held-out rows before training")
         before = self._scores(list(range(len(self.prepared.held_out.ids))), interrupts)
         zero = dict.fromkeys(("flops", "up", "down", "forwards", "overhead"), 0)
@@ -342,7 +342,7 @@ class Simulation:
 
         prepared = self.prepared
         values = measure(prepared.model, prepared.scorer, prepared.held_out, rows, EVALUATION_BATCH, progress)
-        return scores(prepared.scorer.kind, values, [prepared.held_out.labels[row] for row in rows])
+        return prepared.scores(values, rows)
 
     def _evaluation(self, interrupts: Interrupts) -> dict[str, Any]:
         found = self._scores(self.rows, interrupts).as_dict()

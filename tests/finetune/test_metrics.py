@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from blockzo.finetune.data.prompts import Encoded
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.metrics import area_under_curve, measure, scores
+from blockzo.finetune.metrics import HeldOutScores, area_under_curve, macro_f1, measure, scores
 from blockzo.finetune.models.loading import load
 from blockzo.finetune.scoring import Scorer
 
@@ -76,3 +76,19 @@ def test_overflowing_models_are_named(tiny: Callable[[str], Path]) -> None:
         model.model.norm.weight.fill_(math.inf)
     with pytest.raises(UserError, match="not finite.*--dtype"):
         measure(model, Scorer("causal", [7, 9]), Encoded([[5, 6]], [1], [0]), [0])
+
+
+def test_macro_f1_is_the_mean_of_the_classes() -> None:
+    values = torch.eye(3)[torch.tensor([0, 0, 1, 2, 1])]
+    target = torch.tensor([0, 1, 1, 1, 0])
+    # class 0: 1 right of 2 said and 2 there; class 1: 1 of 2 and 3; class 2: 0 of 1 and 0
+    assert macro_f1(values, target) == pytest.approx((2 / 4 + 2 / 5 + 0) / 3)
+    assert macro_f1(torch.eye(2), torch.tensor([0, 1])) == 1
+
+
+def test_figures_that_a_task_asks_for_stand_beside_the_others() -> None:
+    found = scores("causal", torch.eye(3), [0, 1, 1], ["macro_f1"])
+    told = found.as_dict()
+    assert told["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3) and "figures" not in told
+    assert HeldOutScores.from_dict(told) == found
+    assert "macro_f1" not in scores("causal", torch.eye(3), [0, 1, 1]).as_dict()

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from blockzo.finetune.data.read import read_examples
 from blockzo.finetune.data.rows import column, read_lines, read_rows, text_lines
-from blockzo.finetune.data.tasks import find_task, pieces, render
+from blockzo.finetune.data.tasks import find_task
+from blockzo.finetune.data.templates import pieces, render
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.prepare import prepare
 from blockzo.finetune.settings import Settings

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from blockzo.finetune import Settings, evaluate, finetune, resume
 from blockzo.finetune.data.read import find_file, read_examples
-from blockzo.finetune.data.tasks import TASKS, PromptTask, fields, find_task, parse_labels, render
+from blockzo.finetune.data.task import PromptTask
+from blockzo.finetune.data.tasks import OTHERS, TASKS, find_task, parse_labels, register_task
+from blockzo.finetune.data.templates import fields, render
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.metrics import FIGURES
+from blockzo.finetune.option import options_of
+
+Rows = Callable[..., Path]
+Tiny = Callable[[str], Path]
 
 ROWS = {
     "sst2": (6920, 872),
@@ -18,6 +28,7 @@ ROWS = {
     "trec": (5452, 500),
     "boolq": (3270, None),
     "cb": (250, 56),
+    "wic": (5428, 500),
     "agnews": (9991, 7600),
 }
 
@@ -91,3 +102,54 @@ def test_unknown_tasks() -> None:
         find_task("sst3")
     with pytest.raises(UserError, match="needs --template and --labels"):
         find_task("custom", template="{text} {label}")
+
+
+@pytest.fixture
+def own(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> PromptTask:
+    """A task of a user's, registered for the length of a test."""
+    monkeypatch.setattr("blockzo.finetune.data.tasks.TASKS", dict(TASKS))
+    train, held = rows(40), rows(16, "held.tsv")
+    return register_task(
+        PromptTask(
+            "mood",
+            "{text} it was {label}.",
+            {"0": "bad", "1": "good"},
+            train=str(train),
+            validation=str(held),
+            metrics=("macro_f1",),
+        )
+    )
+
+
+def test_a_task_of_ones_own_runs_by_its_name(own: PromptTask, tiny: Tiny, tmp_path: Path) -> None:
+    settings = Settings(str(tiny("llama")), task="mood", steps=2, batch=4, lr="1e-3")
+    result = finetune(settings, tmp_path / "out")
+    assert result["task"] == "mood" and result["before"]["rows"] == 16
+    assert 0 <= result["before"]["macro_f1"] <= 1 and "macro_f1" in result["after"]
+    again = resume(tmp_path / "out", {})
+    assert again["after"] == result["after"] and again["before"] == result["before"]
+    scored = evaluate(Settings(str(tmp_path / "out" / "model"), task="mood"))
+    assert scored["scores"] == result["after"]
+
+
+def test_names_of_tasks(own: PromptTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mood", "sst2", *OTHERS):
+        with pytest.raises(UserError, match=f"there is a task '{name}' already"):
+            register_task(replace(own, name=name))
+    for name in ("", "a task", "../up"):
+        with pytest.raises(UserError, match="expected letters, digits"):
+            register_task(replace(own, name=name))
+    with pytest.raises(UserError, match=r"has to be registered first \(blockzo.finetune.register_task\)"):
+        find_task("yours")
+
+
+def test_every_task_is_an_option_and_asks_for_metrics_that_are_there() -> None:
+    told = options_of(Settings)["task"].help
+    for task in TASKS.values():
+        assert task.name in told and set(task.metrics) <= set(FIGURES)
+
+
+def test_a_metric_that_is_not_there(own: PromptTask, tiny: Tiny, tmp_path: Path) -> None:
+    register_task(replace(own, name="other", metrics=("rouge",)))
+    with pytest.raises(UserError, match="the metric 'rouge'; expected one of macro_f1"):
+        evaluate(Settings(str(tiny("llama")), task="other"))

@@ -9,7 +9,8 @@ from typing import Any
 
 from blockzo.finetune.data.plain_text import PlainText
 from blockzo.finetune.data.read import Example
-from blockzo.finetune.data.tasks import PromptTask, pieces, render
+from blockzo.finetune.data.task import PromptTask
+from blockzo.finetune.data.templates import pieces, render
 from blockzo.finetune.errors import UserError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blockzo.finetune.data.order import shuffled
 from blockzo.finetune.data.rows import column, read_rows
-from blockzo.finetune.data.tasks import ALIASES, PromptTask
+from blockzo.finetune.data.task import ALIASES, PromptTask
 from blockzo.finetune.errors import UserError
 
 NAMES = "name the columns in --template as they are named in the file, or the one text with --text-column"
