@@ -128,7 +128,39 @@ def federated() -> str:
     return page(780, 296, "Server and clients exchange scalars", parts)
 
 
-PICTURES = {"spzo.svg": spzo, "journal.svg": journal, "federated.svg": federated}
+ROOMS = (
+    (("cli", "commands, options"),),
+    (("simulate", "virtual clients"),),
+    (("federated", "rounds: protocol, server, client, privacy, secagg, flower"),),
+    (("finetune", "tasks, data, models, runs"),),
+    (("optim", "ZO, executors, costs, ranks"),),
+    (("methods", "trees, one class a method, planner"),),
+    (("perturb", "models with perturbed weights; blocks, groups"),),
+    (("ops", "operations on lists of tensors; backends"),),
+    (("kernels", "Triton"), ("journal", "records, format, file")),
+    (("noise", "the random numbers, in plain torch"),),
+    (("contract", "names and ranges"),),
+)
+"""From what a user types down to what a random number is; rooms of one line do not know each other."""
+
+
+def rooms() -> str:
+    """The rooms of the package, each above those that it may import."""
+    parts = [label(20, 24, "Rooms: imports go down, never up", 15, anchor="start")]
+    for row, line in enumerate(ROOMS):
+        y, width = 40 + row * 34, 640 / len(line)
+        for place, (name, what) in enumerate(line):
+            x = 20 + place * width
+            parts += [
+                box(x, y, width - 6, 28, LATE if row < 4 else EARLY),
+                label(x + 12, y + 19, name, 13, anchor="start"),
+                label(x + 100, y + 19, what, 12, anchor="start"),
+            ]
+    parts += [arrow(690, 46, 690, 40 + 34 * len(ROOMS) - 10), label(706, 60, "imports", 12, PALE, "start")]
+    return page(780, 56 + 34 * len(ROOMS), "The rooms of the package in the order of imports", parts)
+
+
+PICTURES = {"rooms.svg": rooms, "spzo.svg": spzo, "journal.svg": journal, "federated.svg": federated}
 
 
 def main() -> None:
