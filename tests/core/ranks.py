@@ -1,6 +1,6 @@
 """One of several processes of tests/core/test_distributed.py: steps shared over ranks against those of one process.
 
-python -m tests.core.ranks RANK RANKS FOLDER CHECK
+python -m tests.core.ranks RANK RANKS FOLDER CHECK...
 """
 
 from __future__ import annotations
@@ -253,13 +253,15 @@ def check_death(folder: Path) -> None:
 
 
 def main() -> None:
-    rank, ranks, folder, check = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    rank, ranks, folder, checks = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
     )
-    globals()[f"check_{check}"](folder)
-    dist.barrier()
+    for check in checks:
+        print(f"check {check}", flush=True)
+        globals()[f"check_{check}"](folder)
+        dist.barrier()
     dist.destroy_process_group()
 
 
