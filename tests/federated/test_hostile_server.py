@@ -90,7 +90,7 @@ def test_what_is_no_such_file_is_refused_at_once(begun: Federation, kind: str) -
 
 
 def test_without_a_folder_of_snapshots_none_is_read(begun: Federation) -> None:
-    begun.clients["c0"]._snapshots = None
+    begun.clients["c0"]._held.folder = None
     assert "name one" in sent(begun, hostile({"round": 9, "digest": DIGEST}))
 
 

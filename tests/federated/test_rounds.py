@@ -231,7 +231,7 @@ def test_a_client_that_began_at_a_snapshot_starts_again_when_the_servers_is_gone
         away = 2 <= federation.server.number < 13
         federation.transport.round([n for n in federation.clients if n != "c3" or not away])
         if federation.server.number == 20:
-            assert federation.clients["c3"]._journal.start > 0  # type: ignore[union-attr]
+            assert federation.clients["c3"]._held.journal.start > 0  # type: ignore[union-attr]
     federation.restart_client("c3")
     assert federation.clients["c3"].position > 30
     digests = federation.catch_up()

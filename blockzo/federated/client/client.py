@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from blockzo.contract import CONTRACT
+from blockzo.federated.client.held import HeldRounds
 from blockzo.federated.client.policy import ClientPolicy, PolicyError
 from blockzo.federated.privacy.releases import Releases, SpentRound
 from blockzo.federated.privacy.settings import PrivacySettings
 from blockzo.federated.protocol import messages as m
-from blockzo.federated.protocol import snapshots
 from blockzo.federated.protocol.digests import layout_digest
 from blockzo.federated.protocol.estimate import ClientWorker, Estimate
-from blockzo.federated.protocol.records import decode_record
 from blockzo.federated.protocol.settings import RunSettings, run_tag
 from blockzo.federated.protocol.sum_messages import StaleSum
 from blockzo.federated.signing import Signer, SignerError, check_signer
-from blockzo.journal.file import Journal, JournalError
+from blockzo.journal.file import Journal
 
 if TYPE_CHECKING:
     from blockzo.federated.secagg.client import SecurePart
@@ -54,67 +52,36 @@ class Client:
         policy: ClientPolicy | None = None,
     ) -> None:
         self.worker = worker
-        self.position = 0
         self.settings: RunSettings | None = None
         self.tag = m.NO_TAG
-        self._path, self._signer, self._snapshots = journal, signer, snapshots
+        self._path, self._signer = journal, signer
         self.policy = policy or ClientPolicy()
-        self._journal: Journal | None = None
         self._pending: m.Task | None = None
         self._answer: tuple[m.Task, bytes] | None = None
         self._releases: Releases | None = None
         self._secure: SecurePart | None = None
+        self._held = HeldRounds(worker, journal, snapshots, self._forget)
         if journal is not None and journal.exists():
             self._restore(journal)
 
     def _restore(self, path: Path) -> None:
         journal = Journal.resume(path)
-        settings = RunSettings.from_dict(journal.metadata.get("federated", {}))
-        self._take(settings)
-        snapshot = journal.metadata.get("snapshot")
-        begins = self.worker.base_digest
-        if snapshot is not None and self._lost(journal, snapshot):
-            return
-        if snapshot is not None:
-            begins = self.worker.digest()
-        if journal.base_digest != begins or journal.layout != self.worker.layout:
-            journal.close()
-            raise JournalError(
-                f"{path} begins at weights {journal.base_digest}, the model is {begins} (or cut into other "
-                "blocks); load the base model it names, or choose another place for the client's state"
-            )
-        self._journal = journal
-        self.worker.replay(journal.records())
-        self.position = journal.next_step
+        self._take(RunSettings.from_dict(journal.metadata.get("federated", {})))
+        self._held.restore(journal)
 
-    def _lost(self, journal: Journal, snapshot: Mapping[str, Any]) -> bool:
-        """Loads the weights that the journal begins at; where that fails the client begins again at the base.
+    def _forget(self) -> None:
+        self._answer = None
+        if self._secure is not None:
+            self._secure.forget()
 
-        Journal and weights are moved aside then, since why they cannot be loaded may pass: a client at that path has them again.
-        """
-        if "pool" not in snapshot:
-            snapshot = {**snapshot, "path": str(_beside(journal.path))}
-        try:
-            self.worker.reset(dict(snapshot))
-            return False
-        except Exception as error:
-            reason = error
-        journal.close()
-        try:
-            kept = _move_aside(journal.path)
-        except OSError as error:
-            raise JournalError(
-                f"{journal.path} begins at weights that cannot be loaded ({reason}), and cannot be moved aside ({error}); put "
-                "these weights back, or choose another place for the client's state"
-            ) from reason
-        log.warning(
-            "%s begins at weights that cannot be loaded (%s); it is kept as %s, and this client begins again at the base",
-            journal.path,
-            reason,
-            kept,
-        )
-        self.worker.reset(None)
-        return True
+    @property
+    def position(self) -> int:
+        """Rounds that the weights hold."""
+        return self._held.position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self._held.position = position
 
     def hello(self) -> bytes:
         """The first message of a client that comes or comes back."""
@@ -182,6 +149,7 @@ class Client:
             path = None if self._path is None else self._path.with_suffix(".released")
             spent = None if settings.private is None else Releases(path, tag)
             self._secure = SecurePart(settings, tag, self._signer, spent)
+        self._held.begin(settings)
         self.settings, self.tag = settings, tag
 
     def _welcome(self, welcome: m.Welcome) -> bytes:
@@ -194,16 +162,8 @@ class Client:
             except (ImportError, SignerError, PolicyError) as error:
                 # what is missing, and how to get it
                 return self._refuse(m.MISMATCH, str(error))
-        if self._path is not None and self._journal is None:
-            self._journal = self._new_journal()
+        self._held.open_journal()
         return b""
-
-    def _new_journal(self, snapshot: dict[str, Any] | None = None, start: int = 0) -> Journal:
-        assert self._path is not None and self.settings is not None
-        metadata = {"federated": self.settings.as_dict(), **({"snapshot": snapshot} if snapshot else {})}
-        base = self.worker.digest() if snapshot else self.worker.base_digest
-        exact = not self.settings.pool
-        return Journal.create(self._path, base, self.worker.layout, metadata, exact, start)
 
     def _task(self, task: m.Task) -> bytes:
         if self._answer is not None and self._answer[0].what == task.what:
@@ -215,7 +175,7 @@ class Client:
         if task.first > self.position:
             self._pending = task
             return m.encode(m.CatchUp(self.position), self.tag)
-        self._apply(task.first, task.number - task.first, task.records)
+        self._held.apply(task.first, task.number - task.first, task.records)
         return self._work(task)
 
     def _work(self, task: m.Task) -> bytes:
@@ -279,39 +239,12 @@ class Client:
         except StaleSum as error:
             return self._refuse(m.STALE, str(error))
 
-    def _apply(self, first: int, count: int, data: bytes) -> None:
-        """Decodes all of them before the first is applied; those that the weights hold already are left out."""
-        assert self.settings is not None
-        records, at = [], 0
-        for number in range(first, first + count):
-            record, at = decode_record(data, at, number, self.settings)
-            records.append(record)
-        if at != len(data):
-            raise ValueError(f"{len(data) - at} bytes follow the {count} records of a message")
-        new = records[self.position - first :]
-        if not new:
-            return
-        if self._journal is not None:
-            self._journal.extend(new)
-        try:
-            self.worker.replay(new)
-        except BaseException:
-            # some weights may be moved and others not
-            self._reset(None, 0)
-            raise
-        self.position += len(new)
-
     def _records(self, message: m.Records) -> bytes:
         if message.snapshot is not None and message.first > self.position:
-            begins = message.snapshot.get("round")
-            if begins != message.first or isinstance(begins, bool):
-                raise ValueError(
-                    f"a snapshot of round {str(begins)[:20]} for records from {message.first} on; expected the same"
-                )
-            self._reset(self._found(message.snapshot), message.first)
+            self._held.jump(message.snapshot, message.first)
         if message.first > self.position:
             return self._refuse(m.INVALID, f"records from {message.first} on leave a gap after {self.position}")
-        self._apply(message.first, message.count, message.records)
+        self._held.apply(message.first, message.count, message.records)
         if not message.last:
             return m.encode(m.CatchUp(self.position), self.tag)
         task, self._pending = self._pending, None
@@ -320,90 +253,18 @@ class Client:
             return self.hello()
         return self._work(task)
 
-    def _found(self, snapshot: Mapping[str, Any]) -> dict[str, Any]:
-        """A snapshot with its place on this machine: the server names a digest, the client's owner a folder."""
-        if "pool" in snapshot:
-            return dict(snapshot)
-        if self._snapshots is None:
-            raise ValueError(
-                "the rounds that this client missed begin at a snapshot, and it has no folder of them; expected the owner of "
-                "this client to name one (Client(snapshots=FOLDER)), where the server's snapshots are put"
-            )
-        digest = str(snapshot.get("digest"))
-        return {"round": snapshot["round"], "digest": digest, "path": str(snapshots.place(self._snapshots, digest))}
-
     def _refused(self, message: m.Refused, of_this_run: bool) -> bytes:
         log.warning("the server refused: %s (%s)", message.reason, message.code)
         # another run's word on the weights is none on these
         if message.code == m.DIVERGED and of_this_run:
             # the round may still be open when the weights are right again; with noise of its own the client has no second answer
             self._pending = None if self._answer is None or self._releases is not None else self._answer[0]
-            self._reset(None, 0)
+            self._held.reset(None, 0)
             return m.encode(m.CatchUp(0), self.tag)
         return b""
 
-    def _reset(self, snapshot: dict[str, Any] | None, position: int) -> None:
-        """Begins again at a snapshot, or at the base. What this client holds goes once the weights it goes for are there."""
-        self._answer = None
-        if self._secure is not None:
-            self._secure.forget()
-        try:
-            self.worker.reset(snapshot)
-        except BaseException:
-            if snapshot is not None:
-                self._go_back()
-            raise
-        self.position = 0
-        if self._journal is not None and self._path is not None:
-            self._journal.close()
-            self._path.unlink(missing_ok=True)
-            self._journal = None
-        try:
-            if self._path is not None:
-                if snapshot is not None and "pool" not in snapshot:
-                    # of its own, since the server's may be gone when this client is started again
-                    self.worker.save(_beside(self._path))
-                self._journal = self._new_journal(snapshot, position)
-        except BaseException:
-            self.worker.reset(None)
-            if self._path is not None and self._journal is None:
-                self._journal = self._new_journal()
-            raise
-        self.position = position
-
-    def _go_back(self) -> None:
-        """To the weights of this client's own journal, after some that could not be loaded; without one, to the base."""
-        self.worker.reset(None)
-        journal, self.position = self._journal, 0
-        if journal is None:
-            return
-        snapshot = journal.metadata.get("snapshot")
-        if snapshot is not None:
-            own = snapshot if "pool" in snapshot else {**snapshot, "path": str(_beside(journal.path))}
-            self.worker.reset(dict(own))
-        self.worker.replay(journal.records())
-        self.position = journal.next_step
-
     def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
-
-
-def _move_aside(journal: Path) -> Path:
-    """Renames a journal, and the snapshot beside it, to the first names that are free: NAME.kept-1, NAME.kept-2, ..."""
-    number = 1
-    while (place := journal.with_name(f"{journal.name}.kept-{number}")).exists() or _beside(place).exists():
-        number += 1
-    # the snapshot first: while the journal stands where it was nothing has begun again
-    if _beside(journal).exists():
-        _beside(journal).rename(_beside(place))
-    journal.rename(place)
-    return place
-
-
-def _beside(journal: Path) -> Path:
-    """Where a client keeps the snapshot that its journal begins at."""
-    return journal.with_name(journal.name + ".base.safetensors")
+        self._held.close()
 
 
 def _clipped(found: Estimate, private: PrivacySettings, scalars: int) -> Estimate:
