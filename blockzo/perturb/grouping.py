@@ -147,8 +147,8 @@ class Grouping:
                 cause = cause_of(error)
                 if count == 1 or cause is Cause.REFUSED:
                     raise
-                if cause is Cause.MEMORY:
-                    size.largest = count // 2
+                if cause is Cause.MEMORY and count > 2:
+                    size.largest = max(2, count // 2)
                 else:
                     failure = _Failure(f"{type(error).__name__}: {error}", cause is Cause.BATCHING)
                 continue

@@ -206,6 +206,21 @@ def test_a_group_that_does_not_fit_is_halved(watched: Watched, error: Exception,
         losses(model, torch.sin, count=4, max_group=max_group)
 
 
+def test_memory_that_is_short_once_does_not_keep_evaluations_apart(watched: Watched) -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    model, watched.make = make(), fail
+    watched.fails = lambda count: count > 1
+    with pytest.warns(UserWarning, match="no memory.* for batches of this shape"):
+        losses(model, torch.sin)
+    assert watched.seen == [3, 2, 1, 1, 1]
+    watched.fails = lambda count: False
+    watched.seen.clear()
+    losses(model, torch.sin, torch.cat([X, X]))
+    assert watched.seen == [1, 2, 1, 1] and not Known.of(model).alone  # one is told apart, a pair, its check, the last
+
+
 def raised(error: Exception, statement: str = "raise error", module: str = "models") -> Exception:
     try:
         exec(statement, {"error": error, "torch": torch, "__name__": module})
