@@ -30,7 +30,7 @@ def self_test() -> None:
 def either_order() -> None:
     """The extension may be loaded before torch, by a program that asks for it."""
     for names in ("torch, blockzo.ops", "blockzo.ops, torch"):
-        code = f"import {names}; from blockzo.ops.backends import base; assert base.native() is not None"
+        code = f"import {names}; from blockzo.ops.backends import choice; assert choice.serving('cpu').__name__.endswith('cpu')"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"import {names}: no native kernels\n{done.stderr}")
