@@ -278,9 +278,9 @@ class Messages:
         elif isinstance(message, m.Refused):
             shown_well(message.reason)
         elif isinstance(message, m.Records) and message.snapshot is not None and run.pool:
-            from blockzo.federated.protocol.pool import Pool
+            from blockzo.federated.protocol.direction_pool import DirectionPool
 
-            Pool.restored(run, message.snapshot)
+            DirectionPool.restored(run, message.snapshot)
 
 
 def shown_well(text: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blockzo import ops
-from blockzo.federated.protocol.pool import Pool
+from blockzo.federated.protocol.direction_pool import DirectionPool
 from blockzo.federated.protocol.settings import RunSettings
 from blockzo.journal.record import Record
 from blockzo.ops.params import named_tensors
@@ -35,7 +35,7 @@ class Weights:
         self._base = base
         self._copy = None if base is not None else self.take()
         self._digest: tuple[int, str] | None = (0, self.base_digest)
-        self._pool: Pool | None = None
+        self._pool: DirectionPool | None = None
 
     def take(self) -> dict[str, Tensor]:
         """Copies of the trainable parameters."""
@@ -63,11 +63,11 @@ class Weights:
         if snapshot is None:
             self._put_base()
             self.position, wanted = 0, self.base_digest
-            self._pool = None if self._pool is None else Pool(self._pool.settings)
+            self._pool = None if self._pool is None else DirectionPool(self._pool.settings)
         elif "pool" in snapshot:
             if self._pool is None:
                 raise ValueError("the sums of a pool were sent, and this run has none")
-            self._pool = Pool.restored(self._pool.settings, dict(snapshot))
+            self._pool = DirectionPool.restored(self._pool.settings, dict(snapshot))
             self.position = self._pool.position
             self._rebase(self._pool)
             return
@@ -108,14 +108,14 @@ class Weights:
         if settings.pool and self._pool is None:
             if self.position:
                 raise ValueError("a pool begins at the base; load the base weights")
-            self._pool = Pool(settings)
+            self._pool = DirectionPool(settings)
 
     def _put_base(self) -> None:
         base = self._base() if self._base is not None else self._copy
         assert base is not None
         self.put(base)
 
-    def _rebase(self, pool: Pool) -> None:
+    def _rebase(self, pool: DirectionPool) -> None:
         self._put_base()
         ops.replay_(self.blocks.model, [pool.whole()], self.blocks.layout)
         self._digest = None

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from blockzo.federated.protocol import snapshots
+from blockzo.federated.protocol.direction_pool import DirectionPool
 from blockzo.federated.protocol.messages import Records
-from blockzo.federated.protocol.pool import Pool
 from blockzo.federated.protocol.records import encode_record
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
 from blockzo.journal.file import Journal
@@ -21,7 +21,7 @@ class History:
     def __init__(self, settings: RunSettings, journal: Journal, policy: RoundPolicy) -> None:
         self.settings, self.journal, self.policy = settings, journal, policy
         self._encoded: dict[int, bytes] = {}
-        self._pool = Pool(settings) if settings.pool else None
+        self._pool = DirectionPool(settings) if settings.pool else None
         if self._pool is not None:
             if policy.snapshot_every:
                 raise ValueError("a pool needs no snapshots of weights; leave snapshot_every at 0")

@@ -11,7 +11,7 @@ import torch
 import blockzo as bz
 from blockzo.federated.client.client import Client
 from blockzo.federated.protocol.addresses import shared_directions, step_directions
-from blockzo.federated.protocol.pool import Pool
+from blockzo.federated.protocol.direction_pool import DirectionPool
 from blockzo.federated.protocol.seeds import pool_numbers, round_seed
 from tests.federated.problem import RUN, Federation, network, settings, worker
 
@@ -113,4 +113,4 @@ def test_a_pool_draws_different_directions_in_every_round() -> None:
 )
 def test_sums_of_another_run_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):
-        Pool.restored(settings(**POOL), wrong)
+        DirectionPool.restored(settings(**POOL), wrong)

@@ -18,7 +18,7 @@ from blockzo.journal.outside import shown
 from blockzo.journal.record import Record, float32
 
 
-class Pool:
+class DirectionPool:
     """Sums of the coefficients of every direction, in float64 in the order of the rounds."""
 
     def __init__(self, settings: RunSettings) -> None:
@@ -56,7 +56,7 @@ class Pool:
         return {"round": number, "pool": [base64.b64encode(data).decode("ascii") for data in packed]}
 
     @classmethod
-    def restored(cls, settings: RunSettings, snapshot: dict[str, Any]) -> Pool:
+    def restored(cls, settings: RunSettings, snapshot: dict[str, Any]) -> DirectionPool:
         """From what `snapshot` gave.
 
         Raises:
