@@ -28,7 +28,7 @@ def test_an_old_name_leads_to_what_is_there(old: str) -> None:
 def test_names_that_users_import() -> None:
     from blockzo.estimators import SPZO  # type: ignore[import-not-found]
     from blockzo.evaluate import PerturbedExecutor  # type: ignore[import-not-found]
-    from blockzo.federated.messages import Refusal  # type: ignore[import-not-found]  # noqa: F401
+    from blockzo.federated.messages import Refused  # type: ignore[import-not-found]  # noqa: F401
     from blockzo.federated.settings import RunSettings  # type: ignore[import-not-found]
     from blockzo.finetune.tasks import find_task  # type: ignore[import-not-found]
 
