@@ -12,14 +12,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from blockzo.methods import Method, Scalars
+from blockzo.methods.tree import EvaluationTree
+from blockzo.optim.evaluation import Evaluation, joined
+from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.micro_batches import Part, Weight
+from blockzo.perturb.blocks import Blocks
+from blockzo.perturb.losses import LossFunction, evaluation_mode
 
+ExecutorOf = Callable[[Sequence[Sequence[int]]], PerturbedExecutor]
+"""Numbers of the noise's directions for each block -> what evaluates along them."""
 ROUNDING, ROUNDING_16 = 1e-4, 2e-2
 """Relative difference of a batch's loss from the mean of its examples' that is let pass, of float32 and of 16-bit weights."""
 
@@ -114,20 +123,51 @@ def scalars_of(
     ]
 
 
-def check_apart(whole: Callable[[], float], parts: Sequence[Part], loss: Callable[[Any], float], half: bool) -> None:
-    """Is the loss of the batch the mean of its examples' losses?
+class Examples:
+    """Evaluates every example by itself, along directions of its own.
 
     Args:
-        half: are weights of 16 bits?
-
-    Raises:
-        ValueError: examples see each other in it, as in a contrastive loss; each along its own direction would mean nothing.
+        weight: of an example's loss in the batch's.
     """
-    expected = whole()
-    found = math.fsum(part.weight * loss(part.batch) for part in parts)
-    if not abs(found - expected) <= (ROUNDING_16 if half else ROUNDING) * max(abs(found), abs(expected), 1e-3):
-        raise ValueError(
-            f"the loss of the batch is {expected:.7g}, the mean of its examples' losses {found:.7g}; with per_example=True "
-            "examples must not see each other in the loss (contrastive losses, batch statistics), and rows_of must say what a "
-            "batch's loss is a mean over. The step was not applied: use per_example=False"
-        )
+
+    def __init__(self, blocks: Blocks, loss_fn: LossFunction, weight: Weight) -> None:
+        self.blocks, self.loss_fn, self.weight = blocks, loss_fn, weight
+        self._checked = False
+
+    def run(self, tree: EvaluationTree, parts: Sequence[Part], executor: ExecutorOf) -> Evaluation:
+        """Losses are those of the batch; `examples` has each one's own."""
+        found = apart(parts, self.weight)
+        if not self._checked:
+            self._check(parts, found)
+            self._checked = True
+        every = []
+        for example, part in enumerate(found):
+            along = executor(numbers(tree.directions, example, len(found)))
+            every.append(along.run(tree, partial(self.loss_fn, self.blocks.model, part.batch)))
+        weights = [part.weight for part in found]
+        result = joined(every, weights)
+        result.examples = [evaluation.losses for evaluation in every], weights
+        return result
+
+    def _check(self, parts: Sequence[Part], found: Sequence[Part]) -> None:
+        """Is the loss of the batch the mean of its examples' losses?
+
+        Raises:
+            ValueError: examples see each other in it, as in a contrastive loss; each along its own direction would mean nothing.
+        """
+        model = self.blocks.model
+
+        def mean(of: Sequence[Part]) -> float:
+            total = math.fsum(part.weight for part in of)
+            losses = [float(self.blocks.run_whole(partial(self.loss_fn, model, part.batch))) for part in of]
+            return math.fsum(part.weight / total * loss for part, loss in zip(of, losses, strict=True))
+
+        with evaluation_mode(model):
+            whole, apart = mean(parts), mean(found)
+        half = any(parameter.dtype != torch.float32 for parameter in model.parameters())
+        if not abs(apart - whole) <= (ROUNDING_16 if half else ROUNDING) * max(abs(apart), abs(whole), 1e-3):
+            raise ValueError(
+                f"the loss of the batch is {whole:.7g}, the mean of its examples' losses {apart:.7g}; with per_example=True "
+                "examples must not see each other in the loss (contrastive losses, batch statistics), and rows_of must say what "
+                "a batch's loss is a mean over. The step was not applied: use per_example=False"
+            )

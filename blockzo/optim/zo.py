@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from blockzo import ops
@@ -23,8 +22,8 @@ from blockzo.noise import Noise, check_seed
 from blockzo.ops.params import targets, whole_targets
 from blockzo.optim.costs import measure_seconds
 from blockzo.optim.cutting import default_blocks, fine_blocks
-from blockzo.optim.evaluation import Evaluation, joined
-from blockzo.optim.examples import apart, check_apart, numbers, scalars_of
+from blockzo.optim.evaluation import Evaluation
+from blockzo.optim.examples import Examples, scalars_of
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.in_place import InPlaceExecutor
 from blockzo.optim.loss_checks import LossChecks
@@ -118,7 +117,7 @@ class ZO:
             raise ValueError(f'evaluate is {evaluate!r}; expected "perturbed" or "in_place"')
         if not (targets(model) if self._sharded else whole_targets(model, "a step of blockzo.ZO")):
             raise ValueError("the model has no trainable parameter; expected one with requires_grad")
-        self.per_example, self._apart_checked = per_example, False
+        self.per_example = per_example
         if per_example and (evaluate == "in_place" or isinstance(self.method, Auto)):
             raise ValueError(
                 f"per_example with evaluate={evaluate!r} and method {type(self.method).__name__}; an example's own weights "
@@ -148,6 +147,7 @@ class ZO:
         self.step_number = 0
         self.journal = journal
         self.loss_checks = LossChecks(self.blocks, self.loss_fn)
+        self._examples = Examples(self.blocks, self.loss_fn, self.rows_of)
         self.rates(0)
         if journal is not None:
             self._attach(journal)
@@ -249,7 +249,7 @@ class ZO:
     def _perturbed(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
         self.look_at(parts[0].batch)
         if self.per_example:
-            return self._of_examples(plan, tree, parts)
+            return self._examples.run(tree, parts, lambda own: self._executor(plan.seed, plan.eps, own))
         return self._executor(plan.seed, plan.eps).run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
 
     def _executor(
@@ -261,28 +261,6 @@ class ZO:
             self._perturbing = PerturbedExecutor(self.blocks, noise, eps, self.max_group, reuse=self.reuse)
         self._perturbing.along(self._noise(seed), eps, directions)
         return self._perturbing
-
-    def _of_examples(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
-        """Every example by itself, along directions of its own."""
-        found = apart(parts, self.rows_of)
-        if not self._apart_checked:
-            half = any(target.tensor.dtype != torch.float32 for target in targets(self.model))
-            with evaluation_mode(self.model):
-
-                def loss(batch: Any) -> float:
-                    return float(self.blocks.run_whole(lambda: self.loss_fn(self.model, batch)))
-
-                total = math.fsum(part.weight for part in parts)
-                check_apart(lambda: math.fsum(p.weight / total * loss(p.batch) for p in parts), found, loss, half)
-            self._apart_checked = True
-        every = []
-        for example, part in enumerate(found):
-            executor = self._executor(plan.seed, plan.eps, numbers(tree.directions, example, len(found)))
-            every.append(executor.run(tree, self._loss_of(part)))
-        weights = [part.weight for part in found]
-        result = joined(every, weights)
-        result.examples = [evaluation.losses for evaluation in every], weights
-        return result
 
     def _evaluated(self, batch: Any, run: Run) -> tuple[StepPlan, Evaluation]:
         parts = self._parts(batch)
