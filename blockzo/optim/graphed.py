@@ -1,5 +1,7 @@
 """A whole step on the device: both losses of every direction, the scalars and the update, captured once as a CUDA graph and
 replayed with numbers that are written to its memory. The losses come back in one copy at the end.
+
+Experimental: run without capture on a CPU, never on a GPU (docs/gpu.md).
 """
 
 from __future__ import annotations

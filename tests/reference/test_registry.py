@@ -163,7 +163,8 @@ def test_what_never_ran_on_its_device_says_so() -> None:
     """In the registry, so in `blockzo env`; in every module of it; on its page."""
     assert registry.BACKENDS["gpu"].experimental == "compiled and interpreted, never run on a GPU"
     root = Path(__file__).parents[2]
-    for path in (*(root / "blockzo/ops/backends/gpu").glob("*.py"), *(root / "kernels").glob("*.py")):
+    modules = [root / "blockzo/optim/graphed.py", *(root / "kernels").glob("*.py")]
+    for path in (*modules, *(root / "blockzo/ops/backends/gpu").glob("*.py")):
         told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        assert re.search(r"^Experimental: .*never run on a GPU", told, re.MULTILINE), path.name
+        assert re.search(r"^Experimental: .*never (run )?on a GPU", told, re.MULTILINE), path.name
     assert "**Experimental**: compiled and interpreted, never run on a GPU." in (root / "docs/gpu.md").read_text()
