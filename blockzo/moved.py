@@ -66,7 +66,7 @@ HOMES = {
     "federated.addresses": "federated.protocol.addresses",
     "federated.seeds": "federated.protocol.seeds",
     "federated.records": "federated.protocol.records",
-    "federated.messages": "federated.protocol.messages",
+    "federated.messages": "federated.protocol.messages journal.outside",
     "federated.sum_messages": "federated.protocol.sum_messages",
     "federated.digests": "federated.protocol.digests",
     "federated.round_record": "federated.protocol.round_record",

@@ -27,7 +27,7 @@ from blockzo.finetune import output
 from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.interrupt import Interrupts
-from blockzo.finetune.metrics import HeldOutScores, measure
+from blockzo.finetune.metrics import HeldOutScores
 from blockzo.finetune.models.identity import identity_of
 from blockzo.finetune.prepare import Prepared
 from blockzo.finetune.progress import Reporter
@@ -37,12 +37,12 @@ from blockzo.ops import digest
 from blockzo.optim.schedules import factor
 from blockzo.simulate.clients import Liar, split
 from blockzo.simulate.fedavg import FedAvg
+from blockzo.simulate.lines import Lines
 from blockzo.simulate.local import LocalTransport
 from blockzo.simulate.settings import Federation
 
-EVALUATION_BATCH = 32
-Ended = tuple[list[dict[str, Any]], HeldOutScores, dict[str, Any]]
-"""Lines of the metrics, scores before, and facts for the summary."""
+Ended = tuple[Lines, HeldOutScores, dict[str, Any]]
+"""Lines, scores before, and facts for the summary."""
 
 
 class Write(Protocol):
@@ -78,8 +78,7 @@ class Simulation:
         with about("--policy"):
             self.asked = ClientPolicy() if federation.policy is None else ClientPolicy.load(Path(federation.policy))
         self.run = hashlib.blake2s(f"simulate {settings.seed}".encode(), digest_size=16).hexdigest()
-        self.rows = prepared.evaluation_rows(settings)
-        self._began, self._earlier = time.monotonic(), 0.0
+        self._began = time.monotonic()
 
     def _no_base(self) -> Mapping[str, torch.Tensor]:
         raise ValueError("a virtual client cannot begin again at the base: all share the weights of the simulation")
@@ -123,11 +122,15 @@ class Simulation:
                     lines, before, facts = self._first_order(interrupts)
                 else:
                     lines, before, facts = self._zeroth_order(journal, interrupts)
-                after = self._scores(list(range(len(self.prepared.held_out.ids))), interrupts)
+                after = lines.scores()
                 with interrupts.at_once():
-                    return write(self, lines, before, after, facts)
+                    return write(self, lines.metrics.lines, before, after, facts)
             finally:
                 self.reporter.stop()
+
+    def _lines(self, interrupts: Interrupts, steps: int) -> Lines:
+        metrics = output.Metrics(self.folder / output.METRICS, steps)
+        return Lines(self.settings, self.prepared, self.reporter, interrupts, metrics, self._began)
 
     def _zeroth_order(self, journal: Journal | None, interrupts: Interrupts) -> Ended:
         path = self.folder / output.JOURNAL
@@ -147,9 +150,9 @@ class Simulation:
         else:
             self._check(journal)
             server = Server.resume(path, self.policy)
-        metrics = output.Metrics(self.folder / output.METRICS, server.number)
+        lines = self._lines(interrupts, server.number)
         try:
-            before = self._begin(metrics, interrupts)
+            before = lines.begin()
             self.weights.begin(server.settings)
             self.weights.replay(server.journal.records())
             server.replica = self.weights
@@ -157,18 +160,18 @@ class Simulation:
             for client in transport.clients.values():
                 client.position = server.number
             transport.join()
-            self._fill(metrics, server, interrupts)
+            lines.fill(server)
             self.reporter.start(server.number, self.settings.steps)
             while not server.finished:
                 interrupts.check()
-                self._round(server, transport, metrics, interrupts)
+                self._round(server, transport, lines)
             if not server.journal.finished:
                 server.journal.finish(digest(self.prepared.model))
         finally:
             server.close()
-            metrics.close()
+            lines.metrics.close()
         refused = sum(server.refusals.values())
-        return metrics.lines, before, {"refused": refused, "final_digest": server.journal.final_digest}
+        return lines, before, {"refused": refused, "final_digest": server.journal.final_digest}
 
     def _ask(self, run: RunSettings) -> None:
         """All clients have one policy: what one would refuse in its answer to the welcome ends the run before it begins."""
@@ -209,11 +212,9 @@ class Simulation:
             for name, worker in zip(names, workers, strict=True)
         }
 
-    def _round(
-        self, server: Server, transport: LocalTransport, metrics: output.Metrics, interrupts: Interrupts
-    ) -> None:
+    def _round(self, server: Server, transport: LocalTransport, lines: Lines) -> None:
         def deliver(name: str, answer: bytes) -> bytes | None:
-            interrupts.check()
+            lines.interrupts.check()
             chance = random.Random(f"drop {self.settings.seed} {server.number} {server.attempt} {name}")
             lost = chance.random() < self.federation.drop
             # who drops out of a secure sum does so in any of its phases
@@ -227,7 +228,7 @@ class Simulation:
         before = server.refusals.total()
         try:
             while (result := transport.round(deliver=deliver)).record is None:
-                interrupts.check()
+                lines.interrupts.check()
                 if not result.participants and server.refusals.total() > before:
                     raise ValueError("answers were refused; the reasons are above (losses that are not finite?)")
         except JournalError:
@@ -239,9 +240,7 @@ class Simulation:
             ) from error
         spent = time.monotonic() - began
         forwards = sum(worker.seconds for worker in self.workers) - seconds
-        self._line(
-            metrics,
-            interrupts,
+        lines.add(
             # with privacy no loss is released
             loss=None if math.isnan(result.loss) else result.loss,
             epsilon=result.epsilon,
@@ -253,62 +252,14 @@ class Simulation:
             overhead=spent - forwards,
         )
 
-    def _line(
-        self,
-        metrics: output.Metrics,
-        interrupts: Interrupts,
-        loss: float | None,
-        clients: int,
-        epsilon: float | None = None,
-        **found: float,
-    ) -> None:
-        """One round's line; what is `found` stands there as a sum from the beginning."""
-        last = metrics.lines[-1]
-        line: dict[str, Any] = {"step": len(metrics.lines), "loss": loss, "clients": clients}
-        line |= {name: last[name] + value for name, value in found.items()}
-        if epsilon is not None:
-            line["epsilon"] = epsilon
-        if self._scored(line["step"]):
-            line |= self._evaluation(interrupts)
-        metrics.append({**line, "seconds": round(self._earlier + time.monotonic() - self._began, 3)})
-        self.reporter.step(metrics.lines[-1])
-
-    def _scored(self, number: int) -> bool:
-        return number % self.settings.interval == 0 or number == self.settings.steps
-
-    def _begin(self, metrics: output.Metrics, interrupts: Interrupts) -> HeldOutScores:
-        if metrics.steps >= 0:
-            self._earlier = metrics.lines[-1]["seconds"]
-            return HeldOutScores.from_dict(metrics.lines[0]["before"])
-        self.reporter.say("scoring the held-out rows before training")
-        before = self._scores(list(range(len(self.prepared.held_out.ids))), interrupts)
-        zero = dict.fromkeys(("flops", "up", "down", "forwards", "overhead"), 0)
-        line = {"step": 0, "loss": None, "clients": 0, **zero, **self._evaluation(interrupts)}
-        metrics.append({**line, "before": before.as_dict(), "seconds": 0.0})
-        return before
-
-    def _fill(self, metrics: output.Metrics, server: Server, interrupts: Interrupts) -> None:
-        """A kill between journal and metrics leaves a round without a line; its costs are taken to be those of the one before."""
-        private = server.settings.private
-        for record in server.journal.records()[metrics.steps :]:
-            last, former = metrics.lines[-1], metrics.lines[max(0, len(metrics.lines) - 2)]
-            line = {"step": len(metrics.lines), "loss": record.losses[0], "clients": last["clients"], "filled": True}
-            if private is not None:
-                line |= {"loss": None, "epsilon": private.epsilon(record.step + 1)}
-            for name in ("flops", "up", "down", "forwards", "overhead"):
-                line[name] = 2 * last[name] - former[name]
-            if self._scored(line["step"]) and line["step"] == server.number:
-                line |= self._evaluation(interrupts)
-            metrics.append({**line, "seconds": last["seconds"]})
-
     def _first_order(self, interrupts: Interrupts) -> Ended:
         (lr,) = set(self.run_settings().lr) if len(set(self.run_settings().lr)) == 1 else (None,)
         if lr is None or self.settings.weight_decay:
             raise UserError("--engine fedavg has one learning rate and no decay; give one --lr, and no --weight-decay")
         output.make_folder(self.folder)
-        metrics = output.Metrics(self.folder / output.METRICS, -1)
+        lines = self._lines(interrupts, -1)
         try:
-            before = self._begin(metrics, interrupts)
+            before = lines.begin()
             loss_fn = self.prepared.scorer.loss
             averaging = FedAvg(self.weights, loss_fn, self.batches, self.federation.local_steps)
             names = [name_of(number) for number in range(len(self.parts))]
@@ -320,9 +271,7 @@ class Simulation:
                 rate = lr * factor(self.settings.schedule, number, self.settings.steps, self.settings.warmup)
                 loss, _ = averaging.round(number, [names.index(name) for name in picked], rate)
                 travelled = averaging.bytes_each_way * len(picked)
-                self._line(
-                    metrics,
-                    interrupts,
+                lines.add(
                     loss=loss,
                     flops=averaging.flops - flops,
                     up=travelled,
@@ -332,21 +281,8 @@ class Simulation:
                     overhead=0.0,
                 )
         finally:
-            metrics.close()
-        return metrics.lines, before, {"refused": 0, "final_digest": digest(self.prepared.model)}
-
-    def _scores(self, rows: list[int], interrupts: Interrupts) -> HeldOutScores:
-        def progress(done: int, total: int) -> None:
-            interrupts.check()
-            self.reporter.evaluating(done, total)
-
-        prepared = self.prepared
-        values = measure(prepared.model, prepared.scorer, prepared.held_out, rows, EVALUATION_BATCH, progress)
-        return prepared.scores(values, rows)
-
-    def _evaluation(self, interrupts: Interrupts) -> dict[str, Any]:
-        found = self._scores(self.rows, interrupts).as_dict()
-        return {"eval_rows": found.pop("rows"), "eval_loss": found.pop("loss"), **found}
+            lines.metrics.close()
+        return lines, before, {"refused": 0, "final_digest": digest(self.prepared.model)}
 
 
 def name_of(number: int) -> str:

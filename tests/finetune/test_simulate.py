@@ -358,7 +358,10 @@ def test_losses_that_are_not_finite_end_the_run_with_words(
 ) -> None:
     with pytest.raises(UserError, match="lower"):
         told = settings(tiny(model), rows, lr=lr, eval_every=100, weight_decay=0.0, steps=5)
-        simulate(told, Federation(engine=engine, clients=4, sample=2), tmp_path / "run")
+        # clients would refuse such a rate before any loss
+        (tmp_path / "policy.json").write_text(json.dumps({"most_lr": 1e30}))
+        policy = {"policy": str(tmp_path / "policy.json")} if engine == "zo" else {}
+        simulate(told, Federation(engine=engine, clients=4, sample=2, **policy), tmp_path / "run")
 
 
 WRONG = [
