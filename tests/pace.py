@@ -7,6 +7,7 @@ it shares, and of all its cases; processes that were waited for count. A wait co
 from __future__ import annotations
 
 import json
+import math
 import resource
 from collections.abc import Generator
 from pathlib import Path
@@ -18,6 +19,7 @@ WORTH_RECORDING = 0.2
 FAST = 0.6
 """Most seconds of a test function's dearest case in the fast selection."""
 
+NEVER_FAST = ("apart", "heavy", "slow")
 PROPERTY = "cpu seconds alone, and with what was shared paid once"
 _ALONE, _PAID = pytest.StashKey[float](), pytest.StashKey[float]()
 _shared: dict[str, float] = {}
@@ -62,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in kept if (item.get_closest_marker("apart") is not None) is (apart == "only")]
     if config.getoption("--fast"):
         # of several cases the first
-        first = {function_of(i.nodeid): i for i in reversed(kept) if i.get_closest_marker("apart") is None}
+        first = {function_of(i.nodeid): i for i in reversed(kept) if not any(map(i.get_closest_marker, NEVER_FAST))}
         kept = [item for item in first.values() if is_fast(item.nodeid, record)]
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
@@ -71,8 +73,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         seconds: dict[str, float] = {}
         for function, (_, every) in record.items():
             seconds[file_of(function)] = seconds.get(file_of(function), 0.0) + every
-        # a long file that comes last leaves the other workers idle
-        items.sort(key=lambda item: -seconds.get(file_of(item.nodeid), 0.0))
+        # a long file that comes last leaves the other workers idle; one without a record may be long
+        items.sort(key=lambda item: -seconds.get(file_of(item.nodeid), math.inf))
 
 
 def cpu_seconds() -> float:

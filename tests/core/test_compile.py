@@ -13,6 +13,9 @@ import blockzo as bz
 from blockzo.perturb import PerturbedForward, parameters
 from tests.core import zoo
 
+# compiles whole steps
+pytestmark = pytest.mark.heavy
+
 CASES = ((bz.Noise(3), 0, 0.1), (bz.Noise(2**64 - 1), 5, -0.1), (bz.Noise(2**63), 2**32 - 2, 0.05))
 
 

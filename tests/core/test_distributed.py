@@ -16,6 +16,9 @@ from blockzo.methods.shares import share, spans
 from blockzo.methods.tree import EvaluationTree
 from tests.together import run_together
 
+# starts processes that talk
+pytestmark = pytest.mark.heavy
+
 
 @pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"

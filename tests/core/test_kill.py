@@ -14,6 +14,9 @@ import pytest
 
 import blockzo as bz
 
+# starts and kills processes
+pytestmark = pytest.mark.heavy
+
 SCRIPT = Path(__file__).with_name("killed_run.py")
 
 

@@ -11,6 +11,9 @@ import torch.distributed
 
 from tests.together import run_together
 
+# starts processes that talk
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -17,6 +17,9 @@ from blockzo.federated.signing import make_key, make_roster
 from blockzo.journal.file import Journal, JournalError
 from tests.federated.processes import CLIENTS, ROUNDS
 
+# starts and kills processes
+pytestmark = pytest.mark.heavy
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLIENT_ROLES: list[tuple[str, ...]] = [("client", str(number)) for number in range(CLIENTS)]
 

@@ -15,6 +15,9 @@ import pytest
 from blockzo.cli import main as cli
 from tests.finetune.process import REPOSITORY
 
+# runs every command of the README
+pytestmark = pytest.mark.heavy
+
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 

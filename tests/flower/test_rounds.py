@@ -20,6 +20,9 @@ from blockzo.federated.server.server import Server
 from tests.flower.conftest import CONFIG
 from tests.flower.local_grid import LocalGrid
 
+# starts processes that talk
+pytestmark = pytest.mark.heavy
+
 FAST = {**CONFIG, "deadline": 0.5}
 
 

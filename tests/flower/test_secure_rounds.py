@@ -21,6 +21,9 @@ from blockzo.federated.signing import new_signers
 from tests.flower.conftest import CONFIG, digest_in_process
 from tests.flower.local_grid import LocalGrid
 
+# starts processes that talk
+pytestmark = pytest.mark.heavy
+
 NODES = (0, 1, 2)
 SECURE: dict[str, Any] = {
     **CONFIG,

@@ -22,6 +22,9 @@ from blockzo.federated.protocol import messages as m
 from blockzo.federated.server.server import Server
 from tests.flower.conftest import CONFIG, RUN, gone
 
+# starts a process a test
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def owner() -> Iterator[subprocess.Popen[bytes]]:

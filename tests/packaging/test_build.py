@@ -15,6 +15,9 @@ import pytest
 
 from tests.packaging.builds import ROOT, Result, execute, install, pip_wheel
 
+# builds wheels
+pytestmark = pytest.mark.heavy
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:

@@ -14,6 +14,9 @@ import torch
 from blockzo.ops.backends.gpu import cuda
 from tests.packaging.builds import NVCC, ROOT, Result, copy_tree, execute
 
+# compiles for three GPUs
+pytestmark = pytest.mark.heavy
+
 ARCHES = (80, 90, 100)
 # instructions of a Philox call, for 128 weights, and shift and exclusive or of a sign
 LEAST_NOISE = 58 / 128 + 2

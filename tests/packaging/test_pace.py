@@ -17,6 +17,8 @@ def test_short(case): pass
 def test_unknown(): pass
 @pytest.mark.apart
 def test_apart(): pass
+@pytest.mark.heavy
+def test_heavy(): pass
 """
 LONG = """
 import pytest, subprocess, sys
@@ -27,7 +29,7 @@ def test_first(shared): pass
 def test_second(shared): pass
 def test_without(): pass
 """
-INI = "[pytest]\nmarkers = apart: with no other test beside it\naddopts = -v\n"
+INI = "[pytest]\nmarkers =\n apart: with no other test beside it\n heavy: of compilers\naddopts = -v\n"
 
 
 @pytest.fixture
@@ -69,4 +71,4 @@ def test_the_fast_selection(folder: Path) -> None:
 def test_tests_apart(folder: Path) -> None:
     assert names(run_tests(folder, "--apart=only")) == ["test_apart"]
     others = names(run_tests(folder, "--apart=without"))
-    assert len(others) == 7 and "test_apart" not in others
+    assert len(others) == 8 and "test_apart" not in others

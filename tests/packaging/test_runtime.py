@@ -12,6 +12,9 @@ import pytest
 
 from tests.packaging.builds import Result
 
+# builds wheels
+pytestmark = pytest.mark.heavy
+
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 MOVE = """
 import json, warnings, torch, blockzo as bz

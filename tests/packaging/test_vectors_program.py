@@ -15,6 +15,9 @@ import pytest
 from tests.packaging.builds import NVCC, ROOT, Result, execute
 from tests.packaging.vector_cases import all_cases, noise_cases
 
+# compiles the kernels, for two machines
+pytestmark = pytest.mark.heavy
+
 CSRC = ROOT / "csrc"
 PROGRAM = CSRC / "tests" / "vectors.cpp"
 FLAGS = "-O3 -std=c++17 -ffp-contract=off -fno-math-errno -fvisibility=hidden -Wall -Wextra -Werror -Wno-psabi".split()
