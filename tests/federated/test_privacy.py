@@ -91,7 +91,7 @@ def test_neighbouring_batches_differ_by_one_unit(batch: list[list[float]], clip:
     def integers(rows: list[list[float]]) -> list[int]:
         sent = [float(torch.tensor(v, dtype=torch.float32)) for v in chosen.mean_of(rows, 3)]
         exact = [sum(column) for column in zip(*(chosen.clipped(row) for row in rows), strict=True)] or [0, 0, 0]
-        assert chosen._sums(sent) == exact
+        assert chosen.integers(sent) == exact
         return exact
 
     whole, rest = integers(batch), integers(less)
@@ -100,9 +100,9 @@ def test_neighbouring_batches_differ_by_one_unit(batch: list[list[float]], clip:
 
 def test_the_server_does_not_trust_a_client_to_clip() -> None:
     chosen = private()
-    assert sum(v * v for v in chosen._sums([1e6, -1e6, 5.0])) <= chosen.levels**2
+    assert sum(v * v for v in chosen.integers([1e6, -1e6, 5.0])) <= chosen.levels**2
     with pytest.raises(ValueError, match="not finite"):
-        chosen._sums([math.nan])
+        chosen.integers([math.nan])
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])

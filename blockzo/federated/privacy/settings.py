@@ -137,8 +137,9 @@ class PrivacySettings:
     def _values(self, sums: Sequence[int], count: float) -> tuple[float, ...]:
         return tuple(v * (self.clip / self.levels) / count for v in sums)
 
-    def _sums(self, values: Sequence[float]) -> list[int]:
-        """The integers that a client's scalars stand for; cut again, should the client not have done it.
+    def integers(self, values: Sequence[float]) -> list[int]:
+        """The grid's integers of a client's scalars (of `mean_of`), their L2 norm at most `levels` x `batch`: cut again, should
+        the client not have done it.
 
         Raises:
             ValueError: one is not finite; no client that clips sends such.
@@ -146,23 +147,19 @@ class PrivacySettings:
         bound = self.levels * self.batch
         return _cut(_integers(values, self.clip / bound, round), bound)
 
-    def integers(self, values: Sequence[float]) -> list[int]:
-        """The grid's integers of a client's scalars (of `mean_of`), their L2 norm at most `levels` x `batch`."""
-        return self._sums(values)
-
     def scaled(self, sums: Sequence[int]) -> tuple[float, ...]:
         """Central: the record's scalars from a sum over all clients, noise included."""
         return self._values(sums, self.clients * self.batch)
 
     def noisy(self, values: Sequence[float]) -> tuple[float, ...]:
         """Local: a client's scalars (of `mean_of`) with noise of its own."""
-        return self._values([v + discrete_gaussian(self.variance) for v in self._sums(values)], self.batch)
+        return self._values([v + discrete_gaussian(self.variance) for v in self.integers(values)], self.batch)
 
     def noisy_mean(self, replies: Iterable[Sequence[float]], scalars: int) -> list[float]:
         """Central: sum of the replies' integers, plus noise, over the constant `clients` x `batch`."""
         sums = [0] * scalars
         for reply in replies:
-            sums = [a + b for a, b in zip(sums, self._sums(reply), strict=True)]
+            sums = [a + b for a, b in zip(sums, self.integers(reply), strict=True)]
         return list(self._values([v + discrete_gaussian(self.variance) for v in sums], self.clients * self.batch))
 
     def sample(self, names: Iterable[str]) -> list[str]:
