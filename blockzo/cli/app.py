@@ -8,7 +8,7 @@ import typer
 from typer import Option
 
 import blockzo
-from blockzo.cli import bench, env, evaluate, finetune, replay, simulate
+from blockzo.cli import bench, demo, env, evaluate, finetune, replay, simulate
 from blockzo.cli.command import Command
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -29,6 +29,7 @@ def _blockzo(
     """Fine-tunes language models with forward passes only (docs/finetune.md)."""
 
 
+app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(demo.demo)
 app.command(cls=Command)(finetune.finetune)
 app.command(cls=Command)(simulate.simulate)
 app.command(cls=Command)(evaluate.evaluate)

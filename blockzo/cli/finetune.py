@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,20 +49,32 @@ def finetune(
         result = stoppable(
             FINETUNE, folder, as_json, lambda: tuning.finetune(settings, folder, reporter(), fallback_model)
         )
-    show(result, as_json, told(result))
+    show(result, as_json, told(result, metrics(Path(result["files"]["metrics"]))))
 
 
-def told(result: dict[str, Any]) -> str:
-    """The result in a few lines."""
-    lines = [
+def told(result: dict[str, Any], lines: list[dict[str, Any]]) -> str:
+    """The result in a few lines, and what it means.
+
+    Args:
+        lines: those of metrics.jsonl.
+    """
+    from blockzo.finetune.closing import closing
+
+    found = [
         f"before  {scores(result['before'])}",
         f"after   {scores(result['after'])}",
         f"{result['steps']} steps, {result['flops']:.3g} forward FLOPs, {result['seconds']:.0f} s; "
         f"journal {result['journal_bytes'] / 1000:.1f} KB for {result['parameters'] / 1e6:.1f} M weights",
         _signal(result["signal"]),
         *(f"{name:<7} {path}" for name, path in result["files"].items()),
+        "",
+        closing(result, lines),
     ]
-    return "\n".join(lines)
+    return "\n".join(found)
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _signal(values: dict[str, float | None]) -> str:

@@ -15,7 +15,7 @@ import torch
 
 import blockzo
 from blockzo import ZO, Journal, JournalError, MeZO, Record, cost, digest
-from blockzo.finetune import diagnostics, output
+from blockzo.finetune import diagnostics, memory, output
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.interrupt import Interrupts
@@ -72,6 +72,7 @@ class Training:
         self.warnings = list(prepared.notes)
         self.before: HeldOutScores | None = None
         self.after: HeldOutScores | None = None
+        self.peaks: dict[str, int | None] = {"inference": None, "training": None}
         self._flops: dict[tuple[int, ...], list[int]] = {}
         self._began = time.monotonic()
         self._earlier = 0.0
@@ -83,6 +84,9 @@ class Training:
     def parameters(self) -> int:
         """Weights that are trained."""
         return sum(tensor.numel() for tensor in named_tensors(self.prepared.model).values())
+
+    def trained_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in named_tensors(self.prepared.model).values())
 
     def bytes_needed(self) -> int:
         return weight_bytes(self.prepared.model) + (32 << 20)
@@ -137,7 +141,9 @@ class Training:
                 self._begin(metrics, interrupts)
                 self._catch_up(journal, metrics, interrupts)
                 if not journal.finished:
-                    self._train(journal, metrics, interrupts)
+                    with memory.peak() as training:
+                        self._train(journal, metrics, interrupts)
+                    self.peaks["training"] = training.nbytes
                     journal.finish(digest(self.prepared.model))
                 if self.after is None:
                     self.after = self._final(interrupts)
@@ -157,7 +163,9 @@ class Training:
             return
         self.reporter.say("scoring the held-out rows before training")
         every = list(range(len(self.prepared.held_out.ids)))
-        values = self._measure(every, interrupts)
+        with memory.peak() as scoring:
+            values = self._measure(every, interrupts)
+        self.peaks["inference"] = scoring.nbytes
         self.before = self._scores(values, every)
         line: dict[str, Any] = {
             "step": 0,

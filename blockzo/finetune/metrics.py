@@ -25,8 +25,9 @@ Figure = Callable[[Tensor, Tensor], float]
 class HeldOutScores:
     """Held-out figures of one model; those that a task does not have are None.
 
-    `calibrated_accuracy` (two classes): the decision threshold on the difference of the two logits is its median over the
-    held-out rows, which uses no labels. A zero-shot model gains much of its "improvement" from such a shift alone, so a
+    `calibrated_accuracy`: of two classes, the decision threshold on the difference of the two logits is its median over the
+    held-out rows; of more, every class's log-probability is taken less its mean over those rows (batch calibration, Zhou et
+    al., arXiv 2309.17249). Neither uses labels. A zero-shot model gains much of its "improvement" from such a shift alone, so a
     fine-tuned model should be compared with this figure, too.
     """
 
@@ -106,7 +107,9 @@ def scores(kind: str, values: Tensor, labels: Sequence[int], figures: Sequence[s
         mean = float(values[:, 0].double().sum() / values[:, 1].double().sum())
         return HeldOutScores(rows=len(values), loss=mean, perplexity=math.exp(min(mean, 700.0)))
     target = torch.tensor(list(labels), dtype=torch.int64)
-    calibrated = auc = None
+    auc = None
+    logs = F.log_softmax(values.double(), dim=1)
+    calibrated = float(((logs - logs.mean(0)).argmax(1) == target).double().mean())
     if values.shape[1] == 2:
         difference = values[:, 1].double() - values[:, 0].double()
         positive = target == 1

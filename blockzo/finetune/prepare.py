@@ -142,6 +142,7 @@ def prepare(
         scorer = Scorer(loaded.kind, words, pad)
         say(f"encoding {len(source.train) if training else 0} training and {len(source.validation)} held-out rows")
         train, held_out = encoder.encode(source.train if training else []), encoder.encode(source.validation)
+        scorer.settle(loaded.model, held_out)
     for name, part in (("training", train), ("held-out", held_out)):
         if part.truncated:
             notes.append(

@@ -11,7 +11,7 @@ from blockzo import Journal
 from blockzo.finetune import output
 from blockzo.finetune.block_facts import block_facts
 from blockzo.finetune.loop import Training
-from blockzo.finetune.models.loading import save
+from blockzo.finetune.models.loading import save, weight_bytes
 
 SCHEMA = 1
 
@@ -55,6 +55,11 @@ def summary(training: Training, journal: Journal, lines: Sequence[Mapping[str, A
         "forwards": sum(len(record.losses) for record in journal.records()),
         "seconds": lines[-1]["seconds"],
         "signal": signal(lines),
+        "memory": {
+            **training.peaks,
+            "weights": weight_bytes(training.prepared.model),
+            "trained": training.trained_bytes(),
+        },
         "base_digest": training.base_digest,
         "final_digest": journal.final_digest,
         "exact": journal.exact,

@@ -6,7 +6,7 @@ gathered at the label positions, and the output embedding multiplies with the ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,12 +20,13 @@ Batch = Mapping[str, Tensor]
 
 
 @contextmanager
-def label_logits(model: nn.Module, positions: Tensor, words: Tensor) -> Iterator[None]:
+def label_logits(model: nn.Module, positions: Tensor, words: Tensor, norm: nn.Module | None = None) -> Iterator[None]:
     """Inside, a Hugging Face model with a language-model head gives logits of shape [B, 1, len(words)].
 
     Args:
         positions: [B], index of the token whose hidden state is read.
         words: [C], token ids of the label words.
+        norm: the norm that ends the trunk (`final_norm`); its input is gathered already, so that it works on [B, 1, D].
     """
     find: Any = getattr(model, "get_output_embeddings", None)
     head = find() if find is not None else None
@@ -51,11 +52,20 @@ def label_logits(model: nn.Module, positions: Tensor, words: Tensor) -> Iterator
         output["last_hidden_state"] = chosen
         return output
 
+    def early(module: nn.Module, args: Any) -> Any:
+        nonlocal done
+        if done:
+            return None
+        done = True
+        return (args[0][rows, positions].unsqueeze(1), *args[1:])
+
     def few(hidden: Tensor) -> Tensor:
         bias = getattr(head, "bias", None)
         return F.linear(hidden, head.weight[words], None if bias is None else bias[words])
 
     handles = [module.register_forward_hook(gather) for module in _trunks(model)]
+    if norm is not None:
+        handles.append(norm.register_forward_pre_hook(early))
     own = head.__dict__.get("forward")
     head.__dict__["forward"] = few
     try:
@@ -76,6 +86,42 @@ def _trunks(model: nn.Module) -> list[nn.Module]:
     return [module for module in (inner, base) if isinstance(module, nn.Module) and module is not model]
 
 
+@torch.no_grad()
+def final_norm(model: nn.Module, run: Callable[[], Any]) -> nn.Module | None:
+    """The norm whose result is what the trunk returns, seen in one `run` of the model; None where there is no such norm.
+
+    It works on each token alone, so label positions can be gathered before it as well as after: with the head moved many times
+    on kept activations, most of the work would be to normalise tokens that nobody reads.
+    """
+    ends: list[tuple[nn.Module, int]] = []
+    returned: list[int] = []
+
+    def place(tensor: Tensor) -> int:
+        # kept alive, or a later tensor might have its number. A view will not do: its shape may be that of all tokens
+        kept.append(tensor)
+        return id(tensor)
+
+    def seen(module: nn.Module, args: Any, output: Any) -> None:
+        if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].dim() == 3:
+            ends.append((module, place(output)))
+
+    def left(module: nn.Module, args: Any, output: Any) -> None:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        returned.append(place(hidden))
+
+    kept: list[Tensor] = []
+    trunks = _trunks(model)
+    norms = [child for trunk in trunks for child in trunk.children() if type(child).__name__.endswith("Norm")]
+    handles = [module.register_forward_hook(seen) for module in norms]
+    handles += [trunk.register_forward_hook(left) for trunk in trunks]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return next((module for module, output in ends if output in returned), None)
+
+
 class Scorer:
     """What a task asks of a model: `loss(model, batch)` for training, `logits(model, batch)` for evaluation.
 
@@ -89,6 +135,13 @@ class Scorer:
         self.kind = kind
         self.words = torch.tensor(list(words), dtype=torch.int64)
         self.pad = pad
+        self.norm: nn.Module | None = None
+
+    def settle(self, model: nn.Module, data: Encoded) -> None:
+        """Looks, on one row, whether label positions can be gathered before the last norm, and does so from now on."""
+        if self.kind in ("causal", "masked"):
+            inputs = self.inputs(self.batch(data, [0]))
+            self.norm = final_norm(model, lambda: model(**inputs))
 
     def batch(self, data: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
         """Rows padded at their right end to the longest of them: ids [B, T], mask [B, T], positions [B], labels [B]."""
@@ -118,7 +171,7 @@ class Scorer:
         """float32 [B, C]: a score for every class."""
         if self.kind == "head":
             return model(**self.inputs(batch)).float()
-        with label_logits(model, batch["positions"], self.words):
+        with label_logits(model, batch["positions"], self.words, self.norm):
             return model(**self.inputs(batch)).logits[:, 0].float()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

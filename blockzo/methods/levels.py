@@ -53,17 +53,19 @@ class Tree(Method):
             if depth == blocks:
                 return ()
             count = self.levels[depth]
+            # the unmoved loss shares the blocks that nothing moves
+            base = (Node(depth, blocks),) if self.one_sided and depth == first else ()
             if not count:
                 return (Node(depth, depth + 1, (), grow(depth + 1, parent, signs)),)
-            return tuple(
+            return base + tuple(
                 Node(depth, depth + 1, (BlockMove(depth, i, sign),), grow(depth + 1, i, self._below(sign)))
                 for i in range(parent * count, (parent + 1) * count)
                 for sign in signs
             )
 
+        first = next(block for block, count in enumerate(self.levels) if count)
         roots = grow(0, 0, (1,) if self.one_sided else (1, -1))
-        base = (Node(0, blocks),) if self.one_sided else ()
-        return EvaluationTree(blocks, base + tuple(joined(root) for root in roots))
+        return EvaluationTree(blocks, tuple(joined(root) for root in roots))
 
     def _below(self, sign: int) -> tuple[int, ...]:
         return (1, -1) if self.signs == "crossed" else (sign,)
@@ -85,5 +87,5 @@ class Tree(Method):
     @classmethod
     def examples(cls, blocks: int) -> list[Method]:
         levels = tuple(range(1, blocks + 1))
-        rests = [cls((0, *levels[1:]))] if blocks > 1 else []
+        rests = [cls((0, *levels[1:])), cls((0, *levels[1:]), one_sided=True)] if blocks > 1 else []
         return [cls(levels), cls(levels, one_sided=True), cls((1,) * blocks, signs="crossed"), *rests]

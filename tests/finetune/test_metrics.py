@@ -38,9 +38,16 @@ def test_calibration_moves_the_threshold_to_the_median() -> None:
     assert (found.accuracy, found.calibrated_accuracy, found.auc, found.rows) == (0.5, 1.0, 1.0, 4)
 
 
-def test_several_classes_have_accuracy_and_loss_alone() -> None:
+def test_several_classes_have_no_area() -> None:
     found = scores("causal", torch.eye(3) * 5, [0, 1, 0])
-    assert found.as_dict().keys() == {"rows", "loss", "accuracy"} and found.accuracy == pytest.approx(2 / 3)
+    assert found.as_dict().keys() == {"rows", "loss", "accuracy", "calibrated_accuracy"}
+    assert found.accuracy == pytest.approx(2 / 3)
+
+
+def test_calibration_of_several_classes_takes_away_what_every_row_leans_to() -> None:
+    values = torch.eye(3)[[0, 1, 2, 0, 1, 2]] + torch.tensor([0.0, 0.0, 9.0])
+    found = scores("causal", values, [0, 1, 2, 0, 1, 2])
+    assert (found.accuracy, found.calibrated_accuracy) == (pytest.approx(1 / 3), 1.0)
 
 
 @torch.no_grad()

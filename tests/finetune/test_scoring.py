@@ -14,7 +14,7 @@ from blockzo.finetune.data.prompts import Encoded, Encoder
 from blockzo.finetune.data.read import Example
 from blockzo.finetune.data.tasks import PromptTask
 from blockzo.finetune.models.loading import Loaded, load
-from blockzo.finetune.scoring import Scorer, label_logits
+from blockzo.finetune.scoring import Scorer, final_norm, label_logits
 
 TASK = PromptTask("custom", "{text} It was {label}.", {"0": "terrible", "1": "great", "2": "good"})
 TEXTS = (
@@ -62,6 +62,52 @@ def test_label_logits_equal_those_of_the_full_model(tiny: Callable[[str], Path],
     torch.testing.assert_close(loss, F.cross_entropy(expected, torch.tensor(data.labels)), rtol=1e-4, atol=1e-5)
     again = full_logits(loaded, data, scorer)
     assert torch.equal(again, expected), "the model must be as it was after the few logits were made"
+
+
+@pytest.mark.parametrize("name", ["opt", "llama", "gpt2", "qwen2", "roberta", "bert"])
+@torch.no_grad()
+def test_positions_are_gathered_before_the_last_norm_where_there_is_one(tiny: Callable[[str], Path], name: str) -> None:
+    loaded, scorer, data = prepared(tiny(name))
+    batch = scorer.batch(data, range(3))
+    late = scorer.logits(loaded.model, batch)
+    scorer.settle(loaded.model, data)
+    # this OPT projects what its norm gives, GPT-2 shapes it as all tokens, and the masked ones end with a layer
+    assert (scorer.norm is not None) == (name in ("llama", "qwen2"))
+    torch.testing.assert_close(scorer.logits(loaded.model, batch), late, rtol=1e-5, atol=1e-6)
+    if scorer.norm is not None:
+        shapes: list[tuple[int, ...]] = []
+        handle = scorer.norm.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[:2])))
+        scorer.loss(loaded.model, batch)
+        handle.remove()
+        assert shapes == [(3, 1)]
+
+
+def test_a_norm_that_the_trunk_does_not_end_with_is_left_alone() -> None:
+    class Trunk(torch.nn.Module):
+        """Like trunks with a norm on their embeddings."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.LayerNorm(4)
+            self.layer = torch.nn.Linear(4, 4)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.layer(self.first(hidden))
+            return found
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_model = Trunk()
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.base_model(hidden)
+            return found
+
+    model = Model()
+    assert final_norm(model, lambda: model(torch.randn(2, 3, 4))) is None
+    model.base_model.layer = torch.nn.Identity()  # type: ignore[assignment]
+    assert final_norm(model, lambda: model(torch.randn(2, 3, 4))) is model.base_model.first
 
 
 @pytest.mark.parametrize("name", ["opt", "roberta", "gpt2"])

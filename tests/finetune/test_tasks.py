@@ -47,10 +47,13 @@ def test_ready_made_tasks_read_their_files(name: str, shared_data: Path) -> None
                 assert "{" not in text and text.count("WORD") == 1
 
 
-def test_the_repository_carries_sst2(shared_data: Path) -> None:
-    here = Path(__file__).resolve().parents[2] / "data" / "sst2"
-    for name in ("train.tsv.gz", "dev_glue.tsv.gz"):
-        assert gzip.open(here / name).read() == gzip.open(shared_data / "sst2" / name).read()
+@pytest.mark.parametrize(
+    ("task", "names"), [("sst2", ("train.tsv.gz", "dev_glue.tsv.gz")), ("trec", ("train.tsv.gz", "test.tsv.gz"))]
+)
+def test_the_repository_carries_two_tasks(shared_data: Path, task: str, names: tuple[str, ...]) -> None:
+    here = Path(__file__).resolve().parents[2] / "data" / task
+    for name in names:
+        assert gzip.open(here / name).read() == gzip.open(shared_data / task / name).read()
 
 
 def test_causal_models_read_up_to_the_label_word() -> None:

@@ -109,7 +109,8 @@ def hold_out(examples: Sequence[Example], rows: int, seed: int, path: Path) -> t
 
 
 def find_file(name: str, task: str, data_dir: Path | None) -> Path:
-    """A ready-made task's file: in `data_dir`, the repository's data folder, or the shared data beside it.
+    """A ready-made task's file: in `data_dir`, the repository's data folder, the shared data beside it, or (SST-2 and TREC)
+    this package.
 
     Raises:
         UserError: it is in none of them; the message lists where it was sought.
@@ -118,7 +119,7 @@ def find_file(name: str, task: str, data_dir: Path | None) -> Path:
     roots = (
         [data_dir]
         if data_dir is not None
-        else [Path("data"), repository / "data", repository.parent / "shared" / "data"]
+        else [Path("data"), repository / "data", repository.parent / "shared" / "data", Path(__file__).parent]
     )
     places = [root / task / name for root in roots] + ([data_dir / name] if data_dir is not None else [])
     for place in places:
