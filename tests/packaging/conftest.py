@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,23 +19,52 @@ def tree(tmp_path: Path) -> Path:
     return copy_tree(tmp_path / "tree")
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Path]) -> Path:
+    """What `make` puts into a folder; of several workers the first makes it, and the others wait."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return make(factory.mktemp(name))
+    # the workers' folders lie side by side in that of the run
+    folder = factory.getbasetemp().parent / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder / "made"
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            made.write_text(str(make(folder)))
+        return Path(made.read_text())
+
+
+def make_sdist(folder: Path) -> Path:
+    source = copy_tree(folder / "tree")
+    done = execute([sys.executable, "setup.py", "-q", "sdist", "-d", folder], source)
+    assert done.returncode == 0, done.stdout
+    (archive,) = folder.glob("*.tar.gz")
+    return archive
+
+
+def make_pure(folder: Path) -> Path:
+    done = pip_wheel(copy_tree(folder / "tree"), folder / "out", CXX="/bin/false")
+    assert done.returncode == 0, done.stdout
+    (path,) = (folder / "out").glob("*.whl")
+    return install(path, folder / "installed")
+
+
 @pytest.fixture(scope="session")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source = copy_tree(tmp_path_factory.mktemp("sdist") / "tree")
-    done = execute([sys.executable, "setup.py", "-q", "sdist", "-d", source.parent], source)
-    assert done.returncode == 0, done.stdout
-    (archive,) = source.parent.glob("*.tar.gz")
-    return archive
+    return once(tmp_path_factory, "sdist", make_sdist)
 
 
 @pytest.fixture(scope="session")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that pip builds from the source distribution in its isolated environment, where there is no torch."""
-    out = tmp_path_factory.mktemp("wheel")
-    done = pip_wheel(sdist, out, isolated=True, BLOCKZO_REQUIRE_NATIVE="1")
-    assert done.returncode == 0, done.stdout
-    (path,) = out.glob("*.whl")
-    return path
+
+    def make(folder: Path) -> Path:
+        done = pip_wheel(sdist, folder, isolated=True, BLOCKZO_REQUIRE_NATIVE="1")
+        assert done.returncode == 0, done.stdout
+        (path,) = folder.glob("*.whl")
+        return path
+
+    return once(tmp_path_factory, "wheel", make)
 
 
 @pytest.fixture(scope="session")
@@ -45,11 +76,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds blockzo as it is installed where there is no compiler."""
-    base = tmp_path_factory.mktemp("pure")
-    done = pip_wheel(copy_tree(base / "tree"), base / "out", CXX="/bin/false")
-    assert done.returncode == 0, done.stdout
-    (path,) = (base / "out").glob("*.whl")
-    return install(path, base / "installed")
+    return once(tmp_path_factory, "pure", make_pure)
 
 
 @pytest.fixture
