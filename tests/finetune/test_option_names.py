@@ -49,6 +49,7 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--inner": COUNT,
     "--variant": ("x",),
     "--one-sided": ANYTHING,
+    "--per-example": ANYTHING,
     "--directions": COUNT,
     "--levels": ("a", "1", "0,0", "1,-1", "1,0.5", "inf,1"),
     "--lr": ("fast", "nan", "inf", "-1", "1,2,3", ""),
