@@ -15,6 +15,9 @@ from blockzo.federated.flower import submit
 from blockzo.federated.flower.plan import is_served, serving
 from blockzo.federated.flower.submit import Submission
 
+# waits against the clock
+pytestmark = pytest.mark.apart
+
 FLWR = """#!{python}
 # stands for Flower: `run` starts a server that ends without a result the first time
 import json, subprocess, sys
@@ -35,8 +38,6 @@ import json, sys, time
 from pathlib import Path
 from blockzo.federated.flower.plan import serving
 
-# waits against the clock
-pytestmark = pytest.mark.apart
 folder = Path(sys.argv[1])
 with serving(folder):
     time.sleep(1)
