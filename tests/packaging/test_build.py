@@ -82,6 +82,8 @@ def test_isolated_wheel_is_native_and_complete(wheel: Path) -> None:
     assert {"blockzo/py.typed", "blockzo/noise-v1-vectors.json"} <= set(held)
     kernels = {f"blockzo/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
     assert kernels and kernels <= set(held)
+    rows = {f"blockzo/finetune/{path.relative_to(ROOT)}" for path in (ROOT / "data").glob("*/*")}
+    assert len(rows) == 6 and rows <= set(held), "the rows of `blockzo demo`, with their terms"
     assert not [name for name in held if not name.startswith(("blockzo/", "blockzo-"))]
     report = build_report(wheel)
     assert report["native"] is True and report["reason"] is None and report["compiler"]
