@@ -120,6 +120,7 @@ class PerturbedExecutor:
                     self.reuse.give_up(PathChanged(DEPENDS))
                     return None
                 if all(map(self.reuse.accepts, paths)):
+                    self.reuse.failures = 0
                     return values
                 error = PathChanged("its layers are called otherwise from evaluation to evaluation")
             except PathChanged as changed:
@@ -129,7 +130,7 @@ class PerturbedExecutor:
             except Exception as failure:
                 # the whole model may do better, or tell what is wrong with the loss
                 values, _, _ = self._evaluate(whole(tree), forward, result)
-                self.reuse.give_up(failure)
+                self.reuse.failed(failure)
                 return values
             if not checked:
                 # another batch may go another way; what holds there is found out once

@@ -66,6 +66,7 @@ class InPlaceExecutor:
             if drift > ROUNDED:
                 raise PathChanged(DEPENDS)
             if all(map(self.reuse.accepts, paths)):
+                self.reuse.failures = 0
                 return losses
             error: Exception = PathChanged("its layers are called otherwise from evaluation to evaluation")
         except (torch.OutOfMemoryError, MemoryError):
@@ -73,7 +74,7 @@ class InPlaceExecutor:
         except Exception as failure:
             error = failure
         losses = self._evaluate(whole(tree), forward, result)[0]
-        self.reuse.give_up(error)
+        self.reuse.failed(error)
         return losses
 
     def _evaluate(

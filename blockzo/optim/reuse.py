@@ -57,7 +57,7 @@ class Reuse:
         self.blocks = blocks
         self.reason: str | None = None
         self.paths: set[tuple[Any, ...]] = set()
-        self.steps = 0
+        self.steps = self.failures = 0
 
     def tree(self, tree: EvaluationTree) -> EvaluationTree:
         """The tree to run: the one given, or its leaves, each run whole."""
@@ -111,6 +111,21 @@ class Reuse:
     def accepts(self, path: Path) -> bool:
         """Whether an evaluation went a way that was tried."""
         return path <= self.paths
+
+    def failed(self, error: Exception) -> None:
+        """Evaluations failed that ran whole without fault. Once, it may have been another thing: all is tried again at the next
+        step. Twice in a row, it is this.
+        """
+        self.failures += 1
+        if isinstance(error, PathChanged) or self.failures > 1:
+            self.give_up(error)
+            return
+        self.paths.clear()
+        warnings.warn(
+            f"evaluations that continue from kept activations failed once ({type(error).__name__}: {str(error)[:300]}); the step "
+            "ran the whole model, with the right losses, and the next one tries again",
+            stacklevel=7,
+        )
 
     def give_up(self, error: Exception) -> None:
         """From now on every evaluation runs the whole model; said once, with the price."""

@@ -288,6 +288,30 @@ def test_errors_of_the_loss_are_the_users_own() -> None:
         bz.ZO(model, broken, bz.SPZO(1, 2), bz.Blocks(model, [2])).step(IDS)
 
 
+def test_what_fails_once_costs_one_step_and_not_the_reuse() -> None:
+    calls, failing = [0], {}
+
+    def loss(model: nn.Module, ids: Tensor) -> Tensor:
+        calls[0] += 1
+        if failing.get("at") == calls[0]:
+            raise OSError("a disk was away")
+        return once(model, ids)
+
+    model = zoo.make("llama")
+    zo = bz.ZO(model, loss, bz.SPZO(1, 2), bz.Blocks(model, [2]), max_group=1)
+    zo.step(IDS)
+    failing["at"] = calls[0] + 3
+    with pytest.warns(UserWarning, match="failed once.*a disk was away"):
+        first = zo.estimate(IDS)
+    failing.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = zo.estimate(IDS)
+    assert zo.reuse.reason is None
+    assert first.losses == pytest.approx(again.losses, rel=1e-6)
+    assert zo.step(IDS).flops < 2 * bz.cost(zo.blocks, bz.SPZO(1, 2), batch={"input_ids": IDS, "labels": IDS}).flops
+
+
 def test_rows_that_are_many_or_few_change_nothing() -> None:
     """Batches of another number of micro-batches: more calls than when the way was tried, or fewer."""
 
