@@ -275,7 +275,8 @@ def test_trees_of_any_depth_count_what_they_run(levels: list[int], kind: str) ->
     for depth, level in enumerate(levels):
         moved = [count for count in levels[: depth + 1] if count]
         sides = 1 if one_sided or not moved else 2 ** len(moved) if signs == "crossed" else 2
-        runs.append(math.prod(moved) * sides + one_sided)
+        # the unmoved loss shares the blocks before the first that is moved
+        runs.append(math.prod(moved) * sides + (one_sided and bool(moved)))
         directions.append(math.prod(moved) if level else 0)
     assert tree.runs == runs and tree.leaves == runs[-1]
     scalars = method.scalars([0.5] * tree.leaves, [1e-3] * len(levels))

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from blockzo.cli import main as cli
-from blockzo.finetune import Interrupted, UserError, loop, output
+from blockzo.finetune import Interrupted, UserError, output
 from blockzo.finetune.interrupt import STOPPING, Interrupts, stopped_by_signals
 from blockzo.finetune.models.loading import load, save
 from tests.finetune.process import REPOSITORY, command, environment
@@ -192,7 +192,7 @@ def test_a_signal_before_a_run_has_begun_leaves_nothing(
     def stopped(*_: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(loop, "prepare", stopped)
+    monkeypatch.setattr("blockzo.finetune.run.prepare", stopped)
     code, _, err = call(*told(tiny("llama"), rows, tmp_path / "out"))
     assert code == 130 and "stopped; there is nothing to continue" in err and not (tmp_path / "out").exists()
 
