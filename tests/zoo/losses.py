@@ -26,6 +26,12 @@ def plain(model: nn.Module, batch: Batch) -> Tensor:
     return model(**batch).loss
 
 
+def widened(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss of 16-bit logits in float32: rounded to 16 bits it has steps as large as what a move changes."""
+    logits = model(**batch).logits.float()
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch["labels"].reshape(-1))
+
+
 def micro_batches(model: nn.Module, batch: Batch) -> Tensor:
     """Gradient accumulation by hand."""
     half = size(batch) // 2
