@@ -21,6 +21,13 @@ from blockzo.methods.auto import Auto
 from blockzo.optim.schedules import SCHEDULES
 
 METHODS = (*sorted(by_option()), "auto")
+
+
+def _takers(option: str) -> str:
+    """The methods that have an option."""
+    return ", ".join(name for name, cls in sorted(by_option().items()) if option in cls.options)
+
+
 OVERFLOWS = {"truncate": "with a warning", "error": ""}
 HEADS = {"auto": "", "words": "language-model head", "mean": "pooling and a linear layer"}
 VARIANTS = ("coupled", "crossed", "decoupled")
@@ -85,8 +92,8 @@ class Settings:
     outer: int = option("spzo: directions of the first block.", METHOD, 1, least=1)
     inner: int = option("spzo: directions of the second block for each.", METHOD, 4, least=1)
     variant: str = option("spzo: {choices}.", METHOD, "coupled", choices=VARIANTS)
-    one_sided: bool = option("spzo, tree: sign + only, against one unmoved loss.", METHOD, False)
-    directions: int | None = option("spsa, one-sided, fzoo: directions a step.", METHOD, None, least=1)
+    one_sided: bool = option(f"{_takers('one_sided')}: sign + only, against one unmoved loss.", METHOD, False)
+    directions: int | None = option(f"{_takers('directions')}: directions a step.", METHOD, None, least=1)
     levels: str | None = option("tree: directions of every block: 1,2,4.", METHOD, None)
     per_example: bool = option("Every example along directions of its own.", METHOD, False, commands=(FINETUNE,))
     lr: str | None = option("Learning rate (1e-6), or one a block: 1e-6,1e-4; auto: a factor (1).", METHOD, None)
