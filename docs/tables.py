@@ -35,7 +35,11 @@ def options(form: type[Any]) -> str:
         names = f"`{named(field.name)}`" + (f", `{option.short}`" if option.short else "")
         only = "" if len(option.commands) > 1 or "simulate" in option.commands else f" (`{option.commands[0]}` alone)"
         also = "yes" if "evaluate" in option.commands else ""
-        cells = [names, told, option.help.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*") + only]
+        cells = [
+            names,
+            told,
+            (option.page or option.help).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*") + only,
+        ]
         if form is Settings:
             cells.append(also)
         groups.setdefault(option.group, []).append(f"| {' | '.join(cells)} |")

@@ -38,6 +38,8 @@ class Option:
     """May differ when a run continues."""
     stands_for: tuple[str, ...] = ()
     """Arguments of the library, of other names, that errors may speak of where this option was meant."""
+    page: str | None = None
+    """What the docs say instead of the help, where that lists what a registry holds."""
     suggested: Any = None
     """The command line's default of a field that has none."""
 

@@ -81,7 +81,7 @@ class Settings:
         "Run Python code that comes with the model.", MODEL, False, commands=EVERY, free=True
     )
     trainable: str | None = option("Train only parameters with such names: *norm*,lm_head*.", METHOD, None)
-    method: str = option("{choices}.", METHOD, "spzo", choices=METHODS)
+    method: str = option("{choices}.", METHOD, "spzo", choices=METHODS, page="One of [methods](methods.md), or auto.")
     blocks: int | None = option("Cut the layers into so many equal blocks.", METHOD, None, least=1, most=MOST_BLOCKS)
     split: str | None = option(
         "Where blocks begin: layers (12,24), fractions (0.5), head.",
@@ -92,8 +92,19 @@ class Settings:
     outer: int = option("spzo: directions of the first block.", METHOD, 1, least=1)
     inner: int = option("spzo: directions of the second block for each.", METHOD, 4, least=1)
     variant: str = option("spzo: {choices}.", METHOD, "coupled", choices=VARIANTS)
-    one_sided: bool = option(f"{_takers('one_sided')}: sign + only, against one unmoved loss.", METHOD, False)
-    directions: int | None = option(f"{_takers('directions')}: directions a step.", METHOD, None, least=1)
+    one_sided: bool = option(
+        f"{_takers('one_sided')}: sign + only, against one unmoved loss.",
+        METHOD,
+        False,
+        page="Sign + only, against one unmoved loss, of methods that have both signs.",
+    )
+    directions: int | None = option(
+        f"{_takers('directions')}: directions a step.",
+        METHOD,
+        None,
+        least=1,
+        page="Directions a step, of methods that move the whole model along each.",
+    )
     levels: str | None = option("tree: directions of every block: 1,2,4.", METHOD, None)
     per_example: bool = option("Every example along directions of its own.", METHOD, False, commands=(FINETUNE,))
     lr: str | None = option("Learning rate (1e-6), or one a block: 1e-6,1e-4; auto: a factor (1).", METHOD, None)
