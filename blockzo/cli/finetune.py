@@ -64,7 +64,7 @@ def told(result: dict[str, Any], lines: list[dict[str, Any]]) -> str:
         f"before  {scores(result['before'])}",
         f"after   {scores(result['after'])}",
         f"{result['steps']} steps, {result['flops']:.3g} forward FLOPs, {result['seconds']:.0f} s; "
-        f"journal {result['journal_bytes'] / 1000:.1f} KB for {result['parameters'] / 1e6:.1f} M weights",
+        f"journal {result['journal_bytes'] / 1000:.1f} KB for {result['parameters']:,} weights",
         _signal(result["signal"]),
         *(f"{name:<7} {path}" for name, path in result["files"].items()),
         "",
