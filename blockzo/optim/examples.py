@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from blockzo.methods import Method, Scalars
 from blockzo.methods.tree import EvaluationTree
 from blockzo.optim.evaluation import Evaluation, joined
 from blockzo.optim.executor import PerturbedExecutor
-from blockzo.optim.micro_batches import Part, Weight
+from blockzo.optim.micro_batches import Part, Weight, rows_in
 from blockzo.perturb.blocks import Blocks
 from blockzo.perturb.losses import LossFunction, evaluation_mode
 
@@ -50,20 +49,6 @@ def apart(parts: Sequence[Part], weight: Weight) -> list[Part]:
     if not found:
         raise ValueError("no example of the batch has a label token or another term of the loss; expected one at least")
     return found
-
-
-def rows_in(batch: Any) -> int:
-    """Examples of a batch: the first dimension of its first tensor.
-
-    Raises:
-        ValueError: the batch holds no tensor with a dimension.
-    """
-    for leaf in tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return int(leaf.shape[0])
-    raise ValueError(
-        "the batch holds no tensor with a dimension; its examples cannot be told apart: use per_example=False"
-    )
 
 
 def rows_of(batch: Any, places: Sequence[int], rows: int) -> Any:

@@ -55,10 +55,9 @@ class PerturbedExecutor:
         self.reuse = reuse or Reuse(blocks)
         self._targets: list[Target] = []
         self._held: list[tuple[object, ...]] = []
-        self._look()
+        self.along(noise, eps, directions)
         device = next((target.tensor.device for target in self._targets), torch.device("cpu"))
         self.grouping = Grouping(blocks, max_group, device)
-        self.along(noise, eps, directions)
 
     def along(
         self,

@@ -90,6 +90,15 @@ def loss_terms(model: nn.Module, batch: Any) -> float:
     if isinstance(labels, Tensor) and labels.dim() > 1 and not labels.is_floating_point():
         counted = labels[..., 1:] if _predicts_next(model) else labels
         return int((counted != IGNORED).sum())
+    return rows_in(batch)
+
+
+def rows_in(batch: Any) -> int:
+    """Examples of a batch: the first dimension of its first tensor.
+
+    Raises:
+        ValueError: the batch holds no tensor with a dimension.
+    """
     for leaf in tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch):
         if isinstance(leaf, Tensor) and leaf.dim():
             return int(leaf.shape[0])

@@ -12,8 +12,9 @@ import blockzo as bz
 from blockzo.methods import METHODS, Method
 from blockzo.methods.tree import BlockMove
 from blockzo.noise import Noise
-from blockzo.optim.examples import numbers, rows_in, rows_of, scalars_of
+from blockzo.optim.examples import numbers, rows_of, scalars_of
 from blockzo.optim.executor import PerturbedExecutor
+from blockzo.optim.micro_batches import rows_in
 from blockzo.optim.step import step_seed
 from tests.core import zoo
 from tests.zoo.harness import Reference
