@@ -20,6 +20,9 @@ def replay(
     base: Annotated[str, Argument(help="The model that the run began with.")],
     journal: Annotated[Path, Argument(help="Its journal.bz.")],
     out: Annotated[Path, Argument(help="New folder for the fine-tuned model.")],
+    steps: Annotated[
+        int | None, Option("--steps", min=0, help="The model after so many steps, not the last one.")
+    ] = None,
     partial: Annotated[bool, Option("--partial", help="Allow a journal of a run that was not finished.")] = False,
     trust_remote_code: Annotated[
         bool, Option("--trust-remote-code", help="Run Python code that comes with the model.")
@@ -30,7 +33,7 @@ def replay(
     from blockzo import finetune as tuning
     from blockzo.finetune.progress import reporter
 
-    result = tuning.replay(base, journal, out, partial, reporter(), trust_remote_code)
+    result = tuning.replay(base, journal, out, partial, reporter(), trust_remote_code, steps)
     checked = (
         "verified against the journal's digest" if result["verified"] else "not verified: the journal has no exact end"
     )

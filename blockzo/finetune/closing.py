@@ -26,7 +26,7 @@ def closing(result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]] = ()) 
         result: what summary.json holds.
         lines: those of metrics.jsonl, for the curve.
     """
-    return "\n".join([*curve(lines), won(result), cost(result), *following(result)])
+    return "\n".join([*curve(lines), won(result), *peak(result), cost(result), *following(result)])
 
 
 def won(result: Mapping[str, Any]) -> str:
@@ -49,6 +49,21 @@ def won(result: Mapping[str, Any]) -> str:
         f"{verdict}: {gain:+.1f} points of accuracy over {name} ({start:.3f} to {after['accuracy']:.3f}), on {rows} held-out "
         f"rows that were not trained on; the sampling error of such a difference is up to {error:.1f} points.{more}"
     )
+
+
+def peak(result: Mapping[str, Any]) -> list[str]:
+    """Where the held-out rows liked an earlier model better than the last: its scores, and how to have it."""
+    best = result.get("best")
+    if best is None or best["step"] == result["steps"]:
+        return []
+    where = f"after step {best['step']}" if best["step"] else "before training"
+    scores = [f"loss {best['eval_loss']:.3f}"]
+    scores += [f"{name} {best[name]:.3f}" for name in ("accuracy", "perplexity") if name in best]
+    again = command("replay", result["settings"]["model"], result["files"]["journal"], "best", "--steps", best["step"])
+    return [
+        f"Best: {where} the loss on {best['eval_rows']} held-out rows was lowest ({', '.join(scores)}; these rows chose it, so "
+        f"they flatter it). The journal holds those weights:\n    {again}"
+    ]
 
 
 def baseline(result: Mapping[str, Any]) -> tuple[float, str]:

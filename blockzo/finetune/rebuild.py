@@ -22,12 +22,15 @@ def replay(
     partial: bool = False,
     reporter: Reporter | None = None,
     trust_remote_code: bool = False,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Rebuilds the model of `path`'s run from `base` and writes it to the new folder `out`.
 
     Args:
         partial: allow a journal that has no end yet; the model is that of its last complete step.
         trust_remote_code: run Python code that comes with `base`; what the journal says of it does not count.
+        steps: the model after so many steps, instead of the last one. What is replayed after it was written must still end
+            at the journal's digest.
 
     Returns:
         What `--json` prints.
@@ -47,6 +50,9 @@ def replay(
         )
     if not partial:
         journal.verify()
+    count = len(journal) if steps is None else steps
+    if not 0 <= count <= len(journal):
+        raise UserError(f"--steps is {count}, but {path} holds {len(journal)} steps; expected 0 to {len(journal)}")
     facts = RunFacts.of(journal)
     settings = Settings.from_dict(facts.settings)
     source = resolve(base, None, reporter.say)
@@ -71,10 +77,47 @@ def replay(
     unchecked = facts.check_model(loaded)
     if unchecked is not None:
         reporter.warn(unchecked)
-    reporter.say(f"replaying {len(journal)} steps")
+    reporter.say(f"replaying {count} steps")
     trained = {n: t for n, t in named_tensors(loaded.model, trainable_only=False).items() if n in journal.layout}
-    replay_(trained, journal.records(), journal.layout)
-    final = digest(loaded.model)
+    records = journal.records()
+    replay_(trained, records[:count], journal.layout)
+    reached = digest(loaded.model)
+    verified = count == len(records) and _ends_well(journal, reached, reporter)
+    if journal.left_out is not None:
+        reporter.warn(f"{path}: {journal.left_out}")
+
+    def write(place: Path) -> None:
+        nonlocal verified
+        save(loaded, place)
+        if count < len(records):
+            # what was written leads to the journal's end, or it does not appear
+            replay_(trained, records[count:], journal.layout)
+            verified = _ends_well(journal, digest(loaded.model), reporter)
+
+    make_folder(out.parent)
+    write_whole(out, write)
+    return {
+        "schema": 1,
+        "command": "replay",
+        "base": base,
+        "journal": str(path),
+        "output": str(out),
+        "steps": count,
+        "finished": journal.finished,
+        "exact": journal.exact,
+        "base_digest": found,
+        "digest": reached,
+        "checked": "weights" if unchecked else "weights, configuration and tokenizer",
+        "verified": verified,
+    }
+
+
+def _ends_well(journal: Journal, final: str, reporter: Reporter) -> bool:
+    """Whether the weights after all records are those that the journal says.
+
+    Raises:
+        JournalError: they are not, though the journal is exact.
+    """
     if journal.finished and final != journal.final_digest:
         if journal.exact:
             raise JournalError(
@@ -84,21 +127,4 @@ def replay(
         reporter.warn(
             "the run evaluated in place, which is not exact: the weights agree with the trained ones but for rounding"
         )
-    if journal.left_out is not None:
-        reporter.warn(f"{path}: {journal.left_out}")
-    make_folder(out.parent)
-    write_whole(out, lambda place: save(loaded, place))
-    return {
-        "schema": 1,
-        "command": "replay",
-        "base": base,
-        "journal": str(path),
-        "output": str(out),
-        "steps": len(journal),
-        "finished": journal.finished,
-        "exact": journal.exact,
-        "base_digest": found,
-        "digest": final,
-        "checked": "weights" if unchecked else "weights, configuration and tokenizer",
-        "verified": journal.finished and final == journal.final_digest,
-    }
+    return journal.finished and final == journal.final_digest

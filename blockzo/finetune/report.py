@@ -9,6 +9,7 @@ from typing import Any
 
 from blockzo import Journal
 from blockzo.finetune import output
+from blockzo.finetune.best import best
 from blockzo.finetune.block_facts import block_facts
 from blockzo.finetune.loop import Training
 from blockzo.finetune.models.loading import save, weight_bytes
@@ -51,6 +52,7 @@ def summary(training: Training, journal: Journal, lines: Sequence[Mapping[str, A
         "steps": training.zo.step_number,
         "before": training.before.as_dict(),
         "after": training.after.as_dict(),
+        "best": best(lines),
         "flops": lines[-1]["flops"],
         "forwards": sum(len(record.losses) for record in journal.records()),
         "seconds": lines[-1]["seconds"],
