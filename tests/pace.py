@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="of each test function that is short, one case")
     parser.addoption("--apart", choices=("only", "without"), help="tests marked apart: only them, or all but them")
     parser.addoption("--record-durations", action="store_true", help="update tests/durations.json by this run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # a script lets what it starts in the background ignore Ctrl-C
+    if not hasattr(config, "workerinput") and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # to import every file for the few tests that are apart would take longer than most of them
+    if config.getoption("--apart") != "only" or not collection_path.name.startswith("test_"):
+        return None
+    return True if collection_path.is_file() and "apart" not in collection_path.read_text(encoding="utf-8") else None
 
 
 def record_file(config: pytest.Config) -> Path:

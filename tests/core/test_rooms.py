@@ -156,7 +156,9 @@ def circles(imports: list[Import]) -> list[set[str]]:
     return [circle for circle in found if len(circle) > 1]
 
 
-IMPORTS = imports_of(ROOT)
+@pytest.fixture(scope="module")
+def imports() -> list[Import]:
+    return imports_of(ROOT)
 
 
 def test_the_package_has_few_rooms_and_this_test_knows_each():
@@ -167,19 +169,19 @@ def test_the_package_has_few_rooms_and_this_test_knows_each():
 
 
 @pytest.mark.parametrize("package", ORDERS)
-def test_rooms_import_downwards(package):
-    found = wrong(IMPORTS, package, RUN)
+def test_rooms_import_downwards(imports, package):
+    found = wrong(imports, package, RUN)
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("package", ORDERS)
-def test_types_are_taken_from_below_too(package):
-    found = wrong(IMPORTS, package, TYPES)
+def test_types_are_taken_from_below_too(imports, package):
+    found = wrong(imports, package, TYPES)
     assert not found, "\n".join(found)
 
 
-def test_no_modules_need_each_other():
-    found = [sorted(circle) for circle in circles(IMPORTS) if circle not in KNOWN_CIRCLES]
+def test_no_modules_need_each_other(imports):
+    found = [sorted(circle) for circle in circles(imports) if circle not in KNOWN_CIRCLES]
     assert not found, (
         f"{found} import each other in a circle (inside functions counts); move what both need into one below"
     )

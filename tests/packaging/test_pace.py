@@ -69,6 +69,23 @@ def test_the_fast_selection(folder: Path) -> None:
 
 
 def test_tests_apart(folder: Path) -> None:
+    # files without such a test are not even imported
+    (folder / "tests" / "test_b.py").write_text("raise ImportError")
     assert names(run_tests(folder, "--apart=only")) == ["test_apart"]
+    (folder / "tests" / "test_b.py").write_text(LONG)
     others = names(run_tests(folder, "--apart=without"))
     assert len(others) == 8 and "test_apart" not in others
+
+
+@pytest.mark.parametrize("workers", [[], ["-p", "xdist", "-n", "2"]], ids=["here", "workers"])
+def test_ctrl_c_ends_what_a_script_started_in_the_background(folder: Path, workers: list[str]) -> None:
+    (folder / "tests" / "test_a.py").write_text(
+        "import os, signal, time\ndef test(): os.killpg(0, signal.SIGINT); time.sleep(60)"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "tests.pace", *workers, "tests/test_a.py"]
+    ignoring = "import os, signal, sys; os.setsid(); signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    ignoring += "os.execv(sys.argv[1], sys.argv[1:])"
+    done = execute(
+        [sys.executable, "-c", ignoring, *command], folder, PYTHONPATH=str(ROOT), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"
+    )
+    assert done.returncode == 2 and "KeyboardInterrupt" in done.stdout, done.stdout
