@@ -162,6 +162,16 @@ def _alike(waiting: Waiting) -> Iterable[Waiting]:
     return found.values()
 
 
+def each_of(tree: EvaluationTree, examples: Sequence[int], count: int) -> EvaluationTree:
+    """The tree once for each of these examples out of `count`, along directions of its own: k * count + example for k."""
+
+    def of(node: Node, example: int) -> Node:
+        moves = tuple(replace(move, direction=move.direction * count + example) for move in node.moves)
+        return replace(node, moves=moves, children=tuple(of(child, example) for child in node.children))
+
+    return EvaluationTree(tree.blocks, tuple(of(root, example) for example in examples for root in tree.roots))
+
+
 def joined(node: Node) -> Node:
     """The same evaluation with every only child run together with its parent, so that nothing is kept for it."""
     children = tuple(joined(child) for child in node.children)

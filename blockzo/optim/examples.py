@@ -11,20 +11,22 @@ Example b of B has the numbers k B + b of the noise for the tree's directions k 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from blockzo.methods import Method, Scalars
-from blockzo.methods.tree import EvaluationTree
+from blockzo.methods.tree import EvaluationTree, Node, each_of
 from blockzo.optim.evaluation import Evaluation, joined
 from blockzo.optim.executor import PerturbedExecutor
-from blockzo.optim.micro_batches import Part, Weight, rows_in
+from blockzo.optim.micro_batches import Part, Weight, mean_losses, rows_in, weighted_sums
+from blockzo.perturb import PerturbedForward
 from blockzo.perturb.blocks import Blocks
 from blockzo.perturb.losses import LossFunction, evaluation_mode
+from blockzo.perturb.rows import row_of_each, rows_of
 
 ExecutorOf = Callable[[Sequence[Sequence[int]]], PerturbedExecutor]
 """Numbers of the noise's directions for each block -> what evaluates along them."""
@@ -32,8 +34,22 @@ ROUNDING, ROUNDING_16 = 1e-4, 2e-2
 """Relative difference of a batch's loss from the mean of its examples' that is let pass, of float32 and of 16-bit weights."""
 
 
-def apart(parts: Sequence[Part], weight: Weight) -> list[Part]:
-    """Every example as a part of its own, with its share in the loss of all; those without a label token are left out.
+@dataclass(frozen=True)
+class Taken:
+    """A micro-batch by its examples.
+
+    Attributes:
+        rows: of the batch. kept: those that have a term in the loss. weights: share of each of these in the loss of all.
+    """
+
+    batch: Any
+    rows: int
+    kept: list[int]
+    weights: list[float]
+
+
+def apart(parts: Sequence[Part], weight: Weight) -> list[Taken]:
+    """Every micro-batch by its examples; those without a label token are left out.
 
     Raises:
         ValueError: a batch cannot be taken apart.
@@ -42,45 +58,13 @@ def apart(parts: Sequence[Part], weight: Weight) -> list[Part]:
     found = []
     for part in parts:
         count = rows_in(part.batch)
-        rows = [rows_of(part.batch, [row], count) for row in range(count)]
-        weights = [float(weight(row)) for row in rows]
+        weights = [float(weight(rows_of(part.batch, [row], count))) for row in range(count)]
         total = math.fsum(weights)
-        found += [Part(row, own / total * part.weight / whole) for row, own in zip(rows, weights, strict=True) if own]
-    if not found:
+        kept = [row for row, own in enumerate(weights) if own]
+        found.append(Taken(part.batch, count, kept, [weights[row] / total * part.weight / whole for row in kept]))
+    if not any(taken.kept for taken in found):
         raise ValueError("no example of the batch has a label token or another term of the loss; expected one at least")
     return found
-
-
-def rows_of(batch: Any, places: Sequence[int], rows: int) -> Any:
-    """The batch of the rows at `places`, from a batch of `rows`: of every tensor or list in it (in tuples, lists and mappings
-    too) whose first dimension is that number, these places; all else as it is.
-
-    Raises:
-        ValueError: nothing in it has so many places.
-    """
-    found = 0
-
-    def taken(value: Any) -> Any:
-        nonlocal found
-        if isinstance(value, Tensor):
-            if not value.dim() or value.shape[0] != rows:
-                return value
-            found += 1
-            return value[list(places)]
-        if isinstance(value, Mapping):
-            return type(value)({key: taken(held) for key, held in value.items()})  # type: ignore[call-arg]
-        if isinstance(value, list) and len(value) == rows and not any(isinstance(held, Tensor) for held in value):
-            found += 1
-            return [value[place] for place in places]
-        if isinstance(value, (list, tuple)):
-            held = map(taken, value)
-            return type(value)(*held) if hasattr(value, "_fields") else type(value)(held)
-        return value
-
-    result = taken(batch)
-    if not found:
-        raise ValueError(f"nothing in a batch of {rows} rows has that many places; it cannot be taken apart")
-    return result
 
 
 def numbers(directions: Sequence[int], example: int, examples: int) -> list[list[int]]:
@@ -109,7 +93,7 @@ def scalars_of(
 
 
 class Examples:
-    """Evaluates every example by itself, along directions of its own.
+    """Evaluates every example along directions of its own, several at once.
 
     Args:
         weight: of an example's loss in the batch's.
@@ -122,33 +106,58 @@ class Examples:
     def run(self, tree: EvaluationTree, parts: Sequence[Part], executor: ExecutorOf) -> Evaluation:
         """Losses are those of the batch; `examples` has each one's own."""
         found = apart(parts, self.weight)
+        count = sum(len(taken.kept) for taken in found)
+        along = executor([[*range(k * count)] for k in tree.directions])
         if not self._checked:
-            self._check(parts, found)
+            self._check(parts, found, along)
             self._checked = True
-        every = []
-        for example, part in enumerate(found):
-            along = executor(numbers(tree.directions, example, len(found)))
-            every.append(along.run(tree, partial(self.loss_fn, self.blocks.model, part.batch)))
-        weights = [part.weight for part in found]
-        result = joined(every, weights)
-        result.examples = [evaluation.losses for evaluation in every], weights
+        every: list[tuple[Evaluation, list[list[float]]]] = []
+        done = 0
+        for taken in found:
+            numbers = range(done, done + len(taken.kept))
+            done += len(taken.kept)
+            if taken.kept:
+                every.append(self._losses(along, each_of(tree, numbers, count), taken, tree.leaves))
+        weights = [weight for taken in found for weight in taken.weights]
+        own = [losses for _, examples in every for losses in examples]
+        result = joined([evaluation for evaluation, _ in every], [math.fsum(t.weights) for t in found if t.kept])
+        result.losses, result.sums = mean_losses(own, weights), weighted_sums(own, weights)
+        result.examples = own, weights
         return result
 
-    def _check(self, parts: Sequence[Part], found: Sequence[Part]) -> None:
+    def _losses(
+        self, executor: PerturbedExecutor, tree: EvaluationTree, taken: Taken, leaves: int
+    ) -> tuple[Evaluation, list[list[float]]]:
+        """Of a tree that has so many leaves an example: what it gave, and losses of every example."""
+        model, batch = self.blocks.model, taken.batch
+
+        def own(places: Sequence[int], mode: PerturbedForward) -> Any:
+            rows = [taken.kept[leaf // leaves] for leaf in places]
+            return self.loss_fn(model, row_of_each(batch, rows, taken.rows, mode))
+
+        found = executor.run_each(tree, partial(self.loss_fn, model, batch), own)
+        losses = [found.losses[at : at + leaves] for at in range(0, len(found.losses), leaves)]
+        found.losses = mean_losses(losses, taken.weights)
+        return found, losses
+
+    def _check(self, parts: Sequence[Part], found: Sequence[Taken], executor: PerturbedExecutor) -> None:
         """Is the loss of the batch the mean of its examples' losses?
 
         Raises:
             ValueError: examples see each other in it, as in a contrastive loss; each along its own direction would mean nothing.
         """
-        model = self.blocks.model
-
-        def mean(of: Sequence[Part]) -> float:
-            total = math.fsum(part.weight for part in of)
-            losses = [float(self.blocks.run_whole(partial(self.loss_fn, model, part.batch))) for part in of]
-            return math.fsum(part.weight / total * loss for part, loss in zip(of, losses, strict=True))
-
+        model, blocks = self.blocks.model, len(self.blocks)
         with evaluation_mode(model):
-            whole, apart = mean(parts), mean(found)
+            losses = [float(self.blocks.run_whole(partial(self.loss_fn, model, part.batch))) for part in parts]
+        total = math.fsum(part.weight for part in parts)
+        whole = math.fsum(part.weight / total * loss for part, loss in zip(parts, losses, strict=True))
+        unmoved, terms = Node(0, blocks), []
+        for taken in found:
+            if taken.kept:
+                tree = EvaluationTree(blocks, (unmoved,) * len(taken.kept))
+                own = self._losses(executor, tree, taken, 1)[1]
+                terms += [weight * loss for weight, (loss,) in zip(taken.weights, own, strict=True)]
+        apart = math.fsum(terms)
         half = any(parameter.dtype != torch.float32 for parameter in model.parameters())
         if not abs(apart - whole) <= (ROUNDING_16 if half else ROUNDING) * max(abs(apart), abs(whole), 1e-3):
             raise ValueError(

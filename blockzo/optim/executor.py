@@ -28,6 +28,9 @@ from blockzo.perturb.groups import run_groups
 from blockzo.perturb.losses import evaluation_mode
 from blockzo.perturb.passes import ROUNDED, Path, PathChanged, kept_bytes, no_drift
 
+Forward = Callable[[Sequence[int], PerturbedForward], Any]
+"""(a leaf below each group that runs together, the mode) -> what the loss function gives on what those groups see."""
+
 
 class PerturbedExecutor:
     """Evaluates trees without writing a weight, siblings in groups. One serves all steps of an optimiser (`along`).
@@ -86,12 +89,21 @@ class PerturbedExecutor:
 
     def run(self, tree: EvaluationTree, forward: Callable[[], Any]) -> Evaluation:
         """Losses of the leaves. Where evaluations cannot continue from what is kept, each leaf runs the whole model (`Reuse`)."""
+        return self.run_each(tree, forward, lambda leaves, mode: forward())
+
+    def run_each(self, tree: EvaluationTree, forward: Callable[[], Any], run: Forward) -> Evaluation:
+        """The same where leaves see batches of their own.
+
+        Args:
+            forward: calls the model on a batch that has all of them; for checks.
+            run: calls the model on those of the leaves that run together.
+        """
         result = Evaluation()
         with evaluation_mode(self.blocks.model):
             self.prepare(tree, forward)
-            values = self._continued(tree, forward, result)
+            values = self._continued(tree, forward, run, result)
             if values is None:
-                values, _, _ = self._evaluate(whole(tree), forward, result)
+                values, _, _ = self._evaluate(whole(tree), run, result)
         found = {leaf: self._loss(leaf, value) for leaf, value in values.items()}
         result.losses = [check_loss(found[leaf], moves) for leaf, moves in enumerate(tree.leaf_moves())]
         return result
@@ -106,15 +118,17 @@ class PerturbedExecutor:
             with evaluation_mode(self.blocks.model):
                 self.reuse.check(_Trial(self, forward))
 
-    def _continued(self, tree: EvaluationTree, forward: Callable[[], Any], result: Evaluation) -> dict[int, Any] | None:
+    def _continued(
+        self, tree: EvaluationTree, forward: Callable[[], Any], run: Forward, result: Evaluation
+    ) -> dict[int, Any] | None:
         """The leaves' values; None where they must be evaluated whole."""
         running = self.reuse.tree(tree)
         if not continues(running):
-            return self._evaluate(running, forward, result)[0]
+            return self._evaluate(running, run, result)[0]
         error: Exception
         for checked in (False, True):
             try:
-                values, drift, paths = self._evaluate(running, forward, result)
+                values, drift, paths = self._evaluate(running, run, result)
                 if drift > ROUNDED:
                     self.reuse.give_up(PathChanged(DEPENDS))
                     return None
@@ -128,7 +142,7 @@ class PerturbedExecutor:
                 raise
             except Exception as failure:
                 # the whole model may do better, or tell what is wrong with the loss
-                values, _, _ = self._evaluate(whole(tree), forward, result)
+                values, _, _ = self._evaluate(whole(tree), run, result)
                 self.reuse.failed(failure)
                 return values
             if not checked:
@@ -140,7 +154,7 @@ class PerturbedExecutor:
         return None
 
     def _evaluate(
-        self, tree: EvaluationTree, forward: Callable[[], Any], result: Evaluation
+        self, tree: EvaluationTree, forward: Forward, result: Evaluation
     ) -> tuple[dict[int, Any], float, set[Path]]:
         """Values of the leaves by number, the largest drift of what they continue from, and the ways they went."""
         unread: list[tuple[list[int], Tensor, Tensor]] = []
@@ -161,6 +175,7 @@ class PerturbedExecutor:
                 yield part, kept
 
         tree.walk(together, _Kept(None, 0))
+        result.flops += self.grouping.take_lost()
         numbers = read_together([*(losses for _, losses, _ in unread), *(drift for _, _, drift in unread)])
         drifts = tree_leaves(numbers[len(unread) :])
         values = {
@@ -179,7 +194,7 @@ class PerturbedExecutor:
 
     def _run(
         self,
-        forward: Callable[[], Any],
+        forward: Forward,
         paths: set[Path] | None,
         kept: Activations | None,
         part: Waiting,
@@ -195,13 +210,14 @@ class PerturbedExecutor:
             self._indices[moved_blocks] = Index({block: self.members[block] for block in moved_blocks})
 
         def run(before: Any, mode: PerturbedForward) -> Any:
+            call = partial(forward, [place.leaf for _, place in part], mode)
             if paths is None:
-                return self.blocks.run_whole(forward), no_drift()
+                return self.blocks.run_whole(call), no_drift()
             if stop == len(self.blocks):
-                value, drift, path = self.blocks.run_to_loss(forward, first, before)
+                value, drift, path = self.blocks.run_to_loss(call, first, before)
                 paths.add(path)
                 return value, drift
-            return self.blocks.run(forward, first, stop, before, mode.unbar)
+            return self.blocks.run(call, first, stop, before, mode.unbar)
 
         return run_groups(
             run,
@@ -258,7 +274,7 @@ class _Trial:
     def _alone(self, first: int, stop: int, kept: Activations | None, sign: int, paths: set[Path]) -> Activations:
         moved = tuple(BlockMove(block, 0, sign) if self.executor.members[block] else None for block in range(stop))
         place = Place(Node(first, stop), moved, 0)
-        return self.executor._run(self.forward, paths, kept, [(0, place)], None, False)[0]
+        return self.executor._run(lambda leaves, mode: self.forward(), paths, kept, [(0, place)], None, False)[0]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import dis
 from collections.abc import Iterator
 from enum import Enum, auto
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 
@@ -52,6 +53,14 @@ def cause_of(error: BaseException) -> Cause:
     if stated and module.partition(".")[0] not in ("torch", "blockzo"):
         return Cause.REFUSED
     return Cause.UNKNOWN
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def found_in(error: BaseException, kind: type[E]) -> E | None:
+    """The error of this kind that it is or came of."""
+    return next((one for one in _chain(error) if isinstance(one, kind)), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from blockzo.perturb import PerturbedForward
 from blockzo.perturb.activations import Activations
-from blockzo.perturb.causes import Cause, cause_of
-from blockzo.perturb.mode import Outgrown
+from blockzo.perturb.causes import Cause, cause_of, found_in
+from blockzo.perturb.mode import Outgrown, Parted
 
 AUTO_ROWS = 64
 """With more rows (tokens) a forward, one keeps the cores busy, and `max_group="auto"` is 1: measured on OPT-125M, two cores with
@@ -103,13 +103,16 @@ class Grouping:
             raise ValueError(f'max_group is {max_group!r}; expected "auto" or a positive integer')
         self.known = Known.of(owner)
         self.max_group, self.device = max_group, device
+        self._lost = 0
         self.busy: set[Any] = set()
         """Kinds of evaluations whose rows keep the cores busy."""
 
     def each(
         self, items: Sequence[Item], run: Run[Item], kind: Any = None
     ) -> Iterator[tuple[Sequence[Item], Activations, PerturbedForward]]:
-        """Runs all items in order, some at once; `run(items, row_limits, measure)` is `run_groups` on their moves.
+        """Runs all items, some at once; in order, but for those that branch differently.
+
+        `run(items, row_limits, measure)` is `run_groups` on their moves.
 
         A group that fails is tried again as single evaluations. Where those run, the group was the reason: for good where it is
         known to be (`causes.py`), else for batches of this shape.
@@ -144,6 +147,13 @@ class Grouping:
                 size.rows = None
                 continue
             except Exception as error:
+                parted = found_in(error, Parted)
+                if parted is not None:
+                    self._lost += parted.flops
+                    done += count
+                    for lot in parted.lots:
+                        yield from self.each([part[place] for place in lot], run, kind)
+                    continue
                 cause = cause_of(error)
                 if count == 1 or cause is Cause.REFUSED:
                     raise
@@ -161,6 +171,11 @@ class Grouping:
                 continue
             done += count
             yield part, result, mode
+
+    def take_lost(self) -> int:
+        """FLOPs of groups that had to be parted, since it was last asked."""
+        lost, self._lost = self._lost, 0
+        return lost
 
     def _count(self, size: Size, waiting: int) -> int:
         if waiting == 1:

@@ -109,17 +109,21 @@ def perturbed_losses(
         raise ValueError(
             f"directions has {len(directions)} entries, scales {len(scales)}; expected one each, at least one"
         )
-    pairs = list(zip(directions, scales, strict=True))
+    triples = list(zip(range(len(directions)), directions, scales, strict=True))
     make_move(noise, directions, scales)
     found = whole_targets(model, "a perturbed forward")
     index = Index({0: found})
     device = found[0].tensor.device if found else torch.device("cpu")
 
     def run(part: Sequence[Any], limits: Limits | None, measure: bool) -> tuple[Activations, PerturbedForward]:
-        move = make_move(noise, *zip(*part, strict=True))
+        _, named, sizes = zip(*part, strict=True)
+        move = make_move(noise, named, sizes)
         return run_groups(lambda *_: forward(), None, index, {0: move}, len(part), None, limits, measure)
 
     with evaluation_mode(model):
-        each = Grouping(model, max_group, device).each(pairs, run)
-        losses = [group_losses(result, len(part)) for part, result, _ in each]
-    return torch.tensor([loss for group in read_together(losses) for loss in group], dtype=torch.float32)
+        each = Grouping(model, max_group, device).each(triples, run)
+        ran = [([place for place, *_ in part], group_losses(result, len(part))) for part, result, _ in each]
+    # evaluations that branch differently do not come in order
+    places = [place for part, _ in ran for place in part]
+    values = [loss for group in read_together([losses for _, losses in ran]) for loss in group]
+    return torch.tensor([loss for _, loss in sorted(zip(places, values, strict=True))], dtype=torch.float32)

@@ -8,7 +8,7 @@ tensor.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,11 @@ from blockzo.perturb.moves import Moves
 from blockzo.perturb.parameters import Index
 from blockzo.perturb.values import MovedValues, nbytes_of
 
+ANSWERS = frozenset((Tensor.__bool__, Tensor.is_nonzero, torch.is_nonzero))
+"""Functions that say yes or no."""
+ASKED = ANSWERS | {Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item}
+"""Functions that give Python a number."""
+
 _told: set[str] = set()
 """Functions that a copy was reported for; once a process is enough."""
 
@@ -35,6 +40,19 @@ class Outgrown(Exception):
     def __init__(self, rows: int, linear: bool) -> None:
         super().__init__(f"{rows} rows")
         self.rows, self.linear = rows, linear
+
+
+class Parted(Exception):
+    """A forward branches on what differs between the groups that run together, such as whether a row is padded.
+
+    Attributes:
+        lots: groups with one answer, in two lots. flops: of all groups, up to there.
+    """
+
+    def __init__(self, answers: Sequence[bool], flops: int) -> None:
+        super().__init__("the model branches on what differs between evaluations")
+        self.flops = flops
+        self.lots = [[g for g, answer in enumerate(answers) if answer is one] for one in (True, False)]
 
 
 class PerturbedForward(MovedValues, TorchFunctionMode):
@@ -89,6 +107,8 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
         kind = kind_of(func)
         if kind is Kind.FACT:
             return func(*args, **kwargs)
+        if self.level is not None and func in ASKED:
+            args = (self._agreed(func, args[0]), *args[1:])
         moved = self._look(args)
         if kwargs:
             moved = self._look(kwargs.values()) or moved
@@ -112,6 +132,19 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
     def unbar(self) -> None:
         """From here on all parameters may be used: what runs is beyond the part that is wanted."""
         self.barred = {}
+
+    def _agreed(self, func: Callable[..., Any], value: Any) -> Any:
+        """What Python is given a number of, for all groups, where it is one number."""
+        found = self.lower(value) if isinstance(value, Tensor) else None
+        if found is None or not found[1] or found[0].numel() != self.groups:
+            return value
+        flat = found[0].reshape(-1)
+        values = flat.tolist()
+        if all(one == values[0] for one in values):
+            return flat[0]
+        if func in ANSWERS:
+            raise Parted([bool(one) for one in values], self.flops)
+        return value
 
     def _on_moved(self, func: Callable[..., Any], kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = NotImplemented

@@ -48,7 +48,6 @@ UNBATCHABLE: dict[str, Callable[[Tensor], Any]] = {
     "item": lambda x: x * x.sum().item(),
     "tolist": lambda x: torch.tensor(x.tolist()),
     "numpy": lambda x: torch.from_numpy(x.numpy() * 2),
-    "branch": lambda x: x if x.sum() > 0 else -x,
     "mask": lambda x: x[x > 0],
     "nonzero": lambda x: x[x.nonzero()[0]],
     "unique": torch.unique,
@@ -98,6 +97,25 @@ class Watched:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return Watched(monkeypatch)
+
+
+def caught(x: Tensor) -> Tensor:
+    """A library that makes an error of its own of any other."""
+    try:
+        return x if x.sum() > 0 else -x
+    except Exception as error:
+        raise ValueError("not with this tensor") from error
+
+
+@pytest.mark.parametrize("change", [lambda x: x if x.sum() > 0 else -x, caught], ids=["plain", "a library's own error"])
+def test_evaluations_that_branch_differently_part(change: Callable[[Tensor], Any], watched: Watched) -> None:
+    model = make()
+    expected = losses(model, change, max_group=1, count=6)
+    watched.seen.clear()
+    assert len({float(loss) for loss in expected}) == 6
+    found = losses(model, change, count=6)  # a warning would be an error
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert watched.seen[0] == 6 and max(watched.seen[1:]) > 1 and not Known.of(model).alone
 
 
 @pytest.mark.parametrize("name", UNBATCHABLE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from blockzo.optim.examples import numbers, rows_of, scalars_of
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.micro_batches import rows_in
 from blockzo.optim.step import step_seed
+from blockzo.perturb.grouping import Known
 from tests.core import zoo
 from tests.zoo.harness import Reference
 
@@ -69,6 +72,89 @@ def test_each_example_moves_along_its_own_directions(blocks: int, method: Method
     model.load_state_dict(before)
     bz.replay_(model, [result.record], cut.layout)
     assert all(torch.equal(tensor, after[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", sorted(zoo.HUGGING_FACE))
+def test_padded_examples_of_every_family_run_together(family: str) -> None:
+    """A row without padding and rows with: models that ask whether a mask is all ones part their examples."""
+    model, batch = zoo.make(family), {**zoo.batch(), "labels": labelled()["labels"]}
+    zo = bz.ZO(model, own_loss, bz.SPZO(1, 2), eps=1e-2, seed=5, per_example=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if family != "bloom" else "ignore")
+        result = zo._estimate(batch)
+    assert bool(Known.of(zo.blocks).alone) == (
+        family == "bloom"
+    )  # torch.vmap has no rule for its own activation function
+    noise, tree = Noise(step_seed(5, 0)), bz.SPZO(1, 2).tree(2)
+    losses = []
+    for example in range(3):
+        reference = Reference(model, zo.blocks.layout, noise, [1e-2] * 2, own_loss, rows_of(batch, [example], 3))
+        every = [[BlockMove(m.block, m.direction * 3 + example, m.sign) for m in path] for path in tree.leaf_moves()]
+        losses.append([reference(path) for path in every])
+    first = 1 if "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__ else 0
+    tokens = [int((row[first:] != -100).sum()) for row in batch["labels"]]
+    wanted = scalars_of(bz.SPZO(1, 2), losses, [n / sum(tokens) for n in tokens], [1e-2] * 2)
+    for found, block in zip(result.scalars, wanted, strict=True):
+        assert list(found.values()) == pytest.approx(list(block.values()), rel=0.02, abs=0.02)
+
+
+class Asking(nn.Module):
+    """Branches on what a batch holds, by two ways to the same numbers, and notes which way it goes."""
+
+    def __init__(self, ask: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.ask = nn.Linear(4, 1), ask
+        self.calls = 0
+        self.ways: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y: Tensor = self.layer(x)
+        self.ways.append(bool(self.ask(x)))
+        return y * 2 if self.ways[-1] else y + y
+
+
+@pytest.mark.parametrize(
+    ("ask", "calls"),
+    [
+        (lambda x: (x > 0).all(), (1 + 2 + 1, 3)),  # of two groups of three examples the first parts
+        (lambda x: bool(x.amax() > 5), (2, 2)),
+        (lambda x: x.flatten()[0].item() > 0, (12, 12)),
+    ],
+    ids=["two lots", "one answer", "an answer each"],
+)
+def test_examples_part_where_the_model_asks_of_them(ask: Callable[[Tensor], Any], calls: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    x = -torch.rand(6, 1, 4)
+    x[:2] *= -1
+    found = []
+    for limit in (6, 1):
+        model = Asking(ask)
+        torch.nn.init.constant_(model.layer.weight, 0.3)
+        torch.nn.init.constant_(model.layer.bias, 0.1)
+        zo = bz.ZO(model, lambda m, b: m(b).mean(), bz.OneSided(1), per_example=True, max_group=limit)
+        zo.step(x)
+        model.calls, model.ways = 0, []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = zo._estimate(x)
+        found.append(result.losses)
+        if limit == 6:
+            assert (model.calls, len(model.ways)) == calls
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_batch_with_a_list_of_texts_runs_one_example_after_the_other() -> None:
+    model, words = nn.Linear(4, 1), {"a": 0, "bb": 1, "ccc": 2}
+    batch = {"x": torch.randn(3, 4), "text": list(words)}
+
+    def loss(m: nn.Module, b: Any) -> Tensor:
+        return (m(b["x"]).squeeze(1) - torch.tensor([float(words[text]) for text in b["text"]])).square().mean()
+
+    zo = bz.ZO(model, loss, bz.MeZO(), per_example=True)
+    with pytest.warns(UserWarning, match="one after the other"):
+        result = zo.step(batch)
+    assert result.losses[0] > 0
 
 
 def test_micro_batches_are_the_batch() -> None:
