@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from blockzo.methods import Method, Scalars
 from blockzo.methods.tree import EvaluationTree, Node, each_of
@@ -147,17 +148,23 @@ class Examples:
             ValueError: examples see each other in it, as in a contrastive loss; each along its own direction would mean nothing.
         """
         model, blocks = self.blocks.model, len(self.blocks)
-        with evaluation_mode(model):
-            losses = [float(self.blocks.run_whole(partial(self.loss_fn, model, part.batch))) for part in parts]
-        total = math.fsum(part.weight for part in parts)
-        whole = math.fsum(part.weight / total * loss for part, loss in zip(parts, losses, strict=True))
-        unmoved, terms = Node(0, blocks), []
+        whole, total = 0.0, math.fsum(part.weight for part in parts)
+        for part, taken in zip(parts, found, strict=True):
+            with evaluation_mode(model):
+                value = self.blocks.run_whole(partial(self.loss_fn, model, part.batch))
+            if isinstance(value, Tensor) and value.numel() == taken.rows > 1:
+                # a loss an example already
+                terms = [value.reshape(-1)[row] * weight for row, weight in zip(taken.kept, taken.weights, strict=True)]
+                whole += math.fsum(map(float, terms))
+            else:
+                whole += part.weight / total * float(value)
+        unmoved, own_terms = Node(0, blocks), []
         for taken in found:
             if taken.kept:
                 tree = EvaluationTree(blocks, (unmoved,) * len(taken.kept))
                 own = self._losses(executor, tree, taken, 1)[1]
-                terms += [weight * loss for weight, (loss,) in zip(taken.weights, own, strict=True)]
-        apart = math.fsum(terms)
+                own_terms += [weight * loss for weight, (loss,) in zip(taken.weights, own, strict=True)]
+        apart = math.fsum(own_terms)
         half = any(parameter.dtype != torch.float32 for parameter in model.parameters())
         if not abs(apart - whole) <= (ROUNDING_16 if half else ROUNDING) * max(abs(apart), abs(whole), 1e-3):
             raise ValueError(

@@ -75,5 +75,5 @@ class LossChecks:
 
 
 def _number(loss: Any) -> Any:
-    """What can be compared of it; what is no loss is refused where it is read."""
-    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else math.nan
+    """What can be compared of it, of a loss an example their mean; what is no loss is refused where it is read."""
+    return loss.double().mean() if isinstance(loss, Tensor) and loss.is_floating_point() and loss.numel() else math.nan

@@ -228,6 +228,27 @@ def test_a_loss_that_couples_examples_is_refused() -> None:
     assert bz.digest(model) == before
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_loss_function_may_give_a_loss_an_example(weighted: bool) -> None:
+    x, y = torch.randn(5, 4), torch.randn(5)
+    rows_of_loss = (lambda batch: float(batch[0][:, 0].abs().sum())) if weighted else None
+
+    def each(m: nn.Module, b: Any) -> Tensor:
+        return (m(b[0]).squeeze(1) - b[1]).square()
+
+    def mean(m: nn.Module, b: Any) -> Tensor:
+        weights = b[0][:, 0].abs() if weighted else torch.ones(len(b[1]))
+        return (each(m, b) * weights).sum() / weights.sum()
+
+    found = []
+    for loss in (each, mean):
+        torch.manual_seed(2)
+        zo = bz.ZO(nn.Linear(4, 1), loss, bz.OneSided(2), per_example=True, rows_of=rows_of_loss)
+        found.append(zo.step((x, y)))
+    one, two = (result.record.blocks[0].coefficients for result in found)
+    assert one == pytest.approx(two, rel=1e-2, abs=1e-6) and len(one) == 10
+
+
 def test_what_it_does_not_go_with() -> None:
     model = nn.Linear(3, 1)
     for options in ({"method": "auto"}, {"evaluate": "in_place"}):
