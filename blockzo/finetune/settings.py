@@ -106,7 +106,7 @@ class Settings:
         page="Directions a step, of methods that move the whole model along each.",
     )
     levels: str | None = option("tree: directions of every block: 1,2,4.", METHOD, None)
-    per_example: bool = option("Every example along directions of its own.", METHOD, False, commands=(FINETUNE,))
+    per_example: bool = option("Every example along directions of its own.", METHOD, False)
     lr: str | None = option("Learning rate (1e-6), or one a block: 1e-6,1e-4; auto: a factor (1).", METHOD, None)
     schedule: str = option("{choices}.", METHOD, "constant", choices=SCHEDULES)
     warmup: int = option("Steps over which the rate rises.", METHOD, 0, least=0)

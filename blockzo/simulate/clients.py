@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from blockzo.federated.client import partition
 from blockzo.federated.client.finetuning import Batches
 from blockzo.federated.client.worker import Weights, Worker
 from blockzo.federated.protocol.estimate import Estimate
+from blockzo.federated.protocol.examples import widths
 from blockzo.federated.protocol.round_record import scalar_limit
 from blockzo.federated.protocol.settings import RoundPolicy
 from blockzo.finetune.data.rows import column as column_of
@@ -65,7 +67,11 @@ class Liar(Worker):
         assert settings is not None
         chance = random.Random(f"liar {self.number} {number}")
         policy = RoundPolicy(largest_loss_change=self.largest)
-        limits = [scalar_limit(settings, policy, b) for b, n in enumerate(settings.directions) for _ in range(n)]
-        scalars = tuple(chance.uniform(-limit, limit) for limit in limits * settings.local_steps)
         _, rows = self.batch_of(number, 0)
-        return Estimate(scalars, chance.random(), rows)
+        counts = (rows,) * settings.local_steps * settings.counted
+        blocks = range(settings.blocks)
+        # all examples of a direction together
+        limits = [scalar_limit(settings, policy, b) / (rows if settings.per_example else 1) for b in blocks]
+        found = zip(itertools.cycle(limits), widths(settings, counts), strict=False)
+        scalars = tuple(chance.uniform(-limit, limit) for limit, width in found for _ in range(width))
+        return Estimate(scalars, chance.random(), rows, counts)

@@ -43,6 +43,8 @@ def simulate(
             "simulate runs methods whose directions are known beforehand, on weights that are not written; leave out "
             "--in-place and --method auto"
         )
+    if settings.per_example and federation.engine == "fedavg":
+        raise UserError("--engine fedavg backpropagates and has no directions; leave out --per-example")
     output.check_folder(folder)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

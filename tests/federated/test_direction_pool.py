@@ -10,7 +10,7 @@ import torch
 
 import blockzo as bz
 from blockzo.federated.client.client import Client
-from blockzo.federated.protocol.addresses import shared_directions, step_directions
+from blockzo.federated.protocol.addresses import directions_of_steps, step_directions
 from blockzo.federated.protocol.direction_pool import DirectionPool
 from blockzo.federated.protocol.seeds import pool_numbers, round_seed
 from tests.federated.problem import RUN, Federation, network, settings, worker
@@ -84,7 +84,7 @@ def test_a_client_that_diverged_long_after_the_first_rebase_takes_part_again(tmp
 
 def test_a_pool_draws_different_directions_in_every_round() -> None:
     run = settings(pool=50, local_steps=2)
-    found = [shared_directions(run, number) for number in range(200)]
+    found = [directions_of_steps(run, number) for number in range(200)]
     assert len({str(entry) for entry in found}) == 200
     assert {k for entry in found for k in entry[1]} == set(range(50))
     assert all(len(set(block)) == len(block) for entry in found for block in entry)

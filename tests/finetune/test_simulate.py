@@ -91,6 +91,27 @@ def test_a_simulation_leaves_a_journal_that_rebuilds_the_model_and_honest_figure
     assert result["flops"] == found[-1]["flops"] > 0
 
 
+def test_a_direction_an_example(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    """With clients of fewer rows than a batch, local steps and liars; killed and continued; the journal rebuilds the model."""
+    told = settings(tiny("llama"), rows, per_example=True, batch=12, weight_decay=0.0)
+    federation = Federation(clients=6, sample=3, alpha=0.3, local_steps=2, own_directions=True, liars=0.2)
+    result = simulate(told, federation, tmp_path / "run")
+    journal = Journal.open(tmp_path / "run" / "journal.bz")
+    directions = [record.blocks[1].directions for record in journal.records()]
+    # own numbers: no client's places are another's
+    assert all(len(set(found)) == len(found) <= 3 * 2 * 2 * 12 for found in directions)
+    assert len({len(found) for found in directions}) > 1
+    base = load(str(tiny("llama")), "float32").model
+    bz.replay_(base, journal.records(), journal.layout)
+    assert bz.digest(base) == result["final_digest"] and not result["refused"]
+    simulate(settings(tiny("llama"), rows, per_example=True, steps=2), Federation(secure_sum=True), tmp_path / "sum")
+    with pytest.raises(UserError, match="leave out --per-example"):
+        simulate(told, Federation(engine="fedavg"), tmp_path / "fedavg")
+    with pytest.raises(ValueError, match="one example's share of a slope: expected one of mean"):
+        simulate(told, Federation(aggregate="median"), tmp_path / "median")
+    assert not (tmp_path / "median").exists()
+
+
 def test_a_skewed_client_that_knows_nothing_more_has_no_say_in_the_bias(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
     prepared = prepare(settings(tiny("bert"), rows), print)
     skewed = [row for row, label in enumerate(prepared.train.labels) if label][:9]

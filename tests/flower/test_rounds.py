@@ -17,7 +17,7 @@ from blockzo.federated.flower.plan import open_server
 from blockzo.federated.flower.rounds import Rounds
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.server.server import Server
-from tests.flower.conftest import CONFIG
+from tests.flower.conftest import CONFIG, digest_in_process
 from tests.flower.local_grid import LocalGrid
 
 # starts processes that talk
@@ -178,6 +178,18 @@ def test_a_server_goes_on_from_its_journal(expected: str) -> None:
     Rounds(again, Exchange(grid, again.settings.run, Identities(), ttl=2.0), 2).run()
     assert digest(again) == expected
     again.close()
+
+
+def test_a_direction_an_example(tmp_path: Path) -> None:
+    """Every node sends 32 examples' scalars along six directions in each of 3 local steps; the digest is that of one process."""
+    config = {**FAST, "per-example": True, "run-name": "examples"}
+    server = open_server(config)
+    grid = LocalGrid({node: Client(tiny.worker({"partition-id": node})) for node in (0, 1)})
+    Rounds(server, Exchange(grid, server.settings.run, Identities("registered"), ttl=2.0), 2).run()
+    assert digest(server) == digest_in_process(tmp_path, config)
+    server.close()
+    with pytest.raises(ValueError, match="per_example 32, now None"):
+        open_server({**config, "per-example": False})
 
 
 def test_a_journal_of_other_settings_is_not_taken(tmp_path: Path) -> None:

@@ -29,9 +29,6 @@ def run_settings(settings: Settings, blocks: int, run: str, rounds: int, **feder
     if isinstance(method, Auto):
         raise UserError("--method auto chooses by what one machine measures, and cannot run in rounds; name a method")
 
-    if settings.per_example:
-        raise UserError("--per-example is not for rounds yet; leave it out")
-
     def each(name: str) -> tuple[float, ...]:
         values = numbers(f"--{name}", getattr(settings, name))
         return tuple(values * blocks if len(values) == 1 else values)
@@ -48,6 +45,7 @@ def run_settings(settings: Settings, blocks: int, run: str, rounds: int, **feder
         distributions=(settings.distribution,),
         weight_decay=settings.weight_decay,
         stochastic_rounding=settings.stochastic_rounding,
+        per_example=settings.batch if settings.per_example else 0,
         **federated,
     )
 

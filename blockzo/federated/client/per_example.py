@@ -122,3 +122,37 @@ def losses_of_rows(run: Callable[[Any], list[list[float]]], batch: Any, rows: in
         leaves = len(alone[sound[0]] or ())
         found = [[losses[leaf][0] if losses else math.nan for losses in alone] for leaf in range(leaves)]
     return [[loss if row in sound else math.nan for row, loss in enumerate(losses)] for losses in found]
+
+
+def losses_of_row(
+    run: Callable[[Any], list[list[float]]], batch: Any, row: int, rows: int, leaves: int
+) -> list[list[float]]:
+    """Losses (leaves x 1) of one row by itself; NaN where it fails. Nothing of other rows shows in them.
+
+    Args:
+        run: batch -> leaves x rows, along directions that are this row's own.
+    """
+    try:
+        found = run(rows_of(batch, [row], rows))
+        if any(len(losses) != 1 for losses in found):
+            raise ValueError(f"a batch of one row gave {len(found[0])} losses; expected one")
+        return found
+    except Exception as error:
+        log.warning("row %d of the batch fails: %s", row, error)
+        return [[math.nan]] * leaves
+
+
+def scattered(scalars: Sequence[float], places: Sequence[Sequence[int]], numbered: Sequence[int]) -> list[float]:
+    """Scalars of one example (blocks, then directions) at the places of its own directions, zeros at those of others.
+
+    Args:
+        places: of each block, numbers of its directions.
+        numbered: numbers that each block has.
+    """
+    found, values = [], iter(scalars)
+    for own, width in zip(places, numbered, strict=True):
+        block = [0.0] * width
+        for place, value in zip(own, values, strict=False):
+            block[place] = value
+        found += block
+    return found

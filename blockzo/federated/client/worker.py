@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -12,18 +14,27 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from blockzo import ops
-from blockzo.federated.client.per_example import ExampleExecutor, example_scalars, losses_of_rows
+from blockzo.federated.client.per_example import (
+    ExampleExecutor,
+    example_scalars,
+    losses_of_row,
+    losses_of_rows,
+    scattered,
+)
 from blockzo.federated.client.weights import Weights
 from blockzo.federated.protocol.addresses import noise_seed, step_directions
 from blockzo.federated.protocol.estimate import Estimate
+from blockzo.federated.protocol.examples import padded
 from blockzo.federated.protocol.settings import RunSettings
 from blockzo.journal.record import BlockUpdate, Record
 from blockzo.methods.base import Method, described
+from blockzo.methods.tree import EvaluationTree
 from blockzo.noise import Noise
 from blockzo.ops.params import whole_targets
 from blockzo.optim.evaluation import Evaluation
+from blockzo.optim.examples import Examples, numbers, scalars_of
 from blockzo.optim.executor import PerturbedExecutor
-from blockzo.optim.micro_batches import loss_terms, parts_of
+from blockzo.optim.micro_batches import MicroBatches, loss_terms, parts_of
 from blockzo.optim.reuse import Reuse
 from blockzo.perturb import check_reads
 from blockzo.perturb.blocks import Blocks
@@ -75,6 +86,7 @@ class Worker:
         self.seconds = 0.0
         self._settings: RunSettings | None = None
         self._method: Method | None = None
+        self._examples: Examples | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -111,6 +123,7 @@ class Worker:
         assert settings is not None
         scalars: list[float] = []
         losses: list[float] = []
+        counts: list[int] = []
         rows = 0
         kept = self.weights.take() if settings.local_steps > 1 else None
         try:
@@ -119,13 +132,20 @@ class Worker:
                 found, loss = self._step(settings, number, slot, step, batch, count)
                 rows += count
                 losses.append(loss)
+                if settings.per_example:
+                    counts.append(
+                        max(len(block) // n for block, n in zip(found, settings.directions, strict=True) if n)
+                    )
                 scalars += [s for block in found for s in block]
                 if step + 1 < settings.local_steps:
                     self._move(settings, number, slot, step, found)
         finally:
             if kept is not None:
                 self.weights.put(kept)
-        return Estimate(tuple(scalars), math.fsum(losses) / len(losses), rows)
+        if not settings.counted:
+            # the number of examples is not told
+            scalars, counts = padded(settings, scalars, counts), []
+        return Estimate(tuple(scalars), math.fsum(losses) / len(losses), rows, tuple(counts))
 
     def _noises(self, settings: RunSettings, number: int) -> list[Noise]:
         seed = noise_seed(settings, number)
@@ -140,13 +160,19 @@ class Worker:
         if private is not None and private.unit == "example":
             # one local step, so that this is the whole reply; losses do not leave
             units = self._units(settings, number, slot, batch, rows, private.batch)
-            return [list(private.mean_of(units, settings.scalars))], 0.0
+            every = iter(private.mean_of(units, settings.scalars))
+            return [list(islice(every, count)) for count in settings.numbered], 0.0
         if private is None:
             # not where a refusal, which depends on the data, would say who takes part
             self._check_reads(batch)
-        executor = self._executor(PerturbedExecutor, settings, number, slot, step)
-        found = self._run(executor, settings, batch)
-        scalars = self._method.scalars(found.losses, settings.eps)
+        if settings.per_example:
+            found = self._each(settings, number, slot, step, batch, rows)
+            assert found.examples is not None
+            scalars = scalars_of(self._method, *found.examples, settings.eps)
+        else:
+            directions = step_directions(settings, number, slot, step)
+            found = self._run(self._executor(PerturbedExecutor, settings, directions, number), batch)
+            scalars = self._method.scalars(found.losses, settings.eps)
         return [list(block.values()) for block in scalars], math.fsum(found.losses) / len(found.losses)
 
     def _check_reads(self, batch: Any) -> None:
@@ -155,23 +181,44 @@ class Worker:
         if self.loss_fn in looked:
             return
         with evaluation_mode(self.model):
-            part = parts_of(batch, lambda one: loss_terms(self.model, one))[0].batch
+            part = parts_of(batch, self._weight)[0].batch
             check_reads(whole_targets(self.model, "a federated round"), lambda: self.loss_fn(self.model, part))
         looked.add(self.loss_fn)
 
-    def _executor(self, kind: type[E], settings: RunSettings, number: int, slot: int, step: int) -> E:
-        directions = step_directions(settings, number, slot, step)
+    def _executor(self, kind: type[E], settings: RunSettings, directions: Sequence[Sequence[int]], number: int) -> E:
         noises = self._noises(settings, number)
         reuse = Reuse.of(self.weights.blocks, self.loss_fn)
         return kind(self.weights.blocks, noises, settings.eps, self.max_group, directions=directions, reuse=reuse)
 
-    def _run(self, executor: PerturbedExecutor, settings: RunSettings, batch: Any) -> Evaluation:
-        assert self._method is not None
-        tree = self._method.tree(settings.blocks)
-        began = time.perf_counter()
+    def _run(self, executor: PerturbedExecutor, batch: Any) -> Evaluation:
         # a client may hand over micro-batches
-        parts = parts_of(batch, lambda one: loss_terms(self.model, one))
-        found = executor.run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
+        parts = parts_of(batch, self._weight)
+        return self._timed(lambda tree: executor.run_parts(tree, parts, lambda one: self.loss_fn(self.model, one)))
+
+    def _each(self, settings: RunSettings, number: int, slot: int, step: int, batch: Any, rows: int) -> Evaluation:
+        """Every example along directions of its own: those of the step, in their order (`protocol.examples`)."""
+        if rows > settings.per_example:
+            raise ValueError(
+                f"a batch of {rows} rows; expected {settings.per_example} at most (per_example of the run)"
+            )
+        every = step_directions(settings, number, slot, step)
+
+        def executor(own: Sequence[Sequence[int]]) -> PerturbedExecutor:
+            numbers = [[known[k] for k in block] for known, block in zip(every, own, strict=True)]
+            return self._executor(PerturbedExecutor, settings, numbers, number)
+
+        if self._examples is None:
+            self._examples = Examples(self.weights.blocks, self.loss_fn, self._weight)
+        parts, examples = parts_of(batch, self._weight), self._examples
+        return self._timed(lambda tree: examples.run(tree, parts, executor))
+
+    def _weight(self, batch: Any) -> float:
+        return loss_terms(self.model, batch)
+
+    def _timed(self, run: Callable[[EvaluationTree], Evaluation]) -> Evaluation:
+        assert self._method is not None
+        began = time.perf_counter()
+        found = run(self._method.tree(self.blocks))
         self.seconds += time.perf_counter() - began
         self.flops += found.flops
         return found
@@ -183,22 +230,41 @@ class Worker:
         assert self._method is not None
         if rows > most:
             raise ValueError(f"a batch of {rows} rows; expected {most} at most (privacy batch)")
+        every = step_directions(settings, number, slot, 0)
 
-        def run(part: Any) -> list[list[float]]:
-            executor = self._executor(ExampleExecutor, settings, number, slot, 0)
-            self._run(executor, settings, part)
+        def run(part: Any, directions: Sequence[Sequence[int]] = every) -> list[list[float]]:
+            executor = self._executor(ExampleExecutor, settings, directions, number)
+            self._run(executor, part)
             return executor.rows
 
-        return example_scalars(self._method, losses_of_rows(run, batch, rows), settings.eps)
+        if not settings.per_example:
+            return example_scalars(self._method, losses_of_rows(run, batch, rows), settings.eps)
+        if isinstance(batch, MicroBatches):
+            raise ValueError(
+                "a batch of micro-batches, whose rows have no places; expected one batch (privacy unit example)"
+            )
+        units = []
+        for row in range(rows):
+            # its place in the batch alone says which are its own
+            places = numbers(settings.directions, row, settings.per_example)
+            own = [[known[k] for k in block] for known, block in zip(every, places, strict=True)]
+            losses = losses_of_row(
+                partial(run, directions=own), batch, row, rows, self._method.tree(self.blocks).leaves
+            )
+            (scalars,) = example_scalars(self._method, losses, settings.eps)
+            units.append(scattered(scalars, places, settings.numbered))
+        return units
 
     def _move(self, settings: RunSettings, number: int, slot: int, step: int, scalars: list[list[float]]) -> None:
         rates = settings.rates(number)
         updates = []
         moved_by = step_directions(settings, number, slot, step)
-        for block, (numbers, found) in enumerate(zip(moved_by, scalars, strict=True)):
+        for block, (every, found) in enumerate(zip(moved_by, scalars, strict=True)):
             distribution = settings.distributions[block]
             moved = tuple(rates[block] * s for s in found)
-            updates.append(BlockUpdate(numbers, moved, rates[block], settings.eps[block], distribution=distribution))
+            updates.append(
+                BlockUpdate(every[: len(moved)], moved, rates[block], settings.eps[block], distribution=distribution)
+            )
         seed = noise_seed(settings, number)
         record = Record(0, seed, settings.distributions[0], tuple(updates))
         ops.replay_(self.model, [record], self.weights.blocks.layout)

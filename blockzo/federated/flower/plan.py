@@ -58,7 +58,8 @@ def open_server(config: Mapping[str, Any]) -> Server:
         return Server.create(path, plan.settings, plan.base_digest, plan.layout, plan.policy, plan.replica)
     server = Server.resume(path, plan.policy, plan.replica)
     found, wanted = server.settings.as_dict(), plan.settings.as_dict()
-    others = [f"{name} {found[name]!r}, now {wanted[name]!r}" for name in found if found[name] != wanted[name]]
+    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    others = [f"{name} {found.get(name)!r}, now {wanted.get(name)!r}" for name in names]
     differing = [text for text in others if not text.startswith("run ")]
     if server.base_digest != plan.base_digest:
         differing.append(f"base model {server.base_digest}, now {plan.base_digest}")

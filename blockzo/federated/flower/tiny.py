@@ -57,7 +57,8 @@ def worker(config: Mapping[str, Any]) -> Worker:
 
 
 def plan(config: Mapping[str, Any]) -> Plan:
-    """Reads "rounds", "local-steps", "clients", "deadline", "secure-sum", and "run", 32 hexadecimal digits or made up."""
+    """Reads "rounds", "local-steps", "clients", "deadline", "secure-sum", "per-example", and "run", 32 hexadecimal digits or made
+    up."""
     import secrets
 
     blocks, method = model(), SPZO(1, 2)
@@ -71,6 +72,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
         eps=(1e-3, 1e-3),
         local_steps=int(config.get("local-steps", 1)),
         secure_sum=bool(config.get("secure-sum", False)),
+        per_example=BATCH if config.get("per-example", False) else 0,
     )
     weights = Weights(blocks)
     policy = RoundPolicy(quorum=int(config.get("clients", 1)), deadline=float(config.get("deadline", 30)))

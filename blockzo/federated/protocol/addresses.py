@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from blockzo.federated.protocol.seeds import first_direction, pool_numbers, round_seed
 from blockzo.federated.protocol.settings import RunSettings
 
@@ -14,21 +16,35 @@ def noise_seed(settings: RunSettings, number: int) -> int:
     return round_seed(bytes.fromhex(settings.run), _POOL_SEED if settings.pool else number)
 
 
-def step_directions(settings: RunSettings, number: int, slot: int, step: int) -> list[tuple[int, ...]]:
-    """For each block, numbers of the directions of one local step."""
+def step_directions(
+    settings: RunSettings, number: int, slot: int, step: int, examples: int = 0
+) -> list[tuple[int, ...]]:
+    """For each block, numbers of the directions of one local step.
+
+    Args:
+        examples: with directions of their own (`RunSettings.per_example`); as many as there can be where 0.
+    """
     found = []
-    for block, count in enumerate(settings.directions):
+    for block, (count, most) in enumerate(zip(settings.directions, settings.numbered, strict=True)):
+        used = count * examples if examples else most
         if settings.pool:
-            total = settings.local_steps * count
+            total = settings.local_steps * most
             every = pool_numbers(bytes.fromhex(settings.run), number, slot, block, total, settings.pool)
-            found.append(every[step * count : (step + 1) * count])
+            found.append(every[step * most : step * most + used])
         else:
-            first = first_direction(slot, step, settings.local_steps, count)
-            found.append(tuple(range(first, first + count)))
+            first = first_direction(slot, step, settings.local_steps, most)
+            found.append(tuple(range(first, first + used)))
     return found
 
 
-def shared_directions(settings: RunSettings, number: int) -> list[tuple[int, ...]]:
-    """For each block, the directions of a record of shared directions: those of all local steps, in their order."""
-    steps = [step_directions(settings, number, 0, step) for step in range(settings.local_steps)]
+def directions_of_steps(
+    settings: RunSettings, number: int, slot: int = 0, counts: Sequence[int] = ()
+) -> list[tuple[int, ...]]:
+    """For each block, the directions of all local steps of a participant, in their order.
+
+    Args:
+        counts: examples with directions of their own, of every local step; empty: as many as there can be.
+    """
+    counts = counts or (0,) * settings.local_steps
+    steps = [step_directions(settings, number, slot, step, examples) for step, examples in enumerate(counts)]
     return [tuple(k for step in steps for k in step[block]) for block in range(settings.blocks)]

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from blockzo.federated.protocol.examples import most_of, padded
 from blockzo.federated.protocol.settings import RunSettings
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """Scalars of one client and the rows that they come from."""
+    """Scalars of one client and the rows that they come from; `counts` as of a reply."""
 
     scalars: tuple[float, ...]
     examples: int
     loss: float
     slot: int = 0
+    counts: tuple[int, ...] = ()
 
 
 def counts_of(contributions: Sequence[Contribution], settings: RunSettings) -> list[int]:
@@ -30,5 +32,11 @@ def weights_of(contributions: Sequence[Contribution], settings: RunSettings) -> 
 
 
 def combine(contributions: Sequence[Contribution], settings: RunSettings) -> list[float]:
-    """One scalar for each entry: what the clients of a round with shared directions say together."""
-    return settings.combining.combine([c.scalars for c in contributions], counts_of(contributions, settings))
+    """One scalar for each entry: what the clients of a round with shared directions say together. Where every example has
+    directions of its own, there are entries for as many as the client with most of them has, and others' count as zeros.
+    """
+    vectors = [c.scalars for c in contributions]
+    if settings.counted:
+        most = most_of([c.counts for c in contributions])
+        vectors = [tuple(padded(settings, c.scalars, c.counts, most)) for c in contributions]
+    return settings.combining.combine(vectors, counts_of(contributions, settings))

@@ -46,8 +46,7 @@ class DirectionPool:
     def shorter(self, position: int) -> bool:
         """Are the sums of the last rebase fewer bytes than the records from `position` to it?"""
         number, sums = self._at_rebase
-        scalars = self.settings.local_steps * sum(self.settings.directions)
-        return position < number and 16 * sum(map(len, sums)) < 4 * scalars * (number - position)
+        return position < number and 16 * sum(map(len, sums)) < 4 * self.settings.scalars * (number - position)
 
     def snapshot(self) -> dict[str, Any]:
         """The sums of the last rebase, for a message: {"round", "pool": base64 of (u32, f64) pairs for each block}."""

@@ -13,11 +13,15 @@ from blockzo.journal.record import Record
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a client found on its data: scalars (steps, then blocks, then directions), mean loss, rows."""
+    """What a client found on its data: scalars (steps, then blocks, then directions), mean loss, rows.
+
+    `counts`: where a reply says it (`RunSettings.counted`), how many examples of every local step have directions of their own.
+    """
 
     scalars: tuple[float, ...]
     loss: float
     examples: int
+    counts: tuple[int, ...] = ()
 
 
 class ClientWorker(Protocol):

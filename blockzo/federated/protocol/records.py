@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import struct
 
-from blockzo.federated.protocol.addresses import noise_seed, shared_directions
+from blockzo.federated.protocol.addresses import directions_of_steps, noise_seed
+from blockzo.federated.protocol.examples import Contributors, contributors_of, directions_of
 from blockzo.federated.protocol.settings import RunSettings
 from blockzo.journal.outside import MOST_SCALARS
 from blockzo.journal.record import BlockUpdate, Record, check_record, float32, pack_floats, unpack_floats
 
-_SIGNS, _EXPLICIT = 1, 2
+_SIGNS, _EXPLICIT, _COUNTED = 1, 2, 4
 
 
 def block_counts(settings: RunSettings) -> list[int]:
     """Directions of each block in the record of a round with shared directions."""
-    return [settings.local_steps * count for count in settings.directions]
+    return [settings.local_steps * count for count in settings.numbered]
 
 
 def make_record(
@@ -51,13 +52,24 @@ def sign_coefficient(settings: RunSettings, block: int, rate: float) -> float:
     return float32(rate / max(1, block_counts(settings)[block]))
 
 
+def _lists_clients(settings: RunSettings) -> bool:
+    """May a record say whose directions it holds, and of how many examples?"""
+    return settings.counted or bool(settings.per_example and settings.own_directions)
+
+
 def encode_record(record: Record, settings: RunSettings) -> bytes:
-    in_order = [b.directions for b in record.blocks] == shared_directions(settings, record.step)
+    clients = contributors_of(record, settings) if _lists_clients(settings) else None
+    in_order = [b.directions for b in record.blocks] == directions_of_steps(settings, record.step)
+    explicit = clients is None and not in_order
     signs = settings.combining.signs
-    parts = [struct.pack("<Bf", signs * _SIGNS | (not in_order) * _EXPLICIT, record.losses[0])]
+    flags = signs * _SIGNS | explicit * _EXPLICIT | (clients is not None) * _COUNTED
+    parts = [struct.pack("<Bf", flags, record.losses[0])]
     parts += [struct.pack("<d", block.lr) for block in record.blocks]
+    if clients is not None:
+        parts.append(struct.pack("<I", len(clients)))
+        parts += [struct.pack(f"<{1 + len(counts)}H", slot, *counts) for slot, counts in clients]
     for block in record.blocks:
-        if not in_order:
+        if explicit:
             parts.append(struct.pack(f"<I{len(block.directions)}I", len(block.directions), *block.directions))
         if not signs:
             parts.append(pack_floats(block.coefficients))
@@ -79,7 +91,8 @@ def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> t
     try:
         flags, loss = struct.unpack_from("<Bf", data, at)
         at += 5
-        if flags & ~(_SIGNS | _EXPLICIT) or bool(flags & _SIGNS) != (settings.combining.signs):
+        known = _SIGNS | _EXPLICIT | _COUNTED * _lists_clients(settings)
+        if flags & ~known or flags & _EXPLICIT and flags & _COUNTED or bool(flags & _SIGNS) != settings.combining.signs:
             raise ValueError(f"a record has the flags {flags}, which do not belong to this run")
         if flags & _EXPLICIT and not settings.own_directions:
             raise ValueError("a record lists directions, in a run whose clients share those of its seed")
@@ -87,7 +100,12 @@ def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> t
         at += 8 * settings.blocks
         directions: list[tuple[int, ...]] = []
         coefficients: list[tuple[float, ...]] = []
-        expected = [()] * settings.blocks if flags & _EXPLICIT else shared_directions(settings, number)
+        expected: list[tuple[int, ...]] = [()] * settings.blocks
+        if flags & _COUNTED:
+            clients, at = _clients(data, at, settings)
+            expected = directions_of(clients, settings, number)
+        elif not flags & _EXPLICIT:
+            expected = directions_of_steps(settings, number)
         for found in expected:
             count = len(found)
             if flags & _EXPLICIT:
@@ -109,6 +127,34 @@ def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> t
     except struct.error as error:
         raise ValueError(f"a record is shorter than its counts say ({error})") from None
     return check_record(make_record(settings, number, loss, directions, coefficients, rates)), at
+
+
+def _clients(data: bytes, at: int, settings: RunSettings) -> tuple[Contributors, int]:
+    """Whose directions a record holds, and where that ends.
+
+    Raises:
+        ValueError: clients or examples that this run cannot have.
+    """
+    (count,) = struct.unpack_from("<I", data, at)
+    if not 1 <= count <= settings.slots:
+        raise ValueError(f"a record of {count} clients; expected 1 to {settings.slots}")
+    at += 4
+    found: Contributors = []
+    fewest = 1 if settings.counted else settings.per_example
+    for _ in range(count):
+        slot, *counts = struct.unpack_from(f"<{1 + settings.local_steps}H", data, at)
+        at += 2 + 2 * settings.local_steps
+        if not (found[-1][0] if found else -1) < slot < settings.slots:
+            raise ValueError(f"a record lists slot {slot}; expected ascending ones below {settings.slots}")
+        if not all(fewest <= n <= settings.per_example for n in counts):
+            raise ValueError(
+                f"a record of {counts[:8]} examples; expected {fewest} to {settings.per_example} a local step"
+            )
+        found.append((slot, tuple(counts)))
+    total = sum(n for _, counts in found for n in counts) * sum(settings.directions)
+    if 4 * total > len(data) - at and not settings.combining.signs:
+        raise ValueError(f"a record has {len(data) - at} bytes for {total} coefficients")
+    return found, at
 
 
 def pack_signs(values: list[float]) -> bytes:

@@ -23,6 +23,8 @@ from blockzo.optim.schedules import factor
 __all__ = ["PROTOCOL", "WEIGHTINGS", "RoundPolicy", "RunSettings", "run_tag"]
 PROTOCOL = 1
 WEIGHTINGS = ("examples", "equal")
+MOST_EXAMPLES = 1 << 14
+"""Of a client's local step, where each has directions of its own."""
 
 
 def _numbers(name: str, values: tuple[float, ...], blocks: int, lowest: float) -> None:
@@ -58,6 +60,8 @@ class RunSettings:
             and sign what they promise one another with long-term keys; "unsigned": without, so that a server that does not follow
             the protocol could invent clients.
         aggregate_options: of the aggregate; what is left out has its default.
+        per_example: examples of a client's local step at most, each of which has directions of its own
+            (blockzo.federated.protocol.examples); 0: the examples of a batch share their directions.
     """
 
     run: str
@@ -81,6 +85,7 @@ class RunSettings:
     privacy: Mapping[str, Any] | None = None
     secure_sum: bool | str = False
     aggregate_options: Mapping[str, Any] = field(default_factory=dict)
+    per_example: int = 0
 
     def __post_init__(self) -> None:
         for name in ("directions", "lr", "eps", "distributions"):
@@ -93,6 +98,7 @@ class RunSettings:
             ("warmup", 0, 1 << 32),
             ("pool", 0, MOST_SCALARS),
             ("rebase", 1, 1 << 32),
+            ("per_example", 0, MOST_EXAMPLES),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= most:
@@ -107,8 +113,9 @@ class RunSettings:
             )
         if blocks > MOST_BLOCKS or sum(self.directions) > MOST_EVALUATIONS or self.scalars > MOST_SCALARS:
             raise ValueError(
-                f"{blocks} blocks with {sum(self.directions)} directions in each of {self.local_steps} local steps; expected at "
-                f"most {MOST_BLOCKS} blocks, {MOST_EVALUATIONS} directions and {MOST_SCALARS} scalars in a round"
+                f"{blocks} blocks with {sum(self.directions)} directions in each of {self.local_steps} local steps"
+                f"{f' for each of {self.per_example} examples' if self.per_example else ''}; expected at most {MOST_BLOCKS} "
+                f"blocks, {MOST_EVALUATIONS} directions and {MOST_SCALARS} scalars in a round"
             )
         _numbers("lr", self.lr, blocks, 0.0)
         _numbers("eps", self.eps, blocks, 1e-30)
@@ -127,15 +134,20 @@ class RunSettings:
             raise ValueError(
                 f"weight_decay is {self.weight_decay}; expected 0 or more, finite in float32 times every rate"
             )
-        if self.local_steps * max(self.directions) > ROUNDING_DIRECTION:
+        if self.local_steps * max(self.numbered) > ROUNDING_DIRECTION:
             raise ValueError(
-                f"{self.local_steps} local steps of {self.directions} directions; the noise contract numbers "
+                f"{self.local_steps} local steps of {self.numbered} directions; the noise contract numbers "
                 f"{ROUNDING_DIRECTION}: take fewer of either"
             )
         if self.own_directions and not combining.own_directions:
             raise ValueError(
                 f"aggregate is {self.aggregate!r} with own directions, where every scalar comes from one client; "
                 f"expected one of {names_with('own_directions')}, or shared directions"
+            )
+        if self.per_example and not combining.own_directions:
+            raise ValueError(
+                f"aggregate is {self.aggregate!r} with per_example={self.per_example}, where a scalar is one example's share of "
+                f"a slope: expected one of {names_with('own_directions')}, or per_example=0"
             )
         if self.local_steps > 1 and not combining.local_steps:
             raise ValueError(
@@ -146,10 +158,10 @@ class RunSettings:
             raise ValueError(
                 "a pool has one seed for all rounds, and would round alike in each; leave stochastic_rounding out"
             )
-        if self.pool and (self.weight_decay or self.pool < self.local_steps * max(self.directions)):
+        if self.pool and (self.weight_decay or self.pool < self.local_steps * max(self.numbered)):
             raise ValueError(
                 f"pool is {self.pool} with weight_decay {self.weight_decay} and {self.local_steps} local steps of "
-                f"{self.directions} directions; expected no decay, and at least as many as a round draws"
+                f"{self.numbered} directions; expected no decay, and at least as many as a round draws"
             )
         if not isinstance(self.secure_sum, bool) and self.secure_sum != "unsigned":
             raise ValueError(f'secure_sum is {self.secure_sum!r}; expected True, False or "unsigned"')
@@ -183,6 +195,11 @@ class RunSettings:
                 "the scalars of others, through the client's own move or a rule that is not linear in the losses: expected "
                 'one local step and another method (or unit="client")'
             )
+        if private.unit == "example" and self.per_example not in (0, private.batch):
+            raise ValueError(
+                f"per_example is {self.per_example} with unit 'example' and a privacy batch of {private.batch}; a row's place in "
+                "a batch numbers its directions: expected the same number"
+            )
         if self.secure_sum:
             check_shares(private, self.scalars)
         elif private.survivors:
@@ -208,16 +225,28 @@ class RunSettings:
         return len(self.directions)
 
     @property
+    def numbered(self) -> tuple[int, ...]:
+        """Numbers of directions that a client's local step has of each block, at most: perturbations x examples of their own."""
+        return tuple(count * max(1, self.per_example) for count in self.directions)
+
+    @property
+    def counted(self) -> bool:
+        """Does a reply say how many examples it has? Where it would tell what is hidden, there are zeros for those that lack."""
+        return bool(self.per_example) and self.privacy is None and not self.secure_sum
+
+    @property
     def scalars(self) -> int:
-        """Scalars in a reply: local steps x perturbations of all blocks."""
-        return self.local_steps * sum(self.directions)
+        """Scalars in a reply at most: local steps x perturbations of all blocks x examples with directions of their own."""
+        return self.local_steps * sum(self.numbered)
 
     @property
     def slots(self) -> int:
         """Participants of a round that can have directions of their own; a message numbers 65,536."""
         if not self.own_directions:
             return 1
-        return min(1 << 16, ROUNDING_DIRECTION // (self.local_steps * max(self.directions)))
+        numbers = ROUNDING_DIRECTION // (self.local_steps * max(self.numbered))
+        # and one record has to hold the scalars of all
+        return min(1 << 16, numbers, max(1, MOST_SCALARS // self.scalars))
 
     def rates(self, number: int) -> tuple[float, ...]:
         """Learning rate of each block in a round."""
@@ -229,6 +258,8 @@ class RunSettings:
         if not self.aggregate_options:
             # a run that has no use for it is the run that it was before this setting
             del found["aggregate_options"]
+        if not self.per_example:
+            del found["per_example"]
         return found
 
     @classmethod
@@ -239,7 +270,7 @@ class RunSettings:
             ValueError: a setting is missing, unknown or out of range.
         """
         lacking = (
-            sorted({f.name for f in fields(cls)} - {"aggregate_options", *values})
+            sorted({f.name for f in fields(cls)} - {"aggregate_options", "per_example", *values})
             if isinstance(values, Mapping)
             else []
         )

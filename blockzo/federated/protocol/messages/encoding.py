@@ -10,6 +10,7 @@ import struct
 import zlib
 from typing import Any
 
+from blockzo.federated.protocol.examples import widths, wrong_counts
 from blockzo.federated.protocol.messages.forms import (
     Accepted,
     CatchUp,
@@ -46,7 +47,9 @@ _WANTS_DIGEST, _IN_SUM, _HAS_DIGEST, _HAS_SLOT, _LAST = 1, 2, 1, 2, 1
 def reply_bytes(settings: RunSettings) -> int:
     """Largest size of a reply."""
     held = -(-settings.scalars // 8) if settings.combining.signs else 4 * settings.scalars
-    return OVERHEAD + _REPLY.size + held + 32 + 2 * settings.own_directions
+    return (
+        OVERHEAD + _REPLY.size + held + 32 + 2 * settings.own_directions + 2 * settings.local_steps * settings.counted
+    )
 
 
 def sum_bytes(settings: RunSettings, clients: int) -> int:
@@ -89,6 +92,7 @@ def _payload(message: Message, settings: RunSettings | None) -> tuple[int, bytes
                 parts.append(struct.pack("<H", message.slot))
             if message.digest is not None:
                 parts.append(bytes.fromhex(message.digest.removeprefix(DIGEST_PREFIX)))
+            parts.append(struct.pack(f"<{len(message.counts)}H", *message.counts))
             if settings.combining.signs:
                 parts.append(pack_signs(list(message.scalars)))
             else:
@@ -200,17 +204,25 @@ def _reply(payload: bytes, settings: RunSettings) -> Reply:
             raise MessageError("a reply is too short for its digest")
         digest = DIGEST_PREFIX + payload[at : at + 32].hex()
         at += 32
+    counts: tuple[int, ...] = ()
+    if settings.counted:
+        counts = struct.unpack_from(f"<{settings.local_steps}H", payload, at)
+        at += 2 * settings.local_steps
+        wrong = wrong_counts(settings, counts)
+        if wrong is not None:
+            raise MessageError(f"a reply has {wrong}")
+    count = sum(widths(settings, counts))
     if settings.combining.signs:
-        signs, at = unpack_signs(payload, at, settings.scalars)
+        signs, at = unpack_signs(payload, at, count)
         scalars = tuple(signs)
     else:
-        if len(payload) - at != 4 * settings.scalars:
-            raise MessageError(f"a reply has {len(payload) - at} bytes of scalars; expected {4 * settings.scalars}")
-        scalars = unpack_floats(payload, settings.scalars, at)
+        if len(payload) - at != 4 * count:
+            raise MessageError(f"a reply has {len(payload) - at} bytes of scalars; expected {4 * count}")
+        scalars = unpack_floats(payload, count, at)
         at = len(payload)
     if at != len(payload):
         raise MessageError(f"a reply has {len(payload) - at} bytes after its end")
-    return Reply(number, examples, loss, scalars, digest, slot)
+    return Reply(number, examples, loss, scalars, digest, slot, counts)
 
 
 def _sum_message(payload: bytes) -> SumMessage:

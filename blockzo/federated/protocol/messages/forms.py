@@ -59,7 +59,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Reply:
-    """Scalars of round `number` (steps, then blocks, then directions), mean loss, rows seen, digest of the weights before."""
+    """Scalars of round `number` (steps, then blocks, then directions), mean loss, rows seen, digest of the weights before.
+
+    `counts`: where the run says so (`RunSettings.counted`), examples of every local step that have directions of their own.
+    """
 
     number: int
     examples: int
@@ -67,6 +70,7 @@ class Reply:
     scalars: tuple[float, ...]
     digest: str | None = None
     slot: int = 0
+    counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
