@@ -64,9 +64,14 @@ def pattern_of(moved: torch.Tensor) -> int:
 
 
 class Machine(Worker):
-    """A worker whose data can be changed from round to round."""
+    """A worker whose data can be changed from round to round.
 
-    def __init__(self, by_row: bool) -> None:
+    Args:
+        by_row: the loss is one of every row.
+        apart: rows are evaluated by themselves, so that a tensor says how many there are.
+    """
+
+    def __init__(self, by_row: bool, apart: bool = False) -> None:
         model = torch.nn.Linear(4, 1, bias=False)
         torch.nn.init.zeros_(model.weight)
         self.data = NOTHING
@@ -78,9 +83,11 @@ class Machine(Worker):
                 torch.nn.init.zeros_(model.weight)
             if self.data.fails is not None:
                 raise FAILURES[self.data.fails]("the data cannot be read")
-            return list(self.data.rows), len(self.data.rows)
+            rows = list(self.data.rows)
+            return (torch.zeros(len(rows), 1), rows) if apart else rows, len(rows)
 
-        def loss_fn(net: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
+        def loss_fn(net: torch.nn.Module, batch: Any) -> torch.Tensor:
+            rows: list[Row] = batch[1] if apart else batch
             pattern = pattern_of(net(torch.eye(4)))
             for row in rows:
                 if row.fails is not None and row.pattern == pattern:
@@ -100,6 +107,7 @@ class Scene:
     method: Method = field(default_factory=lambda: bz.SPSA(2))
     policy: RoundPolicy = field(default_factory=lambda: RoundPolicy(digest_every=0))
     local_steps: int = 1
+    per_example: bool = False
 
     def settings(self) -> RunSettings:
         private = PrivacySettings(
@@ -108,6 +116,7 @@ class Scene:
         return RunSettings(
             "00112233445566778899aabbccddeeff", self.method.describe(), directions_of(self.method, 1), rounds=1 << 20,
             lr=(LR,), eps=(EPS,), weighting="equal", local_steps=self.local_steps, privacy=private.as_dict(),
+            per_example=BATCH if self.per_example else 0,
         )  # fmt: skip
 
 
@@ -124,7 +133,7 @@ class Run:
 
     def __init__(self, path: Path, scene: Scene) -> None:
         self.scene, self.settings = scene, scene.settings()
-        self.machines = [Machine(scene.unit == "example") for _ in range(CLIENTS)]
+        self.machines = [Machine(scene.unit == "example", scene.per_example) for _ in range(CLIENTS)]
         first = self.machines[0]
         self.server = Server.create(path, self.settings, first.base_digest, first.layout, scene.policy)
         self.clients = {f"c{i}": Client(machine) for i, machine in enumerate(self.machines)}
@@ -202,9 +211,9 @@ def neighbours(scene: Scene, case: Case) -> tuple[World, World, str]:
     if scene.unit == "example":
         place %= len(data.rows)
         kept = (data.rows[:place], data.rows[place + 1 :])
-        without = replace(
-            data, rows=kept[0] + kept[1] if how % 2 and len(data.rows) > 1 else (*kept[0], Row(), *kept[1])
-        )
+        # where places number directions, what is taken away leaves its place, as the last one does by itself
+        gone = how % 2 and len(data.rows) > 1 and not (scene.per_example and kept[1])
+        without = replace(data, rows=kept[0] + kept[1] if gone else (*kept[0], Row(), *kept[1]))
     else:
         without = (NOTHING, replace(data, fails=how % len(FAILURES)), NOTHING)[how % 3]
         if how % 3 == 2 and scene.mode == "central":

@@ -23,6 +23,9 @@ SCENES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "central", "client", {"policy": RoundPolicy(clients=2, quorum=2, digest_every=0), "local_steps": 2},
     ),
     "local example": ("local", "example", {}),
+    "central example, a direction an example": ("central", "example", {"per_example": True}),
+    "central client, a direction an example": ("central", "client", {"per_example": True, "local_steps": 2}),
+    "local example, a direction an example": ("local", "example", {"per_example": True}),
     "local client": ("local", "client", {"local_steps": 2, "policy": RoundPolicy(quorum=2, digest_every=0)}),
 }  # fmt: skip
 
