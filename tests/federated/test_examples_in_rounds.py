@@ -125,7 +125,7 @@ def test_drop_outs_and_kills_leave_one_digest(form: str, tmp_path: Path) -> None
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    federation = Federation(tmp_path, 4, run_of(rounds=40, lr=(0.05, 0.05)))
+    federation = Federation(tmp_path, 4, run_of(rounds=20, lr=(0.05, 0.05)))
     federation.transport.scores(["c0"])
     before = federation.server.scores["c0"].loss
     federation.run()
