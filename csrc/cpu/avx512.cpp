@@ -34,6 +34,9 @@ inline wide_bits widen_8(const int8_t* p) { return (wide_bits)_mm512_cvtepi8_epi
 inline wide_floats multiply_add(wide_floats a, wide_floats b, wide_floats c) {
   return (wide_floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
+inline wide_floats choose_of_32(const float* table, wide_bits index) {
+  return (wide_floats)_mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)index, _mm512_load_ps(table + 16));
+}
 bool runs_here() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2");

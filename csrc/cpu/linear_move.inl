@@ -91,43 +91,45 @@ INLINE void move_values(const Row& row, int count, const float* z, const float* 
   }
 }
 
-// Noise of one tile of rows and one block of columns, kept while the moves along its direction are made.
+// Noise of one tile of rows and one block of columns, kept while the moves along its direction are made. All rows at once, so that
+// short rows fill the lanes of Philox as well as long ones.
 struct TileNoise {
-  alignas(64) uint32_t words[4 * (ROW_TILE * SIGN_BLOCKS > PAIR_BLOCKS ? ROW_TILE * SIGN_BLOCKS : PAIR_BLOCKS) + 64];
-  alignas(64) float values[ROW_TILE][PAIR_BLOCKS * 8 + 2 * LANES];
-  int blocks;
+  alignas(64) uint32_t words[4 * (ROW_TILE * SIGN_BLOCKS + AT_ONCE)];
+  alignas(64) float values[8 * (ROW_TILE * PAIR_BLOCKS + AT_ONCE)];
+  alignas(64) uint64_t numbers[ROW_TILE * PAIR_BLOCKS + 2 * AT_ONCE + QLANES];
+  int blocks;  // of a row
+  int count;   // of all
 
-  // All rows at once, so that short rows fill the lanes of Philox as well as long ones.
-  INLINE void make_signs(const LinearPlan& plan, uint32_t direction, uint64_t index, int rows, int count) {
-    alignas(64) uint64_t numbers[ROW_TILE * SIGN_BLOCKS + QLANES];
+  // The blocks of `span` elements each that the rows touch.
+  INLINE uint64_t list_blocks(const LinearPlan& plan, uint64_t index, int rows, int columns, uint64_t span) {
     blocks = 0;
     for (int r = 0; r < rows; ++r) {
       const uint64_t at = index + (uint64_t)(r * plan.call.noise_row);
-      const int touched = (int)((at % GROUP + (uint64_t)count + GROUP - 1) / GROUP);
+      const int touched = (int)((at % span + (uint64_t)columns + span - 1) / span);
       blocks = touched > blocks ? touched : blocks;
     }
-    int number = 0;
-    for (int r = 0; r < rows; ++r)
-      for (int b = 0; b < blocks; ++b)
-        numbers[number++] = (index + (uint64_t)(r * plan.call.noise_row)) / GROUP + (uint64_t)b;
-    for (int pad = number; pad % QLANES; ++pad) numbers[pad] = 0;
-    for (int b = 0; b < number; b += QLANES)
-      make_words(words + 4 * b, load<vq>(numbers + b), plan.seed, plan.stream, direction);
+    count = rows * blocks;
+    const vq lanes = lane_numbers();
+    for (int r = 0; r < rows; ++r) {
+      const uint64_t first = (index + (uint64_t)(r * plan.call.noise_row)) / span;
+      for (int b = 0; b < blocks; b += QLANES) store(numbers + r * blocks + b, first + (uint64_t)b + lanes);
+    }
+    const uint64_t high = high_of(numbers[0], numbers[count - 1]);
+    for (int pad = 0; pad < 2 * AT_ONCE; pad += QLANES) store(numbers + count + pad, numbers[0] | vq{});
+    return high;
   }
 
-  INLINE void make_values(const LinearPlan& plan, uint32_t direction, uint64_t index, int rows, int count) {
-    for (int r = 0; r < rows; ++r) {
-      const uint64_t at = index + (uint64_t)(r * plan.call.noise_row);
-      const int touched = (int)((at % 8 + (uint64_t)count + 7) / 8);
-      make_words(words, at / 8, touched, plan.seed, plan.stream, direction);
-      for (int q = 0; q < 4 * touched; q += LANES) {
-        vf even, odd, first, second;
-        gaussian_pair<VectorFloat>(load<vu>(words + q), even, odd);
-        interleave(even, odd, first, second);
-        store(values[r] + 2 * q, first);
-        store(values[r] + 2 * q + LANES, second);
-      }
-    }
+  INLINE Two<vq> block(int number) const { return {load<vq>(numbers + number), load<vq>(numbers + number + QLANES)}; }
+
+  INLINE void make_signs(const LinearPlan& plan, uint32_t direction, uint64_t index, int rows, int columns) {
+    const uint64_t high = list_blocks(plan, index, rows, columns, GROUP);
+    for (int b = 0; b < count; b += AT_ONCE) make_words(words + 4 * b, block(b), high, plan.seed, plan.stream, direction);
+  }
+
+  INLINE void make_values(const LinearPlan& plan, uint32_t direction, uint64_t index, int rows, int columns) {
+    const uint64_t high = list_blocks(plan, index, rows, columns, 8);
+    generate_pairs(count, [&](int number) { return block(number); }, high, plan.seed, plan.stream, direction,
+                   [&](int at, vf z) { store(values + at, z); });
   }
 };
 
@@ -146,7 +148,7 @@ INLINE void move_tile(const LinearPlan& plan, const LinearDirection& along, cons
       const int bit = (int)(at % GROUP);
       move_signs<MOVES>(row, count, noise.words + r * noise.blocks * 4 + bit / 32, bit % 32, scales, out);
     } else {
-      move_values<MOVES>(row, count, noise.values[r] + at % 8, scales, out);
+      move_values<MOVES>(row, count, noise.values + r * noise.blocks * 8 + at % 8, scales, out);
     }
   }
 }

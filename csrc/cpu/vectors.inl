@@ -28,22 +28,56 @@ INLINE vq lane_numbers() {
   return v;
 }
 
-struct VectorWords {
-  typedef vq Q;
-  static INLINE vq mul(vq a, uint32_t b) { return mul_words(a, b); }
+// Two vectors on which every operation is done in turn: a chain of dependent operations leaves half of a core idle, two fill it.
+template <class V>
+struct Two {
+  V a, b;
 };
+#define IN_TURN(OP)                                                                              \
+  template <class V>                                                                             \
+  INLINE Two<V> operator OP(Two<V> x, Two<V> y) {                                                \
+    return {x.a OP y.a, x.b OP y.b};                                                             \
+  }                                                                                              \
+  template <class V, class S, class = decltype(V() OP S())>                                      \
+  INLINE Two<V> operator OP(Two<V> x, S y) {                                                     \
+    return {x.a OP y, x.b OP y};                                                                 \
+  }
+IN_TURN(+) IN_TURN(-) IN_TURN(*) IN_TURN(&) IN_TURN(|) IN_TURN(^) IN_TURN(<<) IN_TURN(>>)
+#undef IN_TURN
+
+// float(17 - e) * 2 ln 2 of noise contract v1, 0 <= e <= 17, rounded as the one product there is.
+INLINE vf levels(vu e) {
+#if LANES == 16
+  struct Levels {
+    alignas(64) float value[32];
+    constexpr Levels() : value() {
+      for (int e = 0; e <= 17; ++e) value[e] = (float)(17 - e) * 0x1.62e43p0f;
+    }
+  };
+  static constexpr Levels table;
+  return choose_of_32(table.value, e);
+#else
+  return __builtin_convertvector(17 - (vi)e, vf) * 0x1.62e43p0f;
+#endif
+}
+
+INLINE Two<vq> mul_words(Two<vq> a, uint32_t b) { return {mul_words(a.a, b), mul_words(a.b, b)}; }
 
 struct VectorFloat {
-  typedef vf F;
-  typedef vu U;
-  typedef vi I;
-  static INLINE vi bits(vf x) { return (vi)x; }
-  static INLINE vf from_bits(vi x) { return (vf)x; }
+  typedef Two<vf> F;
+  typedef Two<vu> U;
+  typedef Two<vi> I;
+  static INLINE I bits(F x) { return {(vi)x.a, (vi)x.b}; }
+  static INLINE I bits(U x) { return {(vi)x.a, (vi)x.b}; }
+  static INLINE F from_bits(I x) { return {(vf)x.a, (vf)x.b}; }
+  static INLINE F from_bits(U x) { return {(vf)x.a, (vf)x.b}; }
   static INLINE vf constant(uint32_t x) { return (vf)splat_bits(x); }
-  static INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
-  static INLINE vf mul(vf a, vf b) { return a * b; }
-  static INLINE vf add(vf a, vf b) { return a + b; }
-  static INLINE vf sqrt(vf a) { return root(a); }
+  static INLINE F level(I e) { return {levels((vu)e.a), levels((vu)e.b)}; }
+  static INLINE F mul(F a, F b) { return a * b; }
+  static INLINE F mul(F a, vf b) { return a * b; }
+  static INLINE F add(F a, F b) { return a + b; }
+  static INLINE F add(F a, vf b) { return a + b; }
+  static INLINE F sqrt(F a) { return {root(a.a), root(a.b)}; }
 };
 
 // even[0] odd[0] even[1] odd[1] ... in two vectors

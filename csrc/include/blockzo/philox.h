@@ -8,7 +8,7 @@
 #if defined(__CUDACC__)
 #define BLOCKZO_HD __host__ __device__ __forceinline__
 #else
-#define BLOCKZO_HD inline
+#define BLOCKZO_HD inline __attribute__((always_inline))
 #endif
 
 template <class T>
