@@ -19,7 +19,7 @@ std::vector<LinearDirection> share_noise(const Step& step) {
                               [&](const LinearDirection& d) { return d.noisy == noisy && d.direction == direction; });
     if (along == found.end()) along = found.insert(found.end(), LinearDirection{direction, noisy, {}});
     auto move = std::find_if(along->moves.begin(), along->moves.end(), [&](const LinearMove& m) { return m.scale == scale; });
-    if (move == along->moves.end()) move = along->moves.insert(move, LinearMove{scale, {}});
+    if (move == along->moves.end()) move = along->moves.insert(move, LinearMove{scale, {}, {}});
     move->groups.push_back((int)g);
   }
   return found;
@@ -50,36 +50,68 @@ int depth_of(int64_t width) {
   return (int)std::max<int64_t>(32, round_up((width + blocks - 1) / blocks, 32));
 }
 
+int64_t groups_along(const LinearDirection& direction) {
+  int64_t groups = 0;
+  for (const LinearMove& move : direction.moves) groups += (int64_t)move.groups.size();
+  return groups;
+}
+
+// Takes the next directions whose tokens go together, one at least, and gives their groups places.
+size_t take_batch(LinearPlan& plan, const std::vector<LinearDirection>& all, size_t next) {
+  plan.directions.clear();
+  plan.held.clear();
+  do {
+    plan.directions.push_back(all[next++]);
+    for (LinearMove& move : plan.directions.back().moves)
+      for (int group : move.groups) {
+        move.places.push_back((int)plan.held.size());
+        plan.held.push_back(group);
+      }
+  } while (next < all.size() && ((int64_t)plan.held.size() + groups_along(all[next])) * plan.call.tokens <= TOKENS_AT_ONCE);
+  return next;
+}
+
+// Some of the tokens of all groups held.
+void linear_round(LinearPlan& plan, const KernelTable& table, int threads) {
+  static thread_local Scratch packed;
+  const Linear& call = plan.call;
+  const int64_t tile = table.token_tile, groups = (int64_t)plan.held.size(), packs = call.x_group ? groups : 1;
+  plan.padded = round_up(plan.tokens, table.token_lanes);
+  plan.tiles = (plan.padded + tile - 1) / tile;
+  plan.packed = packed.floats(packs * plan.padded * call.width);
+  const int64_t pack_tiles = packs * plan.tiles;
+  in_parallel(packs * plan.padded * call.width / 4, threads, [&](int number, int of) {
+    for (int64_t t = pack_tiles * number / of; t < pack_tiles * (number + 1) / of; ++t) table.linear_pack(plan, t);
+  });
+  // a stride of a power of two would crowd few sets of the first-level cache
+  const int64_t stride = plan.stride = groups * plan.padded + 16;
+  const int64_t panel = std::clamp<int64_t>(PANEL_SUMS / stride / ROW_TILE * ROW_TILE, ROW_TILE, PANEL_ROWS);
+  plan.panel = panel;
+  const int64_t row_tiles = (call.rows + ROW_TILE - 1) / ROW_TILE;
+  in_parallel(call.rows * call.width * (stride / 8 + 1), threads, [&](int number, int of) {
+    static thread_local Scratch scratch;
+    float* room = scratch.floats(panel * (2 * LINE + stride));
+    const int64_t first = row_tiles * number / of * ROW_TILE;
+    const int64_t last = std::min(call.rows, row_tiles * (number + 1) / of * ROW_TILE);
+    for (int64_t row = first; row < last; row += panel) table.linear_rows(plan, row, std::min(last, row + panel), room);
+  });
+}
+
 }  // namespace
 
 void linear(const Linear& call, const Step& step, uint32_t stream, int threads) {
   if (!call.groups || !call.tokens || !call.rows) return;
   const KernelTable* table = chosen_table();
-  LinearPlan plan{call, step.seed, step.distribution, stream, share_noise(step), depth_of(call.width), 0, 0, 0, 0, 0, 0, nullptr};
-  const int64_t tile = table->token_tile, at_once = std::max(tile, TOKENS_AT_ONCE / call.groups / tile * tile);
-  const int64_t packs = call.x_group ? call.groups : 1;
-  static thread_local Scratch packed;
-  for (; plan.first_token < call.tokens; plan.first_token += at_once) {
-    plan.tokens = std::min(at_once, call.tokens - plan.first_token);
-    plan.padded = round_up(plan.tokens, table->token_lanes);
-    plan.tiles = (plan.padded + tile - 1) / tile;
-    plan.packed = packed.floats(packs * plan.padded * call.width);
-    const int64_t pack_tiles = packs * plan.tiles;
-    in_parallel(packs * plan.padded * call.width / 4, threads, [&](int number, int of) {
-      for (int64_t t = pack_tiles * number / of; t < pack_tiles * (number + 1) / of; ++t) table->linear_pack(plan, t);
-    });
-    // a stride of a power of two would crowd few sets of the first-level cache
-    const int64_t stride = plan.stride = call.groups * plan.padded + 16;
-    const int64_t panel = std::clamp<int64_t>(PANEL_SUMS / stride / ROW_TILE * ROW_TILE, ROW_TILE, PANEL_ROWS);
-    plan.panel = panel;
-    const int64_t row_tiles = (call.rows + ROW_TILE - 1) / ROW_TILE;
-    in_parallel(call.rows * call.width * (stride / 8 + 1), threads, [&](int number, int of) {
-      static thread_local Scratch scratch;
-      float* room = scratch.floats(panel * (2 * LINE + stride));
-      const int64_t first = row_tiles * number / of * ROW_TILE;
-      const int64_t last = std::min(call.rows, row_tiles * (number + 1) / of * ROW_TILE);
-      for (int64_t row = first; row < last; row += panel) table->linear_rows(plan, row, std::min(last, row + panel), room);
-    });
+  const std::vector<LinearDirection> all = share_noise(step);
+  LinearPlan plan{call, step.seed, step.distribution, stream, {}, {}, depth_of(call.width), 0, 0, 0, 0, 0, 0, nullptr};
+  for (size_t next = 0; next < all.size();) {
+    next = take_batch(plan, all, next);
+    const int64_t tile = table->token_tile, groups = (int64_t)plan.held.size();
+    const int64_t at_once = std::max(tile, TOKENS_AT_ONCE / groups / tile * tile);
+    for (plan.first_token = 0; plan.first_token < call.tokens; plan.first_token += at_once) {
+      plan.tokens = std::min(at_once, call.tokens - plan.first_token);
+      linear_round(plan, *table, threads);
+    }
   }
 }
 

@@ -45,9 +45,10 @@ INLINE void multiply_tile(const float* w, const float* x, float* c, int64_t stri
 INLINE void multiply_groups(const LinearPlan& plan, const LinearMove& move, const float* w, int64_t first, int rows, int64_t column,
                             int depth, float* sums, Ahead& ahead) {
   const bool fresh = column == 0, done = column + depth == plan.call.width;
-  for (const int group : move.groups) {
-    const float* x = plan.packed + (plan.call.x_group ? group : 0) * plan.padded * plan.call.width;
-    float* c = sums + group * plan.padded;
+  for (size_t g = 0; g < move.groups.size(); ++g) {
+    const int group = move.groups[g], place = move.places[g];
+    const float* x = plan.packed + (plan.call.x_group ? place : 0) * plan.padded * plan.call.width;
+    float* c = sums + place * plan.padded;
     for (int64_t token = 0; token < plan.padded; token += TOKENS) {
       const int64_t wide = plan.padded - token < TOKENS ? LANES : TOKENS;
       const float* tile = x + token * plan.call.width + column * wide;
@@ -81,7 +82,7 @@ INLINE void move_panel(const LinearPlan& plan, const LinearDirection& along, siz
     const uint64_t index = (uint64_t)(plan.call.start + row * plan.call.noise_row + column);
     if (along.noisy && plan.distribution == RADEMACHER)
       noise.make_signs(plan, along.direction, index, rows, depth);
-    else if (along.noisy)
+    else if (along.noisy && !fresh_values(plan, along, index, depth))
       noise.make_values(plan, along.direction, index, rows, depth);
     float* const out[2] = {moved[0] + (row - first) * LINE, moved[1] + (row - first) * LINE};
     if (two)

@@ -73,12 +73,12 @@ INLINE void widen_tokens(const typename Io::type* x, int count, float* out) {
   widen_row(DenseRow<Io>{x}, count, out);
 }
 
-// Tile number `tile` of all groups' tiles. Lanes beyond the last token repeat it; nobody reads what becomes of them.
+// Tile number `tile` of the tiles of all groups held. Lanes beyond the last token repeat it; nobody reads what becomes of them.
 void linear_pack(const LinearPlan& plan, int64_t tile) {
   const Linear& call = plan.call;
-  const int64_t group = tile / plan.tiles, first = tile % plan.tiles * TOKENS, left = plan.padded - first;
+  const int64_t place = tile / plan.tiles, first = tile % plan.tiles * TOKENS, left = plan.padded - first, group = plan.held[place];
   const int64_t wide = left < TOKENS ? left : TOKENS;
-  float* out = plan.packed + (group * plan.padded + first) * call.width;
+  float* out = plan.packed + (place * plan.padded + first) * call.width;
   alignas(64) float widened[LANES][LINE];
   for (int64_t lane0 = 0; lane0 < wide; lane0 += LANES)
     for (int64_t column = 0; column < call.width; column += DEPTH) {

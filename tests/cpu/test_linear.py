@@ -90,7 +90,13 @@ def test_any_size(name, dtype, distribution, path, rows, tokens, width, groups, 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_identity_gives_the_moved_weight_to_the_bit(isa: str, dtype: torch.dtype, distribution: str, path: str) -> None:
-    for rows, width, start in [(5, 3, 1), (13, 129, 128), (30, 400, 10**12 + 77), (12, 777, 3)]:
+    for rows, width, start in [
+        (5, 3, 1),
+        (13, 129, 128),
+        (30, 400, 10**12 + 77),
+        (12, 777, 2**35 - 3003),
+        (30, 64, 2**39 - 640),
+    ]:
         weight = numbers(rows, width, dtype=dtype)
         step = make_step(Noise(SEED, distribution), [3, 3, 8, 1], [0.3, -0.3, 1e-40, 0.0])
         eye = torch.eye(width).expand(4, width, width)
@@ -142,6 +148,22 @@ def test_many_tokens_go_in_rounds(isa: str) -> None:
         assert same_bits(
             cpu.perturbed_linear(x[:, part], weight, None, 0, step, STREAM, "tiles"), out[:, part].contiguous()
         )
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize(("groups", "tokens"), [(40, 32), (9, 150), (3, 1030)])
+def test_many_groups_go_in_batches(isa: str, distribution: str, groups: int, tokens: int) -> None:
+    """Directions of their own, some shared, with more tokens than are multiplied at once."""
+    x, weight, bias = numbers(groups, tokens, 48), numbers(30, 48), numbers(groups, 30)
+    step = make_step(
+        Noise(SEED, distribution), [g % 37 for g in range(groups)], [0.1 if g % 2 else -0.1 for g in range(groups)]
+    )
+    out = cpu.perturbed_linear(x, weight, bias, 8, step, STREAM, "tiles")
+    for group in {0, 1, groups // 2, groups - 1}:
+        part = slice(group, group + 1)
+        one = make_step(Noise(SEED, distribution), step.directions[part], step.coefficients[part])
+        alone = cpu.perturbed_linear(x[part], weight, bias[part], 8, one, STREAM, "tiles")
+        assert same_bits(out[part].contiguous(), alone), group
 
 
 def test_sets_that_fuse_agree_to_the_bit() -> None:
