@@ -4,6 +4,7 @@
 #include <immintrin.h>
 #pragma GCC push_options
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,f16c,avx2,bmi2,fma")
 namespace blockzo {
 namespace {
@@ -33,6 +34,10 @@ inline void narrow_16(uint16_t* p, wide_bits x) { _mm256_storeu_si256((__m256i*)
 inline wide_bits widen_8(const int8_t* p) { return (wide_bits)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline wide_floats multiply_add(wide_floats a, wide_floats b, wide_floats c) {
   return (wide_floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+typedef float half_floats __attribute__((vector_size(32)));
+inline half_floats multiply_add(half_floats a, half_floats b, half_floats c) {
+  return (half_floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
 inline wide_floats choose_of_32(const float* table, wide_bits index) {
   return (wide_floats)_mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)index, _mm512_load_ps(table + 16));

@@ -5,6 +5,88 @@ struct AddSink {
   INLINE void take(int64_t at, vf cz) const { store(sum + at, load<vf>(sum + at) + cz); }
 };
 
+// Rows of +1 and -1 by the signs of a few neighbours: one number of the table and one multiplication give what else takes a shift and
+// a flip of every sign. The product of c and a sign is exact, so a fused addition has the bits of contract v1.
+constexpr int SIGNS = LANES == 4 ? 4 : 8;
+typedef float vs __attribute__((vector_size(SIGNS * 4)));
+
+struct SignTable {
+  alignas(64) float row[1 << SIGNS][SIGNS];
+  constexpr SignTable() : row() {
+    for (int bits = 0; bits < 1 << SIGNS; ++bits)
+      for (int k = 0; k < SIGNS; ++k) row[bits][k] = bits >> k & 1 ? -1.0f : 1.0f;
+  }
+};
+constexpr SignTable SIGN_TABLE;
+
+constexpr int SUMS = LANES == 16 ? 16 : 8;  // vectors of sums in registers
+constexpr int TERMS = 64;                   // directions whose words are made together, a multiple of AT_ONCE
+
+// A coefficient of 0 changes no sum, for none is -0: it fills up the last call of Philox.
+struct Terms {
+  alignas(64) uint64_t directions[TERMS] = {};
+  alignas(64) float coefficients[TERMS] = {};
+  int count;
+  INLINE Terms(const Step& step, size_t first) {
+    const size_t left = step.directions.size() - first, held = left < TERMS ? left : TERMS;
+    for (size_t k = 0; k < held; ++k) {
+      directions[k] = step.directions[first + k];
+      coefficients[k] = step.coefficients[first + k];
+    }
+    count = (int)(held + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
+  }
+  INLINE Calls call(int first, uint64_t block, const Step& step, uint32_t stream) const {
+    const Two<vq> along = {load<vq>(directions + first), load<vq>(directions + first + QLANES)};
+    return Calls(block, block >> 32, stream, along, step.seed);
+  }
+};
+
+// sum += c z of AT_ONCE directions for SUMS * SIGNS weights. `words`: where the signs of these begin, four words a direction.
+template <class Between>
+INLINE void add_signs(vs* sum, const uint32_t* words, const float* coefficients, const Between& between) {
+#pragma GCC unroll 16
+  for (int d = 0; d < AT_ONCE; ++d) {
+    const vs c = coefficients[d] - vs{};
+    for (int v = 0; v < SUMS; ++v) {
+      // signs times the bytes of a row, by one rotation and one mask
+      constexpr int ROW = (int)sizeof(SIGN_TABLE.row[0]), MASK = ((1 << SIGNS) - 1) * ROW;
+      const uint64_t pair = load<uint64_t>(words + 4 * d + v * SIGNS / 64 * 2);
+      const int turn = (64 + v * SIGNS % 64 - __builtin_ctz(ROW)) % 64;
+      const uint64_t at = (turn ? pair >> turn | pair << (64 - turn) : pair) & (uint64_t)MASK;
+      sum[v] = multiply_add(load<vs>((const char*)SIGN_TABLE.row + at), c, sum[v]);
+    }
+    between();
+  }
+}
+
+// sum += c_k z_k in the order of k, in one pass over the tile for every TERMS directions; while the sums of one block of weights are
+// taken, the words of the next are made.
+inline void sum_signs(float* sum, int64_t base, int size, const Step& step, uint32_t stream) {
+  alignas(64) uint32_t words[2][4 * TERMS];
+  for (size_t first = 0; first < step.directions.size(); first += TERMS) {
+    const Terms terms(step, first);
+    const uint64_t block = (uint64_t)base / GROUP;
+    for (int d = 0; d < terms.count; d += AT_ONCE) terms.call(d, block, step, stream).finish(words[0] + 4 * d);
+    for (int b = 0; b < size / (int)GROUP; ++b)
+      for (int part = 0; part < (int)GROUP; part += SUMS * SIGNS) {
+        const uint32_t* ready = words[b % 2] + part / 32;
+        uint32_t* wanted = words[(b + 1) % 2];
+        float* place = sum + b * (int)GROUP + part;
+        vs held[SUMS];
+        for (int v = 0; v < SUMS; ++v) held[v] = load<vs>(place + v * SIGNS);
+        for (int d = 0; d < terms.count; d += AT_ONCE)
+          if (part == 0) {
+            Calls next = terms.call(d, block + (uint64_t)b + 1, step, stream);
+            add_signs(held, ready + 4 * d, terms.coefficients + d, [&] { next.step(); });
+            next.finish(wanted + 4 * d);
+          } else {
+            add_signs(held, ready + 4 * d, terms.coefficients + d, Nothing());
+          }
+        for (int v = 0; v < SUMS; ++v) store(place + v * SIGNS, held[v]);
+      }
+  }
+}
+
 template <class Io>
 INLINE vf round_stochastically(vf x, vu random) {
   const vu bits = (vu)x;
@@ -33,8 +115,11 @@ inline void one_step(float* x, int64_t base, int size, const Step& step, Mode mo
   }
   alignas(64) float sum[TILE];
   memset(sum, 0, sizeof(float) * (size_t)size);
-  for (size_t k = 0; k < step.directions.size(); ++k)
-    generate(step.distribution, base, size, step.seed, stream, step.directions[k], step.coefficients[k], AddSink{sum});
+  if (step.distribution == RADEMACHER && 2 * (int)step.directions.size() >= AT_ONCE)
+    sum_signs(sum, base, size, step, stream);
+  else
+    for (size_t k = 0; k < step.directions.size(); ++k)
+      generate(step.distribution, base, size, step.seed, stream, step.directions[k], step.coefficients[k], AddSink{sum});
   alignas(64) uint32_t words[TILE / 2];
   if (stochastic) make_words(words, (uint64_t)base >> 3, size >> 3, step.seed, stream, 0xFFFFFFFFu);
   const float factor = mode == UPDATE ? step.factor : 1.0f;

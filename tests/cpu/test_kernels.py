@@ -11,7 +11,7 @@ from blockzo.noise import Noise, noise_range
 from blockzo.ops.backends import cpu, reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
-from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED, changes, expected, isa, same_bits, threads, weights
+from tests.cpu.cases import DISTRIBUTIONS, DTYPES, FACTOR, SEED, changes, expected, isa, same_bits, threads, weights
 
 SIZES = (0, 1, 2, 7, 127, 128, 129, 255, 640, 1000, 2047, 2048, 2049, 4097)
 STREAMS = [0, 0xFFFFFFFF, *range(17, 17 + len(SIZES) - 2)]
@@ -63,7 +63,7 @@ def test_threads_share_a_list_of_tensors(isa: str, name: str, count: int) -> Non
         assert same_bits(tensor, want)
 
 
-@pytest.mark.parametrize("start", [0, 1, 127, 128, 5000, 2**32 - 200, 2**38 - 77, 2**41 + 3, 2**62 + 1])
+@pytest.mark.parametrize("start", [0, 1, 127, 128, 5000, 2**32 - 200, 2**35 - 1077, 2**39 - 1077, 2**41 + 3, 2**62 + 1])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_copy_from_any_start(isa: str, distribution: str, start: int) -> None:
     step = make_step(Noise(SEED, distribution), [3], [-0.25])
@@ -76,6 +76,21 @@ def test_copy_from_any_start(isa: str, distribution: str, start: int) -> None:
                 want = torch.empty(size, dtype=out_dtype)
                 reference.perturbed_copy(want, source, start, step, 99)
                 assert same_bits(out, want) and untouched(buffer, size)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_many_directions(isa: str, distribution: str, stochastic: bool) -> None:
+    """As many as no call of Philox, no round of sums and no register holds, and some coefficients of 0."""
+    for count in (2, 5, 8, 17, 64, 65, 150):
+        directions = [(k * 7919) % 2**31 for k in range(count)]
+        coefficients = [0.0 if k % 5 == 3 else 1e-40 if k % 7 == 6 else 0.01 * (-0.9) ** k for k in range(count)]
+        for dtype in DTYPES:
+            step = make_step(Noise(SEED, distribution), directions, coefficients, FACTOR, stochastic)
+            found, want = weights(5001, dtype, seed=count), weights(5001, dtype, seed=count)
+            cpu.replay_([Target("w", 5, found)], [step])
+            reference.replay_([Target("w", 5, want)], [step])
+            assert same_bits(found, want), count
 
 
 @pytest.mark.parametrize("count", [2, 3])
