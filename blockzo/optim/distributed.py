@@ -15,11 +15,13 @@ from blockzo import ops
 from blockzo.journal.record import Record
 from blockzo.methods.auto import Auto, StepPlan
 from blockzo.methods.shares import share, spans
+from blockzo.methods.tree import EvaluationTree
 from blockzo.ops.distributed import is_dtensor, keep_sharded
 from blockzo.ops.params import named_tensors, targets
 from blockzo.optim.evaluation import Evaluation
 from blockzo.optim.micro_batches import Part, Sum
 from blockzo.optim.ranks import Ranks
+from blockzo.optim.shared_examples import SharedExamples
 from blockzo.optim.zo import ZO, Run
 from blockzo.perturb.losses import LossFunction, evaluation_mode
 
@@ -69,8 +71,6 @@ class DistributedZO(ZO):
             method = options.get("method")
             if method == "auto" or isinstance(method, Auto):
                 raise ValueError('method "auto" measures one machine; expected a fixed method, such as blockzo.SPZO()')
-            if options.get("per_example"):
-                raise ValueError("per_example is for one process so far; expected per_example=False with DistributedZO")
             if split not in SPLITS:
                 raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
             in_place = options.get("evaluate", "perturbed") == "in_place"
@@ -111,8 +111,17 @@ class DistributedZO(ZO):
                 "the step": self.step_number,
                 "split": split,
                 "costs": costs and [float(c) for c in costs],
+                "per_example": self.per_example,
             }
         )
+        self._shared = SharedExamples(self.ranks, split == "batch")
+
+    def _perturbed(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
+        if not self.per_example:
+            return super()._perturbed(plan, tree, parts)
+        self.look_at(parts[0].batch)
+        numbers = self._shared.numbers
+        return self._examples.run(tree, parts, lambda own: self._executor(plan.seed, plan.eps, numbers(own)))
 
     def _evaluated(self, batch: Any, run: Run) -> tuple[StepPlan, Evaluation]:
         by_rows = self.split == "batch"
@@ -131,7 +140,13 @@ class DistributedZO(ZO):
             plan = self._plan(parts[0].batch if parts else None)
             mark = _mark(plan, self.step_number, [] if by_rows else [part.batch for part in parts])
             rows = self._rows(parts) if by_rows else 1.0
-            if rows and stop > start:
+        except Exception as error:
+            failed = error
+        if self.per_example:
+            failed = self._shared.meet(parts, self.rows_of, rows) or failed
+        try:
+            if failed is None and rows and stop > start:
+                assert plan is not None
                 own = run(plan, self.tree if by_rows else share(self.tree, start, stop), parts)
                 # exact, so that the result does not depend on how parts are spread over ranks
                 sums = (by_rows and own.sums) or [(rows * loss, 0.0) for loss in own.losses]
@@ -139,7 +154,8 @@ class DistributedZO(ZO):
             failed = error
         sums += [(0.0, 0.0)] * (longest - len(sums))
         numbers = [float(failed is not None), mark, float(own.flops), rows]
-        every = self.ranks.gather([*numbers, *(a for a, _ in sums), *(b for _, b in sums if by_rows)])
+        found = [*(a for a, _ in sums), *(b for _, b in sums if by_rows)]
+        every = self.ranks.gather([*numbers, *(self._shared.packed(own, longest) if self.per_example else found)])
         if any(row[0] for row in every):
             self.ranks.fail(failed)
         if len({row[1] for row in every}) > 1:
@@ -173,7 +189,8 @@ class DistributedZO(ZO):
         def evaluate() -> float:
             with evaluation_mode(self.model):
                 loss = self.loss_fn(self.model, batch)
-            return float(loss.full_tensor() if is_dtensor(loss) else loss)  # type: ignore[attr-defined]
+            # a loss an example will do
+            return float((loss.full_tensor() if is_dtensor(loss) else loss).double().mean())  # type: ignore[attr-defined]
 
         losses = [row[0] for row in self.ranks.gather([self.ranks.together(evaluate)])]
         bound = 1e-5 if all(p.dtype == torch.float32 for p in self.model.parameters()) else 2e-2
@@ -198,6 +215,14 @@ class DistributedZO(ZO):
         result.flops = int(math.fsum(row[2] for row in every))
         # a rank without a share has used none; the others look. A gathered parameter is not the one that is moved
         result.used = (not self.spread and own.used) or {id(tensor) for tensor in named_tensors(self.model).values()}
+        if self.per_example:
+            if not sum(self._shared.counts):
+                raise ValueError(
+                    f"step {self.step_number}: no rank has a row; expected a batch on one of them at least"
+                )
+            longest = self.tree.leaves if self.split == "batch" else max(stop - start for start, stop in self.spans)
+            self._shared.join(result, [row[4:] for row in every], longest, self.spans)
+            return result
         if self.split == "directions":
             result.losses = [loss for row, (a, b) in zip(every, self.spans, strict=True) for loss in row[4 : 4 + b - a]]
             return result

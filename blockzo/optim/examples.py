@@ -49,13 +49,16 @@ class Taken:
     weights: list[float]
 
 
-def apart(parts: Sequence[Part], weight: Weight) -> list[Taken]:
+def apart(parts: Sequence[Part], weight: Weight, whole: float | None = None) -> list[Taken]:
     """Every micro-batch by its examples; those without a label token are left out.
+
+    Args:
+        whole: weight of all micro-batches of the step, where these are some of them.
 
     Raises:
         ValueError: a batch cannot be taken apart.
     """
-    whole = math.fsum(part.weight for part in parts)
+    whole = math.fsum(part.weight for part in parts) if whole is None else whole
     found = []
     for part in parts:
         count = rows_in(part.batch)

@@ -118,6 +118,68 @@ def check_batch(folder: Path) -> None:
     )
 
 
+def check_examples(folder: Path) -> None:
+    """A direction an example: records and weights of a single process, bit for bit, whichever rank has which rows or leaves."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    for method in METHODS:
+        for split in ("directions", "batch"):
+            alone, shared = make(), make()
+            one = bz.ZO(alone, loss, independent_ranks=True, per_example=True, **options(alone, method))
+            many = bz.DistributedZO(shared, loss, split=split, per_example=True, **options(shared, method))
+            for step in range(3):
+                x, labels = batch(step, 7)
+                # uneven, and at the first step one rank has all
+                parts = list(zip(x.split(2), labels.split(2), strict=True))
+                cuts = [0, *range(1, ranks), len(parts)] if step else [0] * ranks + [len(parts)]
+                mine: Any = parts[cuts[rank] : cuts[rank + 1]] or None
+                if split == "directions":
+                    mine = (x, labels) if step == 2 else parts
+                whole, found = one.step((x, labels) if split == "directions" and step == 2 else parts), many.step(mine)
+                assert whole.record == found.record and whole.losses == found.losses, (method, split, step)
+            assert bz.digest(alone) == bz.digest(shared), method
+
+    # losses an example, groups of them, other shares: to rounding, and one digest
+    def each(model: nn.Module, given: Any) -> torch.Tensor:
+        return F.cross_entropy(model(given[0]), given[1], reduction="none")
+
+    alone, shared = make(), make()
+    one = bz.ZO(alone, each, independent_ranks=True, per_example=True, **{**options(alone, METHODS[2]), "max_group": 8})
+    many = bz.DistributedZO(
+        shared, each, split="batch", per_example=True, **{**options(shared, METHODS[2]), "max_group": 8}
+    )
+    x, labels = batch(0, 9)
+    cuts = [0, *range(2, ranks + 1), 9]
+    whole = one.step((x, labels))
+    found = many.step((x[cuts[rank] : cuts[rank + 1]], labels[cuts[rank] : cuts[rank + 1]]))
+    assert abs(whole.loss - found.loss) < 1e-5
+    assert whole.record.blocks[1].directions == found.record.blocks[1].directions
+    for a, b in zip(alone.parameters(), shared.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-3)
+    assert len(set(many.ranks.objects(bz.digest(shared)))) == 1
+    before = bz.digest(shared)
+    text = refused(lambda: many.step(None), ValueError)
+    assert text == "step 1: no rank has a row; expected a batch on one of them at least"
+    # one rank's rows are wrong
+    text = refused(lambda: many.step({"n": 3} if rank == ranks - 1 else (x, labels)), ValueError)
+    assert text.startswith(f"rank {ranks - 1}: the batch holds no tensor with a dimension"), text
+    text = refused(lambda: many.step((x * (float("nan") if rank == 0 else 1), labels)), ValueError)
+    assert text.startswith("rank 0: the loss is nan"), text
+    assert bz.digest(shared) == before and many.step_number == 1
+
+    def coupled(model: nn.Module, given: Any) -> torch.Tensor:
+        y = model(given[0])
+        return ((y - y.mean(0)) ** 2).mean()
+
+    other = make()
+    many = bz.DistributedZO(other, coupled, split="batch", per_example=True, **options(other, bz.MeZO()))
+    assert "must not see each other" in refused(lambda: many.step((x, labels)), ValueError)
+    text = refused(
+        lambda: bz.DistributedZO(make(), loss, per_example=rank == 0, independent_ranks=True, method=bz.MeZO()),
+        ValueError,
+    )
+    assert "per_example is False on rank 1, True on rank 0" in text, text
+
+
 def refused(call: Callable[[], Any], kind: type[Exception]) -> str:
     try:
         call()

@@ -26,7 +26,10 @@ pytestmark = pytest.mark.heavy
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_steps_of_processes(ranks: int, tmp_path: Path) -> None:
     """One group of processes for all checks: starting one costs more than what it checks. The last breaks it."""
-    command, checks = [sys.executable, "-m", "tests.core.ranks"], ["directions", "batch", "errors", "journal", "death"]
+    command, checks = (
+        [sys.executable, "-m", "tests.core.ranks"],
+        ["directions", "batch", "examples", "errors", "journal", "death"],
+    )
     run_together([[*command, str(rank), str(ranks), str(tmp_path), *checks] for rank in range(ranks)], tmp_path)
 
 
