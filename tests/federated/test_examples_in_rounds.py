@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import blockzo as bz
+from blockzo.federated.client.policy import ClientPolicy, PolicyError
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.addresses import directions_of_steps, noise_seed, step_directions
 from blockzo.federated.protocol.examples import contributors_of, directions_of, padded, widths
@@ -293,6 +294,8 @@ def test_what_it_does_not_go_with(tmp_path: Path) -> None:
             run_of(**given_)
     assert RunSettings.from_dict(run_of().as_dict()) == run_of()
     assert "per_example" not in settings().as_dict()
+    with pytest.raises(PolicyError, match="directions of a round: 49152 in the run, at most 16384"):
+        ClientPolicy().check(run_of(per_example=1 << 14))
     small = worker(1)
     small.begin(run_of(per_example=8))
     with pytest.raises(ValueError, match="a batch of 9 rows; expected 8 at most"):

@@ -81,10 +81,15 @@ def sealed(body: bytes) -> bytes:
 def fuzz(count: int, seed: int) -> None:
     """Random payloads, and changed ones, under a right checksum, so that they reach every parser."""
     chance = random.Random(seed)
-    runs = [settings(), settings(aggregate="sign"), settings(own_directions=True)]
+    runs = [
+        settings(),
+        settings(aggregate="sign"),
+        settings(own_directions=True),
+        settings(per_example=3, local_steps=2),
+    ]
     for _ in range(count):
         run = chance.choice(runs)
-        good = m.Reply(3, 5, 1.0, (1.0,) * run.scalars, "bz1-" + "0" * 64)
+        good = m.Reply(3, 5, 1.0, (1.0,) * run.scalars, "bz1-" + "0" * 64, counts=(3, 3) if run.counted else ())
         starts = [
             m.encode(good, TAG, run),
             m.encode(m.Task(4, 2, b"abc"), TAG),

@@ -12,6 +12,7 @@ import pytest
 
 import blockzo as bz
 from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.examples import widths
 from blockzo.federated.protocol.records import encode_record
 from blockzo.federated.protocol.round_record import round_record
 from blockzo.federated.protocol.settings import RunSettings, run_tag
@@ -31,6 +32,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "pool": {"pool": 64, "aggregate": "median"},
     "secure": {"secure_sum": True, "weighting": "equal"},
     "private": {"privacy": PRIVATE, "weighting": "equal", "aggregate": "sign"},
+    "examples": {"per_example": 4, "local_steps": 2},
+    "own examples": {"per_example": 4, "own_directions": True},
+    "private examples": {"per_example": 2, "privacy": PRIVATE, "weighting": "equal"},
 }
 # name: tag, then digests of settings in a welcome, of three replies, of the record of a round
 EXPECTED: dict[str, tuple[str, str, str, str]] = {
@@ -45,6 +49,9 @@ EXPECTED: dict[str, tuple[str, str, str, str]] = {
     "pool": ("ed8df839bd6c6dcb", "9f57a56d77703a1e", "cc565b1ab1d2d221", "f3507df2c0846f64"),
     "secure": ("b36465528ec68ed7", "7fc9432edfa063f5", "235e3f6c2ca4606d", "c19c7cdb1b507e40"),
     "private": ("3d2c88521cf91803", "a305030b27311152", "a54a30e3ccd6240b", "dff74d585fc974c6"),
+    "examples": ("3711f95e3abc9591", "6dd17300abef7d26", "eebf5aae182fdc7f", "7f990b86214d527e"),
+    "own examples": ("7e480b2d82371f94", "1f31c93875917cc0", "4b1d4ec781e5b919", "6a8cb3a6b0550e07"),
+    "private examples": ("a0199ef29fe4bf33", "0eb07d6b1692f992", "c6e8bdfa2f2b5637", "3a414d3a49355f9c"),
 }
 
 
@@ -57,11 +64,13 @@ def bytes_of(run: RunSettings) -> tuple[str, str, str, str]:
     welcome = m.encode(m.Welcome(run.as_dict(), BASE, 3), tag)
     replies = []
     for client in range(3):
-        scalars = [(-1.0) ** (i * client) * (1 + i / 8 + client) for i in range(run.scalars)]
+        counts = (1 + client, 4 - client)[: run.local_steps] if run.counted else ()
+        scalars = [(-1.0) ** (i * client) * (1 + i / 8 + client) for i in range(sum(widths(run, counts)))]
         if run.aggregate == "sign":
             scalars = [1.0 if value > 0 else -1.0 for value in scalars]
         slot = client if run.own_directions else 0
-        replies.append(m.Reply(7, 10 + client, 0.5 + client / 4, tuple(scalars), "bz1-" + "a" * 64, slot))
+        examples = sum(counts) or 10 + client
+        replies.append(m.Reply(7, examples, 0.5 + client / 4, tuple(scalars), "bz1-" + "a" * 64, slot, counts))
     sent = [m.encode(reply, tag, run) for reply in replies]
     record, _ = round_record(run, 7, [reply for data in sent if isinstance(reply := m.decode(data, tag, run), m.Reply)])
     return tag.hex(), digest(welcome), digest(b"".join(sent)), digest(encode_record(record, run))
