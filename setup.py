@@ -134,7 +134,8 @@ class BuildNative(build_ext):
     def run(self) -> None:
         self.report: dict[str, object] = {"native": False, "reason": None}
         # setuptools clears `inplace` while it builds, and a failure leaves it so
-        folders = [Path(self.build_lib, "blockzo"), *([ROOT / "blockzo"] if self.inplace else [])]
+        self.in_place = bool(self.inplace)
+        folders = [Path(self.build_lib, "blockzo"), *([ROOT / "blockzo"] if self.in_place else [])]
         stale_files = [path for folder in folders for name in ("_native*.so", "_cuda.so") for path in folder.glob(name)]
         for stale in stale_files:
             stale.unlink()
@@ -199,7 +200,8 @@ class BuildNative(build_ext):
         ]
         threads = thread_flags(cxx)
         flags = [*FLAGS, *threads, *(f"-I{path}" for path in includes), *shlex.split(os.environ.get("CXXFLAGS", ""))]
-        folder = Path(self.build_temp).resolve() / "native"
+        # an editable install builds in a new temporary folder every time, and would compile what is compiled
+        folder = (ROOT / "build" if self.in_place else Path(self.build_temp).resolve()) / "native"
         folder.mkdir(parents=True, exist_ok=True)
         pairs = [(str(ROOT / source), str(folder / (source.replace("/", "-") + ".o"))) for source in ext.sources]
         ninja = shutil.which("ninja")

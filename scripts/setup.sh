@@ -39,10 +39,13 @@ cuda() { [ "${BLOCKZO_CUDA:-0}" != 1 ] || [ -e blockzo/_cuda.so ]; }
 
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     rm -f "$stamp"
-    "$py" -m pip install -qq --upgrade pip
+    "$py" -m pip install -qq --upgrade pip "setuptools>=77" "pybind11>=2.12" ninja
+    # compiles while torch is fetched and unpacked; the installation below finds it done, or says what is wrong
+    (BLOCKZO_CUDA=0 "$py" setup.py --quiet build_ext --inplace >/dev/null 2>&1 || true) &
     # first and alone, so that its version is the one meant; the rest then finds it installed
     "$py" -m pip install -qq "torch==$torch_version"
-    "$py" -m pip install -qq --editable ".[gguf,test]" "torch==$torch_version"
+    wait
+    "$py" -m pip install -qq --no-build-isolation --editable ".[gguf,test]" "torch==$torch_version"
     echo "$wanted" >"$stamp"
     echo "$built" >"$native_stamp"
 elif [ "$(cat "$native_stamp" 2>/dev/null || true)" != "$built" ] || ! native || ! cuda; then
