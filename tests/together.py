@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.warm import Started
 
 
-def run_together(commands: Sequence[Sequence[str]], folder: Path, seconds: float = 280) -> None:
-    """Starts them all in the repository; fails with what they said unless every one ends with 0."""
-    outputs = [(folder / f"rank{rank}.txt").open("w+") for rank in range(len(commands))]
-    running = [
-        subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
-        for command, out in zip(commands, outputs, strict=True)
-    ]
+def run_together(commands: Sequence[Sequence[object]], seconds: float = 280) -> None:
+    """Starts them all in the repository, each a module and its arguments; fails with what they said unless all end with 0."""
+    running = [Started(["-m", *command]) for command in commands]
     try:
-        codes = [process.wait(timeout=seconds) for process in running]
+        codes = [process.wait(seconds) for process in running]
     finally:
         for process in running:
             process.kill()
-        texts = []
-        for out in outputs:
-            out.seek(0)
-            texts.append(out.read())
-            out.close()
-    assert codes == [0] * len(commands), "\n".join(texts)
+    assert codes == [0] * len(commands), "\n".join(text for process in running for text in process.communicate())

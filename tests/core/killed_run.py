@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import torch
-import zoo
 
 import blockzo as bz
+from tests.core import zoo
 
 STEPS = 24
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,11 +25,8 @@ pytestmark = pytest.mark.heavy
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_steps_of_processes(ranks: int, tmp_path: Path) -> None:
     """One group of processes for all checks: starting one costs more than what it checks. The last breaks it."""
-    command, checks = (
-        [sys.executable, "-m", "tests.core.ranks"],
-        ["directions", "batch", "examples", "errors", "journal", "death"],
-    )
-    run_together([[*command, str(rank), str(ranks), str(tmp_path), *checks] for rank in range(ranks)], tmp_path)
+    checks = ["directions", "batch", "examples", "errors", "journal", "death"]
+    run_together([["tests.core.ranks", rank, ranks, tmp_path, *checks] for rank in range(ranks)])
 
 
 @pytest.mark.skipif(
@@ -38,8 +34,7 @@ def test_steps_of_processes(ranks: int, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_steps_of_sharded_models(ranks: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.core.sharded_ranks"]
-    run_together([[*command, str(rank), str(ranks), str(tmp_path)] for rank in range(ranks)], tmp_path)
+    run_together([["tests.core.sharded_ranks", rank, ranks, tmp_path] for rank in range(ranks)])
 
 
 def test_without_a_process_group_the_error_says_what_to_do() -> None:

@@ -14,6 +14,7 @@ import blockzo as bz
 from blockzo.federated.protocol import messages as m
 from blockzo.finetune import Settings, UserError
 from blockzo.journal import format as fmt
+from tests import warm
 from tests.core import hostile, journals
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -93,7 +94,6 @@ def test_escape_sequences_of_a_header_do_not_reach_the_terminal(tmp_path: Path) 
         journal.append(journals.record(0))
         journal.finish("bz1-" + "0" * 64)
     for base in ("minilm-none", evil):
-        command = [sys.executable, "-m", "blockzo", "replay", base, str(tmp_path / "j"), str(tmp_path / "out")]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        done = warm.run(["-m", "blockzo", "replay", base, tmp_path / "j", tmp_path / "out"])
         assert done.returncode == 2 and done.stderr.startswith(("error: ", "loading ")), done.stderr
         assert all(c.isprintable() or c == "\n" for c in done.stdout + done.stderr), done.stderr

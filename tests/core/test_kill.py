@@ -5,35 +5,29 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 import blockzo as bz
+from tests.warm import Started
 
 # starts and kills processes
 pytestmark = pytest.mark.heavy
 
-SCRIPT = Path(__file__).with_name("killed_run.py")
 
-
-def start(path: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(path)], stdout=subprocess.PIPE, text=True, env=environment
-    )
+def start(path: Path) -> Started:
+    return Started(["-m", "tests.core.killed_run", path], {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
 def test_killed_runs_resume_to_the_same_bits(kills: int, tmp_path: Path) -> None:
     whole = start(tmp_path / "whole")
     begin = time.monotonic()
-    assert whole.stdout is not None and whole.stdout.readline() == "ready\n"
+    assert whole.line(0) == "ready\n"
     ready = time.monotonic()
-    digest = whole.stdout.readline().strip()
+    digest = whole.line(1).strip()
     training = time.monotonic() - ready
     assert whole.wait() == 0 and digest.startswith("bz1-")
     choose = random.Random(kills)
@@ -43,19 +37,17 @@ def test_killed_runs_resume_to_the_same_bits(kills: int, tmp_path: Path) -> None
         finished = False
         while not finished and done < kills:
             run = start(path)
-            assert run.stdout is not None
             if choose.random() < 0.2:
                 time.sleep(choose.random() * (ready - begin))
             else:
-                run.stdout.readline()
+                run.line(0)
                 time.sleep(choose.random() * training * 0.8)
             run.send_signal(signal.SIGKILL)
             finished = run.wait() == 0
             done += 1
             interrupted += not finished
         end = start(path)
-        assert end.stdout is not None
-        assert end.stdout.read().split() == ["ready", digest]
+        assert end.communicate()[0].split() == ["ready", digest]
         assert end.wait() == 0
         assert path.read_bytes() == (tmp_path / "whole").read_bytes()
         assert bz.Journal.open(path).final_digest == digest

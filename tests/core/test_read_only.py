@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ import blockzo as bz
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.perturb import parameters
 from blockzo.perturb.groups import perturbed_losses
+from tests import warm
 from tests.core import zoo
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -43,7 +41,9 @@ def test_the_digest_stays(name: str, dtype: torch.dtype, monkeypatch: pytest.Mon
 PROGRAM = """
 import ctypes, mmap, sys
 import torch
+import warnings
 import blockzo as bz
+warnings.simplefilter("ignore")
 from blockzo.perturb.groups import perturbed_losses
 from blockzo.perturb import parameters
 from tests.core import zoo
@@ -82,8 +82,7 @@ print("unchanged")
 
 
 def run_protected(name: str, dtype: str, act: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, name, dtype, act]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return warm.run(["-c", PROGRAM, name, dtype, act])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect by ctypes")

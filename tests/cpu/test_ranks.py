@@ -22,11 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 )
 @pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_shards_of_processes(ranks: int, tmp_path: Path) -> None:
-    commands = [
-        [sys.executable, "-m", "tests.cpu.ranks", str(rank), str(ranks), str(tmp_path / "meeting")]
-        for rank in range(ranks)
-    ]
-    run_together(commands, tmp_path)
+    run_together([["tests.cpu.ranks", rank, ranks, tmp_path / "meeting"] for rank in range(ranks)])
 
 
 def test_importing_blockzo_leaves_dtensors_alone() -> None:

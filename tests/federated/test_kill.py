@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +14,18 @@ import pytest
 from blockzo.federated.signing import make_key, make_roster
 from blockzo.journal.file import Journal, JournalError
 from tests.federated.processes import CLIENTS, ROUNDS
+from tests.warm import Started
 
 # starts and kills processes
 pytestmark = pytest.mark.heavy
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CLIENT_ROLES: list[tuple[str, ...]] = [("client", str(number)) for number in range(CLIENTS)]
 
 
-def start(folder: Path, role: tuple[str, ...]) -> subprocess.Popen[bytes]:
+def start(folder: Path, role: tuple[str, ...]) -> Started:
     kind, *rest = role
-    words = [sys.executable, "-m", "tests.federated.processes", kind, str(folder), *rest]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(words, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
+    words = ["-m", "tests.federated.processes", kind, folder, *rest]
+    return Started(words, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def rounds_of(folder: Path) -> int:

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+
+from tests import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -19,8 +20,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(REPOSITORY), "COLUMNS": "100"}
 
 
-def blockzo(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+def blockzo(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs `blockzo` with these arguments in the repository."""
-    return subprocess.run(
-        command(*arguments), env=environment(), capture_output=True, text=True, timeout=240, cwd=REPOSITORY, **options
-    )
+    return warm.run(["-m", "blockzo", *arguments], environment())
+
+
+def started(*arguments: object) -> warm.Started:
+    """`blockzo` with these arguments, that runs."""
+    return warm.Started(["-m", "blockzo", *arguments], environment())

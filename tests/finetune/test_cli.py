@@ -15,7 +15,7 @@ import pytest
 
 from blockzo.cli import main as cli
 from blockzo.finetune import output
-from tests.finetune.process import REPOSITORY, blockzo, command, environment
+from tests.finetune.process import REPOSITORY, command, environment
 
 Rows = Callable[..., Path]
 Tiny = Callable[[str], Path]
@@ -46,7 +46,8 @@ def told(model: Path, rows: Rows, out: Path, *more: object) -> list[object]:
 
 def test_a_run_from_its_command_to_evaluate_and_replay(call: Any, tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = blockzo(*told(tiny("llama"), rows, out, "--json"))
+    begun = command(*told(tiny("llama"), rows, out, "--json"))
+    done = subprocess.run(begun, env=environment(), capture_output=True, text=True, timeout=240, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     expected = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,8 @@ import pytest
 from blockzo import Journal
 from blockzo.finetune import Interrupted, Settings, UserError, finetune, output, resume
 from blockzo.finetune.interrupt import Interrupts
-from tests.finetune.process import REPOSITORY, blockzo, command, environment
+from tests.finetune.process import blockzo, started
+from tests.warm import Started
 
 Rows = Callable[..., Path]
 Tiny = Callable[[str], Path]
@@ -138,13 +138,7 @@ def test_sigkill_of_the_real_process(tiny: Tiny, rows: Rows, tmp_path: Path) -> 
     finetune(settings(told), tmp_path / "whole")
     out = tmp_path / "out"
     start = [*options(told), "--output", str(out)]
-    process = subprocess.Popen(
-        command("finetune", *start),
-        env=environment(),
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = started("finetune", *start)
     metrics = out / "metrics.jsonl"
     wait(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 4, process)
     process.send_signal(signal.SIGKILL)
@@ -159,14 +153,7 @@ def test_sigkill_of_the_real_process(tiny: Tiny, rows: Rows, tmp_path: Path) -> 
 def test_sigint_ends_the_step_and_says_how_to_go_on(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
     out = tmp_path / "out"
     told = arguments(tiny("llama"), rows, steps=5000)
-    process = subprocess.Popen(
-        command("finetune", *options(told), "--output", out, "--json"),
-        env=environment(),
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started("finetune", *options(told), "--output", out, "--json")
     metrics = out / "metrics.jsonl"
     wait(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 3, process)
     process.send_signal(signal.SIGINT)
@@ -182,7 +169,7 @@ def test_sigint_ends_the_step_and_says_how_to_go_on(tiny: Tiny, rows: Rows, tmp_
     assert json.loads(done.stdout)["steps"] == steps + 2
 
 
-def wait(condition: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
+def wait(condition: Callable[[], bool], process: Started) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, f"the run ended with {process.returncode}"

@@ -7,7 +7,6 @@ import csv
 import json
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -30,7 +29,7 @@ from blockzo.simulate import Federation, resume, simulate
 from blockzo.simulate.fedavg import FedAvg
 from blockzo.simulate.rounds import Simulation
 from blockzo.simulate.settings import FREE_ON_RESUME, resumed
-from tests.finetune.process import REPOSITORY, blockzo, command, environment
+from tests.finetune.process import blockzo, started
 
 Rows = Callable[..., Path]
 Tiny = Callable[[str], Path]
@@ -221,7 +220,7 @@ def test_a_resumed_simulation_ends_as_one_that_was_not_stopped(tiny: Tiny, rows:
         "--output",
         str(tmp_path / "killed"),
     ]
-    process = subprocess.Popen(command("simulate", *arguments), env=environment(), cwd=REPOSITORY)
+    process = started("simulate", *arguments)
     journal = tmp_path / "killed" / "journal.bz"
     end = time.monotonic() + 120
     while not (journal.is_file() and len(Journal.open(journal)) >= 2) and time.monotonic() < end:
