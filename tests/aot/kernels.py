@@ -43,8 +43,15 @@ class Case:
     loop: dict[int, float] = field(default_factory=dict)
     """Architecture -> ceiling of SASS instructions of the main loop, over `elements`."""
     arches: tuple[int, ...] = ARCHES
-    slow: bool = False
-    """Left to the long form of the tests."""
+    short: tuple[int, ...] = ARCHES
+    """Those of `arches` that it is always compiled for; the others are left to the long form of the tests."""
+
+    def slow(self, arch: int) -> bool:
+        return arch not in self.short
+
+
+MIDDLE = (90,)
+"""For kernels without matrix instructions, of which every generation makes nearly the same code."""
 
 
 def _moves() -> list[Case]:
@@ -74,7 +81,7 @@ def _moves() -> list[Case]:
                         options={"num_warps": 8},
                         per_element=80 if gaussian else 40,
                         # those of bfloat16 differ in one conversion, and are always compiled
-                        slow=dtype == "fp16",
+                        short=() if dtype == "fp16" else MIDDLE,
                         loads=16 * bytes_each // 16,
                         stores=16 * bytes_each // 16,
                     )
@@ -93,6 +100,7 @@ def _moves() -> list[Case]:
                 tuple(tables)[:4],
                 registers=registers,
                 options={"num_warps": 8},
+                short=MIDDLE,
             )
         )
     return cases
@@ -109,6 +117,7 @@ def _rows() -> list[Case]:
             {"OUT": "bf16", "GATHER": not aligned, "GAUSSIAN": gaussian, "ALIGNED": aligned, "BLOCK": 4096},
             ("out", "source", "rows", "steps", "terms", "apart", "width"),
             registers=168,
+            short=MIDDLE,
         )
         for gaussian in (False, True)
         for aligned in (False, True)
@@ -132,6 +141,7 @@ def _project() -> list[Case]:
             signature,
             {"GAUSSIAN": gaussian, "CHUNKS": 8},
             ("sums", "delta", "steps", "terms"),
+            short=MIDDLE,
         )
         for gaussian in (False, True)
     ]
@@ -162,8 +172,8 @@ def _linear() -> list[Case]:
                     loads=8,
                     needs=MATRIX,
                     options=options,
-                    # those of 16 and 64 tokens are always compiled
-                    slow=tokens == 32,
+                    # the largest tile needs most registers
+                    short=ARCHES if tokens == 64 else (),
                 )
             )
     return cases
@@ -180,6 +190,7 @@ def _products() -> list[Case]:
             tile = tiles(tokens, gaussian, slots, True, shared, 9) | {"SLOTS": slots}
             options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
             kind = "gaussian" if gaussian else "rademacher"
+            arches = tuple(arch for arch, count in zip(ARCHES, most, strict=True) if count == slots)
             cases.append(
                 Case(
                     f"products bf16 {tokens} tokens {kind} {'shared' if shared else 'own'} input, {slots} directions",
@@ -192,9 +203,8 @@ def _products() -> list[Case]:
                     needs=MATRIX,
                     loop={80: 52, 90: 50, 100: 64} if gaussian else {80: 8, 90: 8.5, 100: 14.5},
                     options=options,
-                    arches=tuple(arch for arch, count in zip(ARCHES, most, strict=True) if count == slots),
-                    # those of 16 and 64 tokens are always compiled
-                    slow=tokens == 32,
+                    arches=arches,
+                    short=tuple(arch for arch in arches if tokens == _largest(arch, shared, gaussian)),
                 )
             )
     signature = {"out": "*bf16", "sums": "*fp32", "bias": "*bf16"}
@@ -203,6 +213,13 @@ def _products() -> list[Case]:
     constants = {"BIAS": True, "BLOCK": 1024}
     cases.append(Case("parts of products", "products.add_parts", signature, constants, aligned, 64, loads=2, stores=1))
     return cases
+
+
+def _largest(arch: int, shared: bool, gaussian: bool) -> int:
+    """Tokens of the largest tile that a GPU is given, which needs most registers; those of 32 are few and like the others."""
+    from blockzo.kernels.products import SLOTS
+
+    return max(tokens for tokens in (16, 64) if SLOTS[tokens, shared, gaussian][ARCHES.index(arch)])
 
 
 def cases() -> list[Case]:
@@ -291,7 +308,7 @@ def main() -> int:
         f"{case.name} sm_{arch}": compile_case(case, arch)
         for arch in given.arch
         for case in cases()
-        if arch in case.arches and (given.slow or not case.slow)
+        if arch in case.arches and (given.slow or not case.slow(arch))
     }
     json.dump(found, sys.stdout, indent=1)
     print()

@@ -30,7 +30,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def every() -> list[Any]:
     return [
-        pytest.param(case, arch, id=f"{case.name} sm_{arch}", marks=[pytest.mark.slow] if case.slow else [])
+        pytest.param(case, arch, id=f"{case.name} sm_{arch}", marks=[pytest.mark.slow] if case.slow(arch) else [])
         for arch in ARCHES
         for case in cases()
         if arch in case.arches

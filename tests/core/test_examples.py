@@ -168,7 +168,7 @@ def test_micro_batches_are_the_batch() -> None:
     assert one.blocks[0].coefficients == pytest.approx(two.blocks[0].coefficients, rel=1e-9)
 
 
-@pytest.mark.parametrize("shares", ["equal", "uneven"])
+@pytest.mark.parametrize("shares", ["uneven", pytest.param("equal", marks=pytest.mark.slow)])
 def test_the_squared_error_is_that_of_the_examples_own_gradients(shares: str) -> None:
     """(d + 1) sum_b w_b^2 |g_b|^2 for Gaussian noise, within 5%; all that is left out are terms without d."""
     size, examples, draws = 48, 6, 4000

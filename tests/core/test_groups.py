@@ -87,8 +87,16 @@ TREES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "cut"), TREES, ids=str)
-@pytest.mark.parametrize("name", ["llama", "opt"])
+@pytest.mark.parametrize(
+    ("method", "cut", "name"),
+    [
+        # each model with every second tree
+        pytest.param(*tree, name, marks=[] if (number + k) % 2 else pytest.mark.slow)
+        for number, tree in enumerate(TREES)
+        for k, name in enumerate(("llama", "opt"))
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("size", [2, 100, "auto"])
 def test_trees_in_groups(method: Any, cut: list[Any], name: str, size: int | str, sizes: None) -> None:
     model, batch = zoo.make(name), zoo.batch()

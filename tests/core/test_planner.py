@@ -79,8 +79,8 @@ EARLY, LATE = (3.0, 0.3, 0.3), (0.3, 0.3, 3.0)
 @pytest.mark.parametrize(
     ("distances", "limit", "seeds"),
     [
-        pytest.param(EARLY, 0.8, (1, 2), id="early"),
-        pytest.param(LATE, 0.5, (1, 2), id="late"),
+        pytest.param(EARLY, 0.8, (1,), id="early"),
+        pytest.param(LATE, 0.5, (1,), id="late"),
         pytest.param((2.0, 2.0, 2.0), 1.2, (1, 2, 3, 4), id="neither"),
         pytest.param(EARLY, 0.8, (1, 2, 3, 4), id="early, more seeds", marks=pytest.mark.slow),
         pytest.param(LATE, 0.5, (1, 2, 3, 4), id="late, more seeds", marks=pytest.mark.slow),

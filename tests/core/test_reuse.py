@@ -115,10 +115,22 @@ def check(model: nn.Module, loss: LossFunction, batch: Any, method: Any, cut: An
     return said
 
 
-@pytest.mark.parametrize("max_group", [1, "auto"])
+WAYS = list(zip(METHODS, ([2], "head", [3], 0.75), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("max_group", "ways"),
+    [
+        pytest.param(1, WAYS[::2], id="alone"),
+        pytest.param("auto", WAYS[1::2], id="in groups"),
+        # every loss meets every method above
+        pytest.param(1, WAYS[1::2], id="others alone", marks=pytest.mark.slow),
+        pytest.param("auto", WAYS[::2], id="others in groups", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("loss", [*CONTINUED, *WHOLE], ids=lambda f: f.__name__)
-def test_losses_are_those_of_moved_copies(loss: LossFunction, max_group: Any) -> None:
-    for method, cut in zip(METHODS, ([2], "head", [3], 0.75), strict=True):
+def test_losses_are_those_of_moved_copies(loss: LossFunction, max_group: Any, ways: list[tuple[Any, Any]]) -> None:
+    for method, cut in ways:
         said = check(zoo.make("llama"), loss, IDS, method, cut, max_group=max_group)
         # said once, with the price, and only where it is so
         assert len(said) == (loss in WHOLE)

@@ -30,8 +30,16 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Step
     ("directions", "scales"),
     [([3, 3], [0.1, -0.1]), ([3, 4, 3], [0.1, 0.2, 0.1]), ([2, 5, 2, 5], [0.1, 0.3, -0.1, -0.3])],
 )
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "distribution"),
+    [
+        pytest.param(dtype, distribution, marks=[] if alone else pytest.mark.slow)
+        for dtype in DTYPES
+        for distribution in DISTRIBUTIONS
+        # each dtype and each distribution once
+        for alone in [(dtype == torch.float32) is (distribution == "gaussian")]
+    ],
+)
 @pytest.mark.parametrize("path", ["products", "fused", "panels"])
 def test_against_the_reference(
     path: str, dtype: torch.dtype, distribution: str, directions: list[int], scales: list[float]

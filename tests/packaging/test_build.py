@@ -199,7 +199,7 @@ def test_compiler_without_openmp_and_ninja(
         tmp_path / "out",
         PATH=str(bare),
         CXX="c++",
-        CXXFLAGS="-O1",
+        CXXFLAGS="-O0",
         BLOCKZO_REQUIRE_NATIVE="1",
         TMPDIR=os.fspath(tmp_path),
     )
