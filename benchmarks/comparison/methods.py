@@ -51,11 +51,13 @@ class Entry:
     base: bool = False
 
 
-def zo(rule: Rule, boundaries: Sequence[float] = ()) -> Make:
+def zo(rule: Rule, boundaries: Sequence[float] = (), per_example: bool = False) -> Make:
     def make(problem: Problem, rates: Sequence[float], seed: int) -> Stepper:
         blocks = bz.Blocks(problem.model, list(boundaries))
         lr = rates[0] if len(rates) == 1 else list(rates)
-        return bz.ZO(problem.model, problem.loss_fn, rule, blocks=blocks, lr=lr, eps=EPS, seed=seed)
+        return bz.ZO(
+            problem.model, problem.loss_fn, rule, blocks=blocks, lr=lr, eps=EPS, seed=seed, per_example=per_example
+        )
 
     return make
 
@@ -115,6 +117,7 @@ METHODS: dict[str, Entry] = {
     "spzo-crossed": Entry(zo(bz.SPZO(1, 4, "crossed"), [0.5])),
     "spzo-decoupled": Entry(zo(bz.SPZO(1, 4, "decoupled"), [0.5])),
     "spzo-decoupled-rates": Entry(zo(bz.SPZO(1, 4, "decoupled"), [0.5]), axes=2),
+    "one-sided-own": Entry(zo(bz.OneSided(4), per_example=True), directions=5),
     "auto": Entry(_auto, centre=_one),
 }
 

@@ -143,10 +143,10 @@ def left(request: Request, runs: Runs) -> dict[tuple[str, str], float]:
             assert unit.method is not None
             centre = centre_of(request, unit.model, unit.task, unit.method, runs)
             if centre is None:
-                found[problem] += tuning.RUNS * request.tuning_budget
+                found[problem] += tuning.MOST_RUNS * request.tuning_budget
             elif next_tuning(request, unit, runs, centre) is not None:
                 done = len(tuning_runs(request, unit, runs, centre))
-                found[problem] += (tuning.RUNS - done) * request.tuning_budget
+                found[problem] += (tuning.MOST_RUNS - done) * request.tuning_budget
             continue
         for method in request.methods:
             lr = tuned_rate(request, unit.model, unit.task, method, runs)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.comparison.store import Point
 
-RUNS = 5
+RUNS, MOST_RUNS = 5, 8
 SHARE = 0.3
 """A tuning run's part of the budget."""
 
@@ -35,9 +35,14 @@ def proposal(scores: Mapping[Place, float], axes: int, runs: int = RUNS) -> Plac
     """Where the next tuning run is; None where the search has ended. `scores` are in the order in which they were run."""
     if not scores:
         return (0,) * axes
-    if len(scores) >= runs:
+    if len(scores) >= runs and not (len(scores) < MOST_RUNS and _at_the_edge(scores)):
         return None
     return next((place for place in _neighbours(best(scores)) if place not in scores), None)
+
+
+def _at_the_edge(scores: Mapping[Place, float]) -> bool:
+    """Whether there is one rate and none beyond the best was tried."""
+    return len(scores) > 1 and len(best(scores)) == 1 and best(scores) in (min(scores), max(scores))
 
 
 def _neighbours(place: Place) -> Iterator[Place]:

@@ -74,28 +74,40 @@ def test_each_example_moves_along_its_own_directions(blocks: int, method: Method
     assert all(torch.equal(tensor, after[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("family", sorted(zoo.HUGGING_FACE))
-def test_padded_examples_of_every_family_run_together(family: str) -> None:
-    """A row without padding and rows with: models that ask whether a mask is all ones part their examples."""
+def agrees(family: str, method: Method, blocks: int) -> None:
+    """Scalars of one estimate are those of copies with materialised noise; a row without padding and rows with."""
     model, batch = zoo.make(family), {**zoo.batch(), "labels": labelled()["labels"]}
-    zo = bz.ZO(model, own_loss, bz.SPZO(1, 2), eps=1e-2, seed=5, per_example=True)
+    cut, eps = bz.Blocks(model, CUTS[blocks]), [1e-2] * blocks
+    zo = bz.ZO(model, own_loss, method, cut, eps=eps, seed=5, per_example=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error" if family != "bloom" else "ignore")
         result = zo._estimate(batch)
-    assert bool(Known.of(zo.blocks).alone) == (
-        family == "bloom"
-    )  # torch.vmap has no rule for its own activation function
-    noise, tree = Noise(step_seed(5, 0)), bz.SPZO(1, 2).tree(2)
+    # torch.vmap has no rule for Bloom's own activation function
+    assert bool(Known.of(zo.blocks).alone) == (family == "bloom")
+    noise, tree = Noise(step_seed(5, 0)), method.tree(blocks)
     losses = []
     for example in range(3):
-        reference = Reference(model, zo.blocks.layout, noise, [1e-2] * 2, own_loss, rows_of(batch, [example], 3))
+        reference = Reference(model, zo.blocks.layout, noise, eps, own_loss, rows_of(batch, [example], 3))
         every = [[BlockMove(m.block, m.direction * 3 + example, m.sign) for m in path] for path in tree.leaf_moves()]
         losses.append([reference(path) for path in every])
     first = 1 if "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__ else 0
     tokens = [int((row[first:] != -100).sum()) for row in batch["labels"]]
-    wanted = scalars_of(bz.SPZO(1, 2), losses, [n / sum(tokens) for n in tokens], [1e-2] * 2)
+    wanted = scalars_of(method, losses, [n / sum(tokens) for n in tokens], eps)
     for found, block in zip(result.scalars, wanted, strict=True):
         assert list(found.values()) == pytest.approx(list(block.values()), rel=0.02, abs=0.02)
+
+
+@pytest.mark.parametrize("family", sorted(zoo.HUGGING_FACE))
+def test_padded_examples_of_every_family_run_together(family: str) -> None:
+    """Models that ask whether a mask is all ones part their examples."""
+    agrees(family, bz.SPZO(1, 2), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(zoo.HUGGING_FACE))
+@pytest.mark.parametrize(("blocks", "method"), CASES, ids=lambda value: str(value))
+def test_every_method_on_every_family(family: str, blocks: int, method: Method) -> None:
+    agrees(family, method, blocks)
 
 
 class Asking(nn.Module):
