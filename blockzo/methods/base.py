@@ -101,7 +101,7 @@ def described(description: Mapping[str, Any]) -> Method:
     name, arguments = description.get("name"), {k: v for k, v in description.items() if k != "name"}
     if not isinstance(name, str) or name not in METHODS:
         raise ValueError(
-            f"method is {shown(name)}; expected one of {', '.join(METHODS)} (a planner cannot run in rounds)"
+            f"method is {shown(name)}; expected one of {', '.join(METHODS)} (a planner is no method of steps)"
         )
     found: Method = build(METHODS[name], arguments, f"method {name}")
     return found

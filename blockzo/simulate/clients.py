@@ -10,6 +10,7 @@ from blockzo.federated.client.finetuning import Batches
 from blockzo.federated.client.worker import Weights, Worker
 from blockzo.federated.protocol.estimate import Estimate
 from blockzo.federated.protocol.examples import widths
+from blockzo.federated.protocol.planned import mark_of
 from blockzo.federated.protocol.round_record import scalar_limit
 from blockzo.federated.protocol.settings import RoundPolicy
 from blockzo.finetune.data.rows import column as column_of
@@ -68,6 +69,11 @@ class Liar(Worker):
         chance = random.Random(f"liar {self.number} {number}")
         policy = RoundPolicy(largest_loss_change=self.largest)
         _, rows = self.batch_of(number, 0)
+        if settings.planned:
+            assert self.weights.planner is not None
+            plan = self.weights.planner.plan(number)
+            losses = [chance.uniform(0, self.largest) for _ in range(plan.method.tree(self.blocks).leaves)]
+            return Estimate(tuple(losses), chance.random(), rows, plan=mark_of(plan))
         counts = (rows,) * settings.local_steps * settings.counted
         blocks = range(settings.blocks)
         # all examples of a direction together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -71,7 +72,7 @@ class Lines:
             last, former = self.metrics.lines[-1], self.metrics.lines[max(0, len(self.metrics.lines) - 2)]
             line = {
                 "step": len(self.metrics.lines),
-                "loss": record.losses[0],
+                "loss": math.fsum(record.losses) / len(record.losses),
                 "clients": last["clients"],
                 "filled": True,
             }

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from blockzo.federated.client.client import Client
-from blockzo.federated.client.finetuning import Batches, run_settings
+from blockzo.federated.client.finetuning import Batches, measured, run_settings
 from blockzo.federated.client.policy import ClientPolicy, PolicyError
 from blockzo.federated.client.worker import Weights, Worker
 from blockzo.federated.protocol.seeds import chosen
@@ -29,10 +29,12 @@ from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.interrupt import Interrupts
 from blockzo.finetune.metrics import HeldOutScores
 from blockzo.finetune.models.identity import identity_of
+from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.prepare import Prepared
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings
 from blockzo.journal.file import Journal, JournalError
+from blockzo.methods.auto import Auto
 from blockzo.ops import digest
 from blockzo.optim.schedules import factor
 from blockzo.simulate.clients import Liar, split
@@ -77,6 +79,7 @@ class Simulation:
         self.policy = self._policy()
         with about("--policy"):
             self.asked = ClientPolicy() if federation.policy is None else ClientPolicy.load(Path(federation.policy))
+        self._planner: Mapping[str, Any] | None = None
         self.run = hashlib.blake2s(f"simulate {settings.seed}".encode(), digest_size=16).hexdigest()
         self._began = time.monotonic()
 
@@ -103,6 +106,7 @@ class Simulation:
             len(self.blocks),
             self.run,
             self.settings.steps,
+            planner=self._planned(),
             local_steps=federation.local_steps,
             own_directions=federation.own_directions,
             aggregate=federation.aggregate,
@@ -113,6 +117,18 @@ class Simulation:
             secure_sum=federation.secure_sum,
             aggregate_options=federation.combining.options(),
         )
+
+    def _planned(self) -> tuple[Mapping[str, Any], Sequence[bool]] | None:
+        """What a planner is told: measured once, and what the journal says where a simulation goes on."""
+        method = self.settings.estimator()
+        if not isinstance(method, Auto):
+            return None
+        if self._planner is None:
+            batch, _ = self.batches[0](0, 0)
+            (eps, *_) = numbers("--eps", self.settings.eps)
+            self._planner = measured(method, self.blocks, self.prepared.scorer.loss, batch, eps)
+        moved = set(self.blocks.layout.values())
+        return self._planner, [block in moved for block in range(len(self.blocks))]
 
     def go(self, journal: Journal | None, write: Write) -> dict[str, Any]:
         """All rounds that are left; then `write` has the result, and nothing interrupts it but a second signal."""
@@ -134,6 +150,8 @@ class Simulation:
 
     def _zeroth_order(self, journal: Journal | None, interrupts: Interrupts) -> Ended:
         path = self.folder / output.JOURNAL
+        if journal is not None and isinstance(self.settings.estimator(), Auto):
+            self._planner = journal.metadata.get("federated", {}).get("method")
         self._ask(self.run_settings())
         if journal is None:
             told = {"settings": self.settings.as_dict(), "federation": self.federation.as_dict()}

@@ -38,10 +38,11 @@ def simulate(
         Interrupted: after a signal; a run with engine "zo" can be continued.
     """
     reporter = reporter or Reporter()
-    if settings.in_place or isinstance(settings.estimator(), Auto):
+    planned = isinstance(settings.estimator(), Auto)
+    if settings.in_place or (planned and federation.engine == "fedavg"):
         raise UserError(
-            "simulate runs methods whose directions are known beforehand, on weights that are not written; leave out "
-            "--in-place and --method auto"
+            "simulate runs on weights that are not written, and --engine fedavg without a planner; leave out --in-place, or "
+            "--method auto"
         )
     if settings.per_example and federation.engine == "fedavg":
         raise UserError("--engine fedavg backpropagates and has no directions; leave out --per-example")

@@ -401,10 +401,32 @@ def test_wrong_settings_say_what_is_expected(given: dict[str, Any], told: str) -
         Federation(**given)
 
 
+def test_a_planner_plans_the_rounds(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    """Its costs stand in the journal, so a simulation that goes on comes to the plans of one that was not stopped."""
+    told = settings(tiny("llama"), rows, method="auto", lr=None, steps=12, eval_every=6, weight_decay=0.0)
+    federation = Federation(clients=4, sample=2, liars=0.25)
+    result = simulate(told, federation, tmp_path / "run")
+    journal = Journal.open(tmp_path / "run" / "journal.bz")
+    costs = journal.metadata["federated"]["method"]["costs"]
+    assert len(costs) == len(result["blocks"]) > 2 and all(cost > 0 for cost in costs)
+    assert {sum(map(bool, record.directions)) for record in journal.records()} == {1}
+    base = load(str(tiny("llama")), "float32").model
+    bz.replay_(base, journal.records(), journal.layout)
+    assert bz.digest(base) == result["final_digest"] and not result["refused"]
+    # stopped after five rounds: the first half of the journal
+    (tmp_path / "half").mkdir()
+    half = Journal.create(tmp_path / "half" / "journal.bz", journal.base_digest, journal.layout, journal.metadata)
+    half.extend(journal.records()[:5])
+    half.close()
+    text = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "half" / "metrics.jsonl").write_text("".join(text[:6]))
+    assert resume(tmp_path / "half")["final_digest"] == result["final_digest"]
+
+
 @pytest.mark.parametrize("changed", [{"method": "auto", "lr": None}, {"in_place": True}])
 def test_methods_that_cannot_run_in_rounds_are_refused(
     changed: dict[str, Any], tiny: Tiny, rows: Rows, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="simulate runs methods"):
-        simulate(settings(tiny("llama"), rows, **changed), Federation(), tmp_path / "run")
+    with pytest.raises(UserError, match="simulate runs on weights that are not written"):
+        simulate(settings(tiny("llama"), rows, **changed), Federation(engine="fedavg"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -208,7 +208,9 @@ class Client:
         found = self._estimate(task)
         if private is not None and private.mode == "local":
             found = replace(found, scalars=private.noisy(found.scalars))
-        reply = m.Reply(task.number, found.examples, found.loss, found.scalars, digest, task.slot, found.counts)
+        reply = m.Reply(
+            task.number, found.examples, found.loss, found.scalars, digest, task.slot, found.counts, found.plan
+        )
         answer = m.encode(reply, self.tag, self.settings)
         if releases is not None:
             releases.add(task.number, answer)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from blockzo.federated.client.worker import directions_of
+from blockzo.federated.protocol.auto import describe
 from blockzo.federated.protocol.settings import RunSettings
 from blockzo.finetune.data.order import BatchOrder
 from blockzo.finetune.errors import UserError
@@ -17,17 +18,58 @@ from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.prepare import Prepared
 from blockzo.finetune.settings import Settings
 from blockzo.methods.auto import Auto
+from blockzo.methods.decoupled import Decoupled
+from blockzo.noise import Noise
+from blockzo.optim.costs import measure_seconds
+from blockzo.optim.executor import PerturbedExecutor
+from blockzo.optim.reuse import Reuse
+from blockzo.perturb.blocks import Blocks
+from blockzo.perturb.losses import LossFunction
 
 
-def run_settings(settings: Settings, blocks: int, run: str, rounds: int, **federated: Any) -> RunSettings:
+def measured(auto: Auto, blocks: Blocks, loss_fn: LossFunction, batch: Any, eps: float) -> dict[str, Any]:
+    """What a run's settings say of its planner: what the blocks cost on this machine, and whether anything can be kept between
+    them.
+
+    Args:
+        eps: size of the moves that find it out.
+    """
+    reuse = Reuse.of(blocks, loss_fn)
+
+    def forward() -> Any:
+        return loss_fn(blocks.model, batch)
+
+    every = [1] * len(blocks)
+    executor = PerturbedExecutor(blocks, Noise(0), [eps] * len(blocks), reuse=reuse)
+    executor.prepare(Decoupled(tuple(every)).tree(len(blocks)), forward)
+    whole = reuse.reason is not None
+    return describe(auto, auto.costs or measure_seconds(blocks, forward, whole=whole), whole)
+
+
+def run_settings(
+    settings: Settings,
+    blocks: int,
+    run: str,
+    rounds: int,
+    planner: tuple[Mapping[str, Any], Sequence[bool]] | None = None,
+    **federated: Any,
+) -> RunSettings:
     """A fine-tune's settings as those of a federated run; `federated` are further fields of RunSettings.
 
+    Args:
+        planner: where a planner chooses the method: what `measured` gave, and whether each block can be moved.
+
     Raises:
-        UserError: the planner cannot run in rounds.
+        UserError: a planner needs these.
     """
     method = settings.estimator()
     if isinstance(method, Auto):
-        raise UserError("--method auto chooses by what one machine measures, and cannot run in rounds; name a method")
+        if planner is None:
+            raise UserError("--method auto needs costs of the blocks that all participants agree on; name a method")
+        told, trainable = dict(planner[0]), planner[1]
+        directions = tuple(method.most * moves for moves in trainable)
+    else:
+        told, directions = method.describe(), directions_of(method, blocks)
 
     def each(name: str) -> tuple[float, ...]:
         values = numbers(f"--{name}", getattr(settings, name))
@@ -35,8 +77,8 @@ def run_settings(settings: Settings, blocks: int, run: str, rounds: int, **feder
 
     return RunSettings(
         run=run,
-        method=method.describe(),
-        directions=directions_of(method, blocks),
+        method=told,
+        directions=directions,
         rounds=rounds,
         lr=each("lr"),
         eps=each("eps"),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blockzo import ops
 from blockzo.federated.protocol.direction_pool import DirectionPool
+from blockzo.federated.protocol.planned import RoundPlanner
 from blockzo.federated.protocol.settings import RunSettings
 from blockzo.journal.record import Record
 from blockzo.ops.params import named_tensors
@@ -36,6 +37,7 @@ class Weights:
         self._copy = None if base is not None else self.take()
         self._digest: tuple[int, str] | None = (0, self.base_digest)
         self._pool: DirectionPool | None = None
+        self.planner: RoundPlanner | None = None
 
     def take(self) -> dict[str, Tensor]:
         """Copies of the trainable parameters."""
@@ -64,6 +66,9 @@ class Weights:
             self._put_base()
             self.position, wanted = 0, self.base_digest
             self._pool = None if self._pool is None else DirectionPool(self._pool.settings)
+            self.planner = None if self.planner is None else RoundPlanner(self.planner.settings)
+        elif self.planner is not None:
+            raise ValueError("a planner learns from all records; a snapshot leaves some out")
         elif "pool" in snapshot:
             if self._pool is None:
                 raise ValueError("the sums of a pool were sent, and this run has none")
@@ -99,12 +104,18 @@ class Weights:
                 self._pool.add(new[:count])
             ops.replay_(self.blocks.model, new[:count], self.blocks.layout)
             self.position += count
+            if self.planner is not None:
+                self.planner.observe(new[:count])
             new = new[count:]
             if self._pool is not None and self.position % self._pool.settings.rebase == 0:
                 self._rebase(self._pool)
 
     def begin(self, settings: RunSettings) -> None:
-        """Before the first record; a pool's sums are kept from there on."""
+        """Before the first record; a pool's sums are kept from there on, and a planner learns."""
+        if settings.planned and (self.planner is None or self.planner.settings != settings):
+            if self.position:
+                raise ValueError("a planner learns from all records; load the base weights")
+            self.planner = RoundPlanner(settings)
         if settings.pool and self._pool is None:
             if self.position:
                 raise ValueError("a pool begins at the base; load the base weights")

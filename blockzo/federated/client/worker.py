@@ -25,8 +25,9 @@ from blockzo.federated.client.weights import Weights
 from blockzo.federated.protocol.addresses import noise_seed, step_directions
 from blockzo.federated.protocol.estimate import Estimate
 from blockzo.federated.protocol.examples import padded
+from blockzo.federated.protocol.planned import mark_of
 from blockzo.federated.protocol.settings import RunSettings
-from blockzo.journal.record import BlockUpdate, Record
+from blockzo.journal.record import BlockUpdate, Record, float32
 from blockzo.methods.base import Method, described
 from blockzo.methods.tree import EvaluationTree
 from blockzo.noise import Noise
@@ -93,6 +94,15 @@ class Worker:
         return self.weights.blocks.model
 
     def begin(self, settings: RunSettings) -> None:
+        if settings.planned:
+            moved = set(self.layout.values())
+            if any(bool(count) != (block in moved) for block, count in enumerate(settings.directions)):
+                raise ValueError(
+                    f"the settings have {settings.directions} directions; this model has weights in {sorted(moved)}"
+                )
+            self._settings, self._method = settings, None
+            self.weights.begin(settings)
+            return
         method = described(settings.method)
         counts = directions_of(method, settings.blocks)
         if counts != settings.directions:
@@ -121,6 +131,8 @@ class Worker:
         """Scalars of one round; between local steps the client moves by its own estimates, and goes back at the end."""
         settings = self._settings
         assert settings is not None
+        if settings.planned:
+            return self._planned(settings, number)
         scalars: list[float] = []
         losses: list[float] = []
         counts: list[int] = []
@@ -146,6 +158,21 @@ class Worker:
             # the number of examples is not told
             scalars, counts = padded(settings, scalars, counts), []
         return Estimate(tuple(scalars), math.fsum(losses) / len(losses), rows, tuple(counts))
+
+    def _planned(self, settings: RunSettings, number: int) -> Estimate:
+        """The losses that this participant's planner asks for."""
+        assert self.weights.planner is not None
+        plan = self.weights.planner.plan(number)
+        batch, rows = self.batch_of(number, 0)
+        self._check_reads(batch)
+        noises = [Noise(plan.seed, distribution) for distribution in settings.distributions]
+        executor = PerturbedExecutor(
+            self.weights.blocks, noises, plan.eps, self.max_group, reuse=Reuse.of(self.weights.blocks, self.loss_fn)
+        )
+        self._method = plan.method
+        found = self._run(executor, batch)
+        losses = tuple(map(float32, found.losses))
+        return Estimate(losses, math.fsum(losses) / len(losses), rows, plan=mark_of(plan))
 
     def _noises(self, settings: RunSettings, number: int) -> list[Noise]:
         seed = noise_seed(settings, number)

@@ -16,12 +16,14 @@ class Estimate:
     """What a client found on its data: scalars (steps, then blocks, then directions), mean loss, rows.
 
     `counts`: where a reply says it (`RunSettings.counted`), how many examples of every local step have directions of their own.
+    `plan`: of a planned round (`protocol.planned`), its mark; `scalars` are the losses then.
     """
 
     scalars: tuple[float, ...]
     loss: float
     examples: int
     counts: tuple[int, ...] = ()
+    plan: int = 0
 
 
 class ClientWorker(Protocol):

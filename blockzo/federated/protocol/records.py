@@ -9,6 +9,7 @@ import struct
 
 from blockzo.federated.protocol.addresses import directions_of_steps, noise_seed
 from blockzo.federated.protocol.examples import Contributors, contributors_of, directions_of
+from blockzo.federated.protocol.planned_records import decode_planned, encode_planned
 from blockzo.federated.protocol.settings import RunSettings
 from blockzo.journal.outside import MOST_SCALARS
 from blockzo.journal.record import BlockUpdate, Record, check_record, float32, pack_floats, unpack_floats
@@ -58,6 +59,14 @@ def _lists_clients(settings: RunSettings) -> bool:
 
 
 def encode_record(record: Record, settings: RunSettings) -> bytes:
+    data = encode_planned(record, settings) if settings.planned else _encoded(record, settings)
+    again, end = decode_record(data, 0, record.step, settings)
+    if again != record or end != len(data):
+        raise ValueError(f"the record of round {record.step} is not one of this run: its settings differ")
+    return data
+
+
+def _encoded(record: Record, settings: RunSettings) -> bytes:
     clients = contributors_of(record, settings) if _lists_clients(settings) else None
     in_order = [b.directions for b in record.blocks] == directions_of_steps(settings, record.step)
     explicit = clients is None and not in_order
@@ -75,11 +84,7 @@ def encode_record(record: Record, settings: RunSettings) -> bytes:
             parts.append(pack_floats(block.coefficients))
     if signs:
         parts.append(pack_signs([c for block in record.blocks for c in block.coefficients]))
-    data = b"".join(parts)
-    again, end = decode_record(data, 0, record.step, settings)
-    if again != record or end != len(data):
-        raise ValueError(f"the record of round {record.step} is not one of this run: its settings differ")
-    return data
+    return b"".join(parts)
 
 
 def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> tuple[Record, int]:
@@ -88,6 +93,8 @@ def decode_record(data: bytes, at: int, number: int, settings: RunSettings) -> t
     Raises:
         ValueError: the bytes are not such a record, or one that cannot be applied.
     """
+    if settings.planned:
+        return decode_planned(data, at, number, settings)
     try:
         flags, loss = struct.unpack_from("<Bf", data, at)
         at += 5

@@ -14,6 +14,7 @@ from blockzo.federated.privacy.noise_shares import check_shares
 from blockzo.federated.privacy.settings import PrivacySettings
 from blockzo.federated.protocol.aggregates import Aggregate, aggregate_of, names_with
 from blockzo.federated.protocol.aggregates.trimmed_mean import TrimmedMean
+from blockzo.federated.protocol.auto import auto_of
 from blockzo.federated.protocol.round_policy import RoundPolicy
 from blockzo.journal.outside import MOST_BLOCKS, MOST_EVALUATIONS, MOST_SCALARS, build, shown
 from blockzo.journal.record import float32
@@ -171,10 +172,34 @@ class RunSettings:
                 f"over shared directions alone; expected one of {names_with('secure_sum')}, and False, or no secure_sum"
             )
         factor(self.schedule, 0, self.rounds, self.warmup)
+        if self.planned:
+            self._check_planned()
         if self.privacy is not None:
             private = PrivacySettings.from_dict(self.privacy)
             self._check_accounted(private)
             object.__setattr__(self, "privacy", private.as_dict())
+
+    def _check_planned(self) -> None:
+        """Refuses what a planner's rounds do not have: it needs the losses of all clients, at the directions that it chose."""
+        auto, _ = auto_of(self.method)
+        assert auto.costs is not None
+        if len(auto.costs) != self.blocks or not set(self.directions) <= {0, auto.most}:
+            raise ValueError(
+                f"directions is {shown(self.directions)} with {len(auto.costs)} costs of a planner; expected {auto.most} for "
+                "each block that can be moved, 0 for others, and a cost each"
+            )
+        if not all(1e-30 <= eps * bound <= 1e6 for eps in self.eps for bound in auto.eps_range):
+            raise ValueError(f"eps is {shown(self.eps)} in a range of {auto.eps_range}; expected 1e-30 to 1e6")
+        given = {
+            "local_steps": self.local_steps > 1, "own_directions": self.own_directions, "pool": self.pool > 0,
+            "privacy": self.privacy is not None, "secure_sum": bool(self.secure_sum), "per_example": self.per_example > 0,
+            f"aggregate {self.aggregate}": self.aggregate != "mean",
+        }  # fmt: skip
+        if any(given.values()):
+            raise ValueError(
+                f"a planner (method Auto) with {', '.join(name for name, told in given.items() if told)}; it learns from mean "
+                "losses of all clients, one estimate a round along shared directions: leave these out, or name a method"
+            )
 
     def _check_accounted(self, private: PrivacySettings) -> None:
         """Refuses runs for which the accounting does not hold."""
@@ -223,6 +248,11 @@ class RunSettings:
     @property
     def blocks(self) -> int:
         return len(self.directions)
+
+    @property
+    def planned(self) -> bool:
+        """Does a planner choose what every round evaluates?"""
+        return self.method.get("name") == "Auto"
 
     @property
     def numbered(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from blockzo.federated.protocol import snapshots
 from blockzo.federated.protocol.direction_pool import DirectionPool
 from blockzo.federated.protocol.messages import Records
+from blockzo.federated.protocol.planned import RoundPlanner
 from blockzo.federated.protocol.records import encode_record
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
 from blockzo.journal.file import Journal
@@ -16,7 +17,7 @@ from blockzo.journal.record import Record
 
 
 class History:
-    """Attributes: `journal`, the truth; `number` of the next round."""
+    """Attributes: `journal`, the truth; `number` of the next round; `planner`, in a planned run."""
 
     def __init__(self, settings: RunSettings, journal: Journal, policy: RoundPolicy) -> None:
         self.settings, self.journal, self.policy = settings, journal, policy
@@ -26,6 +27,12 @@ class History:
             if policy.snapshot_every:
                 raise ValueError("a pool needs no snapshots of weights; leave snapshot_every at 0")
             self._pool.add(journal.records())
+        self.planner: RoundPlanner | None = None
+        if settings.planned:
+            if policy.snapshot_every:
+                raise ValueError("a planner learns from all records; leave snapshot_every at 0")
+            self.planner = RoundPlanner(settings)
+            self.planner.observe(journal.records())
 
     @property
     def number(self) -> int:
@@ -36,6 +43,8 @@ class History:
         self.journal.append(record)
         if self._pool is not None:
             self._pool.add([record])
+        if self.planner is not None:
+            self.planner.observe([record])
 
     def compact(self, digest: str, save: Callable[[Path], None]) -> None:
         """Takes a snapshot, and cuts the journal at the one before; `digest` and `save` are those of the present weights."""

@@ -8,6 +8,7 @@ from collections import Counter
 from blockzo.contract import CONTRACT
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.digests import layout_digest
+from blockzo.federated.protocol.planned import problem_of_losses
 from blockzo.federated.protocol.round_record import problem_of
 from blockzo.federated.server.state import ServerState
 
@@ -120,7 +121,11 @@ class Receiving:
                     name, m.UNWANTED, f"another reply for round {reply.number} was accepted already"
                 )
             return m.encode(m.Accepted(reply.number), self.state.tag)
-        problem = problem_of(reply, current.slots[name], self.state.settings, self.state.policy)
+        settings, policy, planner = self.state.settings, self.state.policy, self.state.history.planner
+        if planner is None:
+            problem = problem_of(reply, current.slots[name], settings, policy)
+        else:
+            problem = problem_of_losses(reply, planner.plan(current.number), settings, policy)
         if problem is not None:
             return self.state.refuse(name, m.INVALID, problem)
         refused = self.state.wrong_digest(name, reply.number, reply.digest)

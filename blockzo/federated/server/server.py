@@ -250,7 +250,12 @@ class Server:
         return self._closed(current, names, replies)
 
     def _closed(self, current: OpenRound, names: tuple[str, ...], replies: list[m.Reply]) -> RoundResult:
-        record, examples = current.made or round_record(self.settings, self.number, replies)
+        planner = self.history.planner
+        record, examples = current.made or (
+            round_record(self.settings, self.number, replies)
+            if planner is None
+            else planner.record(self.number, replies)
+        )
         if self.private is not None:
             # a second draw of the noise on the same sum, after a disk that was full, would spend privacy twice
             current.made = record, examples
@@ -262,7 +267,7 @@ class Server:
                 self._compaction_due = True
             if self._compaction_due:
                 self._compact(self.replica)
-        loss, epsilon = record.losses[0], None
+        loss, epsilon = math.fsum(record.losses) / len(record.losses), None
         if self.private is not None:
             loss, epsilon = math.nan, self.private.epsilon(self.number)
             log.info("round %d: epsilon %.4g at delta %g", current.number, epsilon, self.private.delta)

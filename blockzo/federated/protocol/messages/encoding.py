@@ -46,6 +46,8 @@ _WANTS_DIGEST, _IN_SUM, _HAS_DIGEST, _HAS_SLOT, _LAST = 1, 2, 1, 2, 1
 
 def reply_bytes(settings: RunSettings) -> int:
     """Largest size of a reply."""
+    if settings.planned:
+        return OVERHEAD + _REPLY.size + 32 + 4 + 4 * (2 * max(settings.directions) + 1)
     held = -(-settings.scalars // 8) if settings.combining.signs else 4 * settings.scalars
     return (
         OVERHEAD + _REPLY.size + held + 32 + 2 * settings.own_directions + 2 * settings.local_steps * settings.counted
@@ -93,6 +95,8 @@ def _payload(message: Message, settings: RunSettings | None) -> tuple[int, bytes
             if message.digest is not None:
                 parts.append(bytes.fromhex(message.digest.removeprefix(DIGEST_PREFIX)))
             parts.append(struct.pack(f"<{len(message.counts)}H", *message.counts))
+            if settings.planned:
+                parts.append(struct.pack("<I", message.plan))
             if settings.combining.signs:
                 parts.append(pack_signs(list(message.scalars)))
             else:
@@ -211,7 +215,12 @@ def _reply(payload: bytes, settings: RunSettings) -> Reply:
         wrong = wrong_counts(settings, counts)
         if wrong is not None:
             raise MessageError(f"a reply has {wrong}")
-    count = sum(widths(settings, counts))
+    count, plan = sum(widths(settings, counts)), 0
+    if settings.planned:
+        (plan,) = struct.unpack_from("<I", payload, at)
+        at += 4
+        # how many the plan says the server knows
+        count = min(max(0, len(payload) - at) // 4, 2 * max(settings.directions) + 1)
     if settings.combining.signs:
         signs, at = unpack_signs(payload, at, count)
         scalars = tuple(signs)
@@ -222,7 +231,7 @@ def _reply(payload: bytes, settings: RunSettings) -> Reply:
         at = len(payload)
     if at != len(payload):
         raise MessageError(f"a reply has {len(payload) - at} bytes after its end")
-    return Reply(number, examples, loss, scalars, digest, slot, counts)
+    return Reply(number, examples, loss, scalars, digest, slot, counts, plan)
 
 
 def _sum_message(payload: bytes) -> SumMessage:

@@ -62,6 +62,7 @@ class Reply:
     """Scalars of round `number` (steps, then blocks, then directions), mean loss, rows seen, digest of the weights before.
 
     `counts`: where the run says so (`RunSettings.counted`), examples of every local step that have directions of their own.
+    `plan`: of a planned round (`protocol.planned`), its mark; `scalars` are the losses then.
     """
 
     number: int
@@ -71,6 +72,7 @@ class Reply:
     digest: str | None = None
     slot: int = 0
     counts: tuple[int, ...] = ()
+    plan: int = 0
 
 
 @dataclass(frozen=True)
