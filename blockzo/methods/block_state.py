@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -18,6 +19,10 @@ class Mean:
         self.weight = min(self.weight + weight, max(self.memory, weight))
         self.value += (value - self.value) * weight / self.weight
 
+    def forget(self, part: float) -> None:
+        """What was added so far counts less by so large a part."""
+        self.weight *= 1 - part
+
 
 @dataclass
 class BlockState:
@@ -30,17 +35,39 @@ class BlockState:
     plain: Mean = field(init=False)
     along: Mean = field(init=False)
     weight: Mean = field(init=False)
-    confirmed: Mean = field(init=False)
-    tried: Mean = field(init=False)
+    looks: list[tuple[float, float]] = field(default_factory=list)
     probes: int = 0
     since: int = 0
+    asked: float = 0.0
     usual: float = 0.0
 
     def __post_init__(self) -> None:
         self.energy = Mean(self.memory)
         # of curvature: itself, its square, its product with the energy of the same direction, and that energy
         self.plain, self.squared, self.along, self.weight = (Mean(2 * self.memory) for _ in range(4))
-        self.confirmed, self.tried = Mean(2 * self.memory), Mean(2 * self.memory)
+
+    def moved(self, rate: float) -> None:
+        """After a step at this rate the energies before it count less, by the part of the gradient that it was to take away."""
+        self.energy.forget(min(0.5, rate * self.sharpness))
+        self.since += 1
+
+    def confirm(self, first: Sequence[float], second: Sequence[float]) -> None:
+        """Takes the slopes along the same directions on two batches."""
+        product = math.fsum(s * t for s, t in zip(first, second, strict=True)) / len(first)
+        energy = math.fsum(s * s + t * t for s, t in zip(first, second, strict=True)) / (2 * len(first))
+        self.looks = [*self.looks, (product, energy)][-round(2 * self.memory) :]
+        self.probes, self.since, self.asked = self.probes + 1, 0, self.energy.value
+
+    def shared(self) -> tuple[float, float]:
+        """What the looks confirm, and of how much energy, in units of the energy now. A look at far more energy than there is now
+        hardly counts: those before a block was spent would else outweigh all that come later.
+        """
+        now = max(self.energy.value, 1e-30)
+        scaled = [(product / now, energy / now) for product, energy in self.looks]
+        weights = [min(1.0, BY_CHANCE / energy) ** 3 if energy > 0 else 0.0 for _, energy in scaled]
+        found = zip(weights, scaled, strict=True)
+        total = math.fsum(w * energy for w, (_, energy) in zip(weights, scaled, strict=True))
+        return math.fsum(w * product for w, (product, _) in found), total
 
     @property
     def curvature(self) -> float:
@@ -74,7 +101,7 @@ class BlockState:
         enough = self.probes >= MOST_PROBES or (
             self.probes >= LEAST_PROBES and 4 * self.error <= self.measured_curvature
         )
-        return enough and self.since < AGAIN
+        return enough and self.since < AGAIN and self.energy.value > FALLEN * self.asked
 
     @property
     def sharpness(self) -> float:
@@ -88,21 +115,25 @@ class BlockState:
 
     @property
     def confidence(self) -> float:
-        """Share of the energy that another batch confirms, drawn to 1/2 while there are few probes."""
-        found = self.confirmed.value / self.tried.value if self.tried.value > 0 else 0.0
-        weight = self.confirmed.weight
-        return min(1.0, max(0.05, (PRIOR / 2 + found * weight) / (PRIOR + weight)))
+        """Share of the energy that another batch confirms, drawn to 1/2 while there are few looks."""
+        product, energy = self.shared()
+        return min(1.0, max(LEAST_SHARE, (PRIOR / 2 + product) / (PRIOR + energy)))
 
-    def rate(self, directions: int, factor: float = 1.0) -> float:
+    def rate(self, directions: int, factor: float = 1.0, batches: int = 1) -> float:
         """`caution` times the best rate, less after few probes: scalars and curvature have heavy tails, which few probes do not
         show. A fraction f of the best rate still gives f (2 - f) of the best decrease. `factor` multiplies it up to that fraction
         and not beyond: the best rate is an estimate, and past it steps soon lose more than they win.
+
+        Args:
+            batches: that the scalars are means over; the more, the larger is the confirmed share of what is left.
         """
         fraction = self.caution * min(1.0, factor * self.probes / (self.probes + LAG))
-        return fraction * self.confidence * directions / (self.curvature + (directions - 1) * self.sharpness)
+        share = self.confidence * batches / (1 + (batches - 1) * self.confidence)
+        return fraction * share * directions / (self.curvature + (directions - 1) * self.sharpness)
 
-    def decrease(self, directions: int) -> float:
-        return self.confidence * self.energy.value * self.rate(directions) / 2
+    def decrease(self, directions: int, batches: int = 1) -> float:
+        """What a step at that rate lowers the loss by; what is confirmed of the energy does not depend on the batches."""
+        return self.confidence * self.energy.value * self.rate(directions, batches=batches) / 2
 
 
 PRIOR = 4.0
@@ -113,6 +144,12 @@ PROBE = 2
 """Directions of a probe at least."""
 UNSEEN = 0.5
 """Share of the cost that goes to probes while a block was never visited."""
-LEAST_PROBES, MOST_PROBES, AGAIN = 2, 6, 16
+LOOK = 0.7
+"""A look on two batches is taken instead of steps where it lowers the loss, per cost, by this share of what they do."""
+BY_CHANCE = 2.5
+"""Times the energy of now that a look may have found where nothing has changed."""
+LEAST_SHARE = 0.02
+"""Of the energy, that is taken to be confirmed at least."""
+LEAST_PROBES, MOST_PROBES, AGAIN, FALLEN = 2, 6, 16, 0.5
 """A block is not moved by fewer probes than the first number, nor by fewer than the second where they disagree on the curvature;
-the block in use is looked at again after AGAIN steps."""
+the block in use is looked at again after AGAIN steps, or once its energy is FALLEN times that of the last look or less."""
