@@ -154,8 +154,8 @@ class Settings:
             found = len(numbers(f"--{name}", getattr(self, name)))
             if found not in (1, count):
                 raise UserError(f"--{name} has {found} numbers for {count} blocks; expected one, or one a block")
-        if self.per_example and (self.method == "auto" or self.in_place):
-            raise UserError("--per-example goes with neither --method auto nor --in-place; leave one of them out")
+        if self.per_example and self.in_place:
+            raise UserError("--per-example does not go with --in-place; leave one of them out")
         if self.method == "auto" and self.in_place:
             raise UserError("--method auto evaluates perturbed forwards; leave --in-place out")
         losses = self._losses()

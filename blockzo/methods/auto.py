@@ -16,17 +16,25 @@ SeedOf = Callable[[int], int]
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one step evaluates and applies: `rates` and `eps` for each block."""
+    """What one step evaluates and applies: `rates` and `eps` for each block; `own`: every example along directions of its own."""
 
     method: Method
     rates: tuple[float, ...]
     eps: tuple[float, ...]
     seed: int
+    own: bool = False
 
 
 def planned_method(record: Record) -> Decoupled:
-    """The method of a step that was planned."""
-    counts = tuple(len(update.directions) for update in record.blocks)
+    """The method of a step that was planned.
+
+    A step that moves examples along directions of their own is a pair, or one-sided with a loss a direction and the unmoved one;
+    it has more numbers than losses, others have fewer.
+    """
+    counts, losses = tuple(len(update.directions) for update in record.blocks), len(record.losses)
+    if sum(counts) >= losses:
+        each = 1 if losses == 2 else losses - 1
+        return Decoupled(tuple(each if count else 0 for count in counts), one_sided=losses > 2)
     extra = len(record.losses) - 2 * sum(counts)
     return Decoupled(counts, one_sided=len(record.losses) == 1 + sum(counts) and extra != 0, centre=extra == 1)
 

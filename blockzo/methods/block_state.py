@@ -32,6 +32,7 @@ class BlockState:
     caution: float
     energy: Mean = field(init=False)
     squared: Mean = field(init=False)
+    own: Mean = field(init=False)
     plain: Mean = field(init=False)
     along: Mean = field(init=False)
     weight: Mean = field(init=False)
@@ -40,9 +41,10 @@ class BlockState:
     since: int = 0
     asked: float = 0.0
     usual: float = 0.0
+    usual_gain: float = 1.0
 
     def __post_init__(self) -> None:
-        self.energy = Mean(self.memory)
+        self.energy, self.own = Mean(self.memory), Mean(self.memory)
         # of curvature: itself, its square, its product with the energy of the same direction, and that energy
         self.plain, self.squared, self.along, self.weight = (Mean(2 * self.memory) for _ in range(4))
 
@@ -50,6 +52,29 @@ class BlockState:
         """After a step at this rate the energies before it count less, by the part of the gradient that it was to take away."""
         self.energy.forget(min(0.5, rate * self.sharpness))
         self.since += 1
+
+    def examples(self, energy: float, weight: float) -> None:
+        """Takes sum_b w_b^2 s_b^2 of slopes s_b of examples, each along a direction of its own. How it changes from step to step
+        is how the energy changes, which these steps do not see.
+        """
+        if self.own.weight:
+            self.energy.add(energy * self.energy.value / max(self.own.value, 1e-30), weight)
+        self.own.add(energy)
+
+    @property
+    def measured_gain(self) -> float:
+        """|sum_b w_b g_b|^2 / sum_b w_b^2 |g_b|^2: how many times less noise a direction an example has than a shared one."""
+        return min(MOST_GAIN, max(1 / MOST_GAIN, self.energy.value / max(self.own.value, 1e-30)))
+
+    @property
+    def gain(self) -> float:
+        """The same; while few steps told it, drawn (its logarithm) to what blocks have in common, 1 where nothing is known."""
+        if not self.own.weight:
+            return self.usual_gain
+        told = self.own.weight
+        return math.exp(
+            (GAIN_PRIOR * math.log(self.usual_gain) + told * math.log(self.measured_gain)) / (GAIN_PRIOR + told)
+        )
 
     def confirm(self, first: Sequence[float], second: Sequence[float]) -> None:
         """Takes the slopes along the same directions on two batches."""
@@ -119,19 +144,20 @@ class BlockState:
         product, energy = self.shared()
         return min(1.0, max(LEAST_SHARE, (PRIOR / 2 + product) / (PRIOR + energy)))
 
-    def rate(self, directions: int, factor: float = 1.0, batches: int = 1) -> float:
+    def rate(self, directions: float, factor: float = 1.0, batches: int = 1) -> float:
         """`caution` times the best rate, less after few probes: scalars and curvature have heavy tails, which few probes do not
         show. A fraction f of the best rate still gives f (2 - f) of the best decrease. `factor` multiplies it up to that fraction
         and not beyond: the best rate is an estimate, and past it steps soon lose more than they win.
 
         Args:
+            directions: that all examples share; of those of their own, as many as have the same noise.
             batches: that the scalars are means over; the more, the larger is the confirmed share of what is left.
         """
         fraction = self.caution * min(1.0, factor * self.probes / (self.probes + LAG))
         share = self.confidence * batches / (1 + (batches - 1) * self.confidence)
         return fraction * share * directions / (self.curvature + (directions - 1) * self.sharpness)
 
-    def decrease(self, directions: int, batches: int = 1) -> float:
+    def decrease(self, directions: float, batches: int = 1) -> float:
         """What a step at that rate lowers the loss by; what is confirmed of the energy does not depend on the batches."""
         return self.confidence * self.energy.value * self.rate(directions, batches=batches) / 2
 
@@ -140,6 +166,8 @@ PRIOR = 4.0
 """Probes that a first guess counts for."""
 LAG = 3.0
 """Probes after which half of the rate is taken."""
+GAIN_PRIOR, MOST_GAIN = 2.0, 64.0
+"""Steps along directions of examples' own that a first guess counts for, and how far from 1 their gain is believed."""
 PROBE = 2
 """Directions of a probe at least."""
 UNSEEN = 0.5

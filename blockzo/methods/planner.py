@@ -18,11 +18,14 @@ import math
 from collections.abc import Sequence
 
 from blockzo.journal.record import Record
-from blockzo.methods.auto import Auto, SeedOf, StepPlan
+from blockzo.methods.auto import Auto, SeedOf, StepPlan, planned_method
 from blockzo.methods.base import Scalars
 from blockzo.methods.block_state import LOOK, PROBE, UNSEEN, BlockState
 from blockzo.methods.decoupled import Decoupled
 from blockzo.methods.guard import Guard
+
+OWN_CLIP = 1.5
+"""How much later scalars of single examples are cut: examples differ."""
 
 
 class Planner:
@@ -33,6 +36,7 @@ class Planner:
         trainable: whether each block has weights to move.
         eps: of each block, to begin with.
         whole: every loss costs a run of all blocks, since nothing can be kept (`Reuse`).
+        own: steps may move every example along directions of its own.
     """
 
     def __init__(
@@ -42,9 +46,10 @@ class Planner:
         trainable: Sequence[bool],
         eps: Sequence[float],
         whole: bool = False,
+        own: bool = False,
     ) -> None:
         self.settings, self.costs, self.first_eps = settings, list(costs), list(eps)
-        self.whole = whole
+        self.whole, self.own = whole, own
         self.blocks = [BlockState(settings.memory, settings.caution) for _ in costs]
         self.order = [block for block, moves in enumerate(trainable) if moves]
         self.guard = Guard(settings.window)
@@ -77,8 +82,10 @@ class Planner:
             return
         ratios = [self.blocks[b].measured_curvature / max(self.blocks[b].energy.value, 1e-30) for b in self._seen]
         usual = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+        gains = [math.log(self.blocks[b].measured_gain) for b in self._seen if self.blocks[b].own.weight]
         for block in self.order:
             self.blocks[block].usual = usual
+            self.blocks[block].usual_gain = math.exp(math.fsum(gains) / len(gains)) if gains else 1.0
 
     def observe(self, record: Record) -> None:
         """Learns from a record that `plan` led to."""
@@ -88,13 +95,20 @@ class Planner:
     def _learn(self, record: Record) -> None:
         block = self._block(record)
         state, update = self.blocks[block], record.blocks[block]
-        count, losses = len(update.directions), record.losses
+        count, losses = planned_method(record).directions[block], record.losses
         cost = self._cost(block, len(losses))
         self.spent += cost
         # the first of an odd number is the unmoved loss; pairs lie around it
         self.guard.add(losses[0] if len(losses) != 2 * count else math.fsum(losses) / len(losses))
         if len(losses) == 2 * count + 1:
             self._observe_probe(state, record, block, cost)
+            return
+        if len(update.directions) > count:
+            if update.lr:
+                # scalars hold an example's share in the loss and 1 / count
+                own = count * math.fsum((c / update.lr) ** 2 for c in update.coefficients)
+                state.examples(own, self.settings.step_weight)
+            state.moved(update.lr)
             return
         if len(losses) == 2 * count:
             slopes = [(a - b) / (2 * update.eps) for a, b in zip(losses[::2], losses[1::2], strict=True)]
@@ -139,14 +153,19 @@ class Planner:
         pairs = zip(moved[::2], moved[1::2], strict=True)
         return [((a - b) / (2 * eps), (a + b - 2 * centre) / eps**2) for a, b in pairs]
 
-    def scalars(self, found: Scalars) -> Scalars:
+    def scalars(self, found: Scalars, plan: StepPlan) -> Scalars:
         """What is applied: the mean over both batches of a probe; cut where a scalar lies far beyond what is likely."""
         block = next(b for b, scalars in enumerate(found) if scalars)
-        scalars = found[block]
+        scalars, state = found[block], self.blocks[block]
         if self._pending is not None:
             before = [slope / len(scalars) for slope, _ in self._probe_values(self._pending, block)]
             scalars = {k: (s + before[k]) / 2 for k, s in scalars.items()}
-        limit = self.settings.clip * math.sqrt(self.blocks[block].energy.value) / len(scalars)
+        limit = self.settings.clip * math.sqrt(state.energy.value) / len(scalars)
+        if plan.own:
+            # examples differ, too; sum of squares over all of them: energy / gain
+            assert isinstance(plan.method, Decoupled)
+            spread = len(scalars) * plan.method.directions[block] * state.gain
+            limit = OWN_CLIP * self.settings.clip * math.sqrt(state.energy.value / spread)
         if limit > 0:
             scalars = {k: max(-limit, min(limit, s)) for k, s in scalars.items()}
         return [scalars if b == block else {} for b in range(len(found))]
@@ -158,30 +177,38 @@ class Planner:
         return self._move(block, count, seed, 0.0, centre=True)
 
     def _best(self, seed: int, scale: Sequence[float]) -> StepPlan:
-        best: tuple[float, int, int, bool] | None = None
+        best: tuple[float, int, int, bool, bool] | None = None
         for block in self._seen:
             state = self.blocks[block]
+            noise = self._eps(block) ** 2 * state.squared.value / 4
             count = 1
             while count <= self.settings.most:
-                noise = self._eps(block) ** 2 * state.squared.value / 4
-                for one_sided in (False, True) if count > 1 else (False,):
-                    gain = state.decrease(count)
+                for one_sided, own in self._forms(count):
+                    energy = state.energy.value / (state.gain if own else 1.0)
+                    gain = state.decrease(count * state.gain if own else count)
                     if one_sided:
-                        gain *= state.energy.value / max(state.energy.value + noise, 1e-30)
+                        gain *= energy / max(energy + noise, 1e-30)
                     value = gain / self._cost(block, count + 1 if one_sided else 2 * count)
                     if best is None or value > best[0]:
-                        best = (value, block, count, one_sided)
+                        best = (value, block, count, one_sided, own)
                 count *= 2
         assert best is not None
-        value, block, count, one_sided = best
+        value, block, count, one_sided, own = best
         state = self.blocks[block]
         if not state.known:
             return self._probe(block, seed)
         # two batches along the same directions, where that costs little, tell what is left to be won here
         if state.decrease(count, batches=2) / (2 * self._cost(block, 2 * count + 1)) >= LOOK * value:
             return self._probe(block, seed, count)
-        rate = self.guard.factor * self.blocks[block].rate(count, scale[block])
-        return self._move(block, count, seed, rate, one_sided=one_sided)
+        rate = self.guard.factor * state.rate(count * state.gain if own else count, scale[block])
+        return self._move(block, count, seed, rate, one_sided=one_sided, own=own)
+
+    def _forms(self, count: int) -> list[tuple[bool, bool]]:
+        """(one-sided, own) of a step along so many directions; of equal ones the first is taken, which tells what is not known.
+        The sides of examples' own follow from the count, so that a record says what it is (`planned_method`).
+        """
+        shared = [(False, False), (True, False)] if count > 1 else [(False, False)]
+        return [(count > 1, True), *shared] if self.own else shared
 
     def _move(
         self,
@@ -192,11 +219,12 @@ class Planner:
         one_sided: bool = False,
         centre: bool = False,
         eps: tuple[float, ...] | None = None,
+        own: bool = False,
     ) -> StepPlan:
         every = range(len(self.blocks))
         method = Decoupled(tuple(count if b == block else 0 for b in every), one_sided, centre)
         rates = tuple(rate if b == block else 0.0 for b in every)
-        return StepPlan(method, rates, eps or tuple(self._eps(b) for b in every), seed)
+        return StepPlan(method, rates, eps or tuple(self._eps(b) for b in every), seed, own)
 
     def _eps(self, block: int) -> float:
         first = self.first_eps[block]

@@ -67,7 +67,8 @@ class ZO:
             holds one a token, else rows (`micro_batches.loss_terms`).
         per_example: every example of a batch is evaluated along directions of its own (`blockzo.optim.examples`): as many slopes
             as examples for the same forward FLOPs, at a price in noise; a record holds examples times as many scalars. The loss
-            must be a mean over examples that do not see each other. Not with "auto" or in place.
+            must be a mean over examples that do not see each other. With "auto", the planner does so where it measures that
+            it pays. Not in place.
         independent_ranks: in a torch.distributed process group of several ranks, says that each trains a model of its own;
             without it such a group is refused, as ranks that share a step need `DistributedZO`.
 
@@ -119,11 +120,10 @@ class ZO:
         if not (targets(model) if self._sharded else whole_targets(model, "a step of blockzo.ZO")):
             raise ValueError("the model has no trainable parameter; expected one with requires_grad")
         self.per_example = per_example
-        if per_example and (evaluate == "in_place" or isinstance(self.method, Auto)):
+        if per_example and evaluate == "in_place":
             raise ValueError(
-                f"per_example with evaluate={evaluate!r} and method {type(self.method).__name__}; an example's own weights "
-                'are made as they are consumed, along as many directions as a method says: expected evaluate="perturbed" and a '
-                "method such as blockzo.OneSided(4)"
+                f"per_example with evaluate={evaluate!r}; an example's own weights are made as they are consumed: expected "
+                'evaluate="perturbed"'
             )
         self.planner: Planner | None = None
         if isinstance(self.method, Auto):
@@ -211,7 +211,7 @@ class ZO:
         seed = step_seed(self.seed, self.step_number)
         rates = tuple(self.rates(self.step_number))
         if not isinstance(self.method, Auto):
-            return StepPlan(self.method, rates, tuple(self.eps), seed)
+            return StepPlan(self.method, rates, tuple(self.eps), seed, self.per_example)
         if self.planner is None:
             self._measure(seed, lambda: self.loss_fn(self.model, batch))
         assert self.planner is not None
@@ -233,7 +233,7 @@ class ZO:
         if len(costs) != len(self.blocks):
             raise ValueError(f"costs has {len(costs)} entries for {len(self.blocks)} blocks; expected one a block")
         trainable = [block in set(self.blocks.layout.values()) for block in range(len(self.blocks))]
-        self.planner = Planner(self.method, costs, trainable, self.eps, whole)
+        self.planner = Planner(self.method, costs, trainable, self.eps, whole, self.per_example)
 
     def _noise(self, seed: int) -> Noise | list[Noise]:
         noises = [Noise(seed, distribution) for distribution in self.distributions]
@@ -249,7 +249,7 @@ class ZO:
 
     def _perturbed(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
         self.look_at(parts[0].batch)
-        if self.per_example:
+        if plan.own:
             return self._examples.run(tree, parts, lambda own: self._executor(plan.seed, plan.eps, own))
         return self._executor(plan.seed, plan.eps).run_parts(tree, parts, lambda one: self.loss_fn(self.model, one))
 
@@ -317,7 +317,7 @@ class ZO:
             each, weights = found.examples
             rounded = [[float32(loss) for loss in own] for own in each]
             scalars = scalars_of(plan.method, rounded, weights, plan.eps)
-        applied = scalars if self.planner is None else self.planner.scalars(scalars)
+        applied = scalars if self.planner is None else self.planner.scalars(scalars, plan)
         updates = tuple(
             BlockUpdate(
                 tuple(block),

@@ -58,6 +58,45 @@ class Bowl(nn.Module):
         return float(self(torch.zeros(64)))
 
 
+class Rows(Bowl):
+    """A batch of rows of noise; the loss is the mean over them."""
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return super().forward(noise.mean(0) if noise.dim() > 1 else noise)
+
+
+@pytest.mark.parametrize(("spread", "more"), [(0.1, True), (8.0, False)])
+def test_own_directions_are_taken_where_examples_agree(spread: float, more: bool) -> None:
+    """Gains of the first block are those of its examples' gradients; with gradients that agree the loss falls lower."""
+    size, rows, ends = 64, 16, {}
+    for own in (True, False):
+        model = Rows((3.0, 3.0, 3.0), (1.0, 1.0, 1.0), size)
+        blocks = bz.Blocks(model, [1, 2], layers="layers")
+        method, chance = bz.Auto(costs=(1.0,) * 3), torch.Generator().manual_seed(0)
+        zo = bz.ZO(model, lambda m, b: m(b), method, blocks, eps=1e-2, seed=3, per_example=own)
+        taken = planned = 0
+        for _ in range(40 if more else 160):
+            record = zo.step(spread * torch.randn(rows, size, generator=chance)).record
+            found = zo.method_of(record)
+            assert isinstance(found, bz.Decoupled)
+            if not found.centre:
+                planned += 1
+                taken += sum(len(u.directions) for u in record.blocks) == rows * sum(found.directions)
+                assert len(record.losses) == found.tree(3).leaves
+        ends[own] = model.value()
+        if own:
+            assert zo.planner is not None
+            if more:
+                assert taken > 0.9 * planned and planned > 5
+                # signal^2 of the batch over that of its rows / 16, early in training
+                assert zo.planner.blocks[0].usual_gain > 4
+            else:
+                assert zo.planner.blocks[0].usual_gain < 2.5
+        else:
+            assert taken == 0
+    assert ends[True] < ends[False] if more else ends[True] < 2 * ends[False]
+
+
 def spend(model: Bowl, method: object, lr: float, budget: float, seed: int, eps: float = 1e-2) -> float:
     """Final noiseless loss after runs of blocks worth `budget`; infinite where it diverged."""
     blocks = bz.Blocks(model, [1, 2], layers="layers")
@@ -174,14 +213,15 @@ def test_every_block_is_visited_and_a_frozen_one_never() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9, 17])
-def test_resume_and_replay_give_the_run_that_was_not_stopped(stop: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_resume_and_replay_give_the_run_that_was_not_stopped(own: bool, stop: int, tmp_path: Path) -> None:
     def run(path: Path, steps: int, resume: bool = False) -> tuple[str, nn.Module]:
         model = zoo.make("llama")
         blocks = blocks_of(model)
         # measured costs: they must come from the journal, not from another measurement
         journal = bz.Journal.resume(path) if resume else bz.Journal.create(path, bz.digest(model), blocks.layout)
         with journal:
-            zo = bz.ZO(model, method="auto", blocks=blocks, seed=9, eps=1e-2, journal=journal)
+            zo = bz.ZO(model, method="auto", blocks=blocks, seed=9, eps=1e-2, journal=journal, per_example=own)
             while zo.step_number < steps:
                 zo.step(zoo.batch(seed=zo.step_number))
         return bz.digest(model), model
