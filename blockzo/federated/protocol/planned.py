@@ -68,7 +68,7 @@ class RoundPlanner:
         losses = tuple(
             float32(math.fsum(share * loss for share, loss in zip(shares, one, strict=True))) for one in every
         )
-        scalars = self.planner.scalars(plan.method.scalars(losses, plan.eps))
+        scalars = self.planner.scalars(plan.method.scalars(losses, plan.eps), plan)
         updates = tuple(
             BlockUpdate(
                 tuple(found),
