@@ -11,13 +11,14 @@ Example b of B has the numbers k B + b of the noise for the tree's directions k 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from blockzo.methods import Method, Scalars
 from blockzo.methods.tree import EvaluationTree, Node, each_of
@@ -71,6 +72,12 @@ def apart(parts: Sequence[Part], weight: Weight, whole: float | None = None) -> 
     return found
 
 
+def taken_apart(batch: Any, rows: int) -> tuple[bool, ...]:
+    """Of every tensor of a batch, whether it has a row an example."""
+    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
+    return tuple(bool(leaf.dim()) and leaf.shape[0] == rows for leaf in leaves if isinstance(leaf, Tensor))
+
+
 def numbers(directions: Sequence[int], example: int, examples: int) -> list[list[int]]:
     """Of each block, the numbers of an example's directions in the noise; `directions`: how many the tree has of each block."""
     return [[k * examples + example for k in range(count)] for count in directions]
@@ -105,16 +112,19 @@ class Examples:
 
     def __init__(self, blocks: Blocks, loss_fn: LossFunction, weight: Weight) -> None:
         self.blocks, self.loss_fn, self.weight = blocks, loss_fn, weight
-        self._checked = False
+        self._checked: set[tuple[bool, ...]] = set()
+        """Which tensors were taken apart, in batches whose losses were looked at."""
 
     def run(self, tree: EvaluationTree, parts: Sequence[Part], executor: ExecutorOf) -> Evaluation:
         """Losses are those of the batch; `examples` has each one's own."""
         found = apart(parts, self.weight)
         count = sum(len(taken.kept) for taken in found)
         along = executor([[*range(k * count)] for k in tree.directions])
-        if not self._checked:
+        # another number of rows may be the length of a tensor that has none, such as class weights
+        forms = {taken_apart(part.batch, taken.rows) for part, taken in zip(parts, found, strict=True)}
+        if not forms <= self._checked:
             self._check(parts, found, along)
-            self._checked = True
+            self._checked |= forms
         every: list[tuple[Evaluation, list[list[float]]]] = []
         done = 0
         for taken in found:

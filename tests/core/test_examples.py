@@ -240,6 +240,27 @@ def test_a_loss_that_couples_examples_is_refused() -> None:
     assert bz.digest(model) == before
 
 
+def test_a_number_of_rows_that_is_another_tensors_length_is_found() -> None:
+    """Three rows, then four with four class weights: those would be taken apart as rows."""
+    model, weights = nn.Linear(4, 4), torch.arange(1.0, 5.0)
+
+    def loss(m: nn.Module, b: Any) -> Tensor:
+        return torch.nn.functional.cross_entropy(m(b[0]), b[1], weight=b[2] if len(b[2]) == 4 else None)
+
+    zo = bz.ZO(
+        model,
+        loss,
+        bz.MeZO(),
+        per_example=True,
+        rows_of=lambda b: float(weights[b[1]].sum()) if len(b[2]) == 4 else 1.0,
+    )
+    zo.step((torch.randn(3, 4), torch.tensor([0, 1, 2]), weights))
+    before = bz.digest(model)
+    with pytest.raises(ValueError, match="the mean of its examples' losses"):
+        zo.step((torch.randn(4, 4), torch.arange(4), weights))
+    assert bz.digest(model) == before
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_loss_function_may_give_a_loss_an_example(weighted: bool) -> None:
     x, y = torch.randn(5, 4), torch.randn(5)
