@@ -227,18 +227,25 @@ class Quadratic(nn.Module):
         return self.layers(start)
 
 
+TABLE = [
+    (bz.SPSA(2), (1 / 2, 1 / 2), (1 / 2, 1 / 2)),
+    (bz.SPZO(1, 2, "coupled"), (1.0, 1 / 2), (1 / 2, 1 / 2)),
+    (bz.SPZO(2, 2, "coupled"), (1 / 2, 1 / 4), (1 / 4, 1 / 4)),
+    (bz.SPZO(1, 2, "crossed"), (1.0, 0.0), (1 / 2, 0.0)),
+    (bz.SPZO(1, 2, "decoupled"), (1.0, 0.0), (1 / 2, 0.0)),
+]
+
+
 @pytest.mark.parametrize(
-    ("method", "block1", "block2"),
+    ("method", "block1", "block2", "distribution"),
     [
-        (bz.SPSA(2), (1 / 2, 1 / 2), (1 / 2, 1 / 2)),
-        (bz.SPZO(1, 2, "coupled"), (1.0, 1 / 2), (1 / 2, 1 / 2)),
-        (bz.SPZO(2, 2, "coupled"), (1 / 2, 1 / 4), (1 / 4, 1 / 4)),
-        (bz.SPZO(1, 2, "crossed"), (1.0, 0.0), (1 / 2, 0.0)),
-        (bz.SPZO(1, 2, "decoupled"), (1.0, 0.0), (1 / 2, 0.0)),
+        # one distribution each: it decides over d + 1 or d - 1 alone
+        pytest.param(*row, distribution, marks=[] if (number + k) % 2 else pytest.mark.slow)
+        for number, row in enumerate(TABLE)
+        for k, distribution in enumerate(("gaussian", "rademacher"))
     ],
     ids=str,
 )
-@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
 @pytest.mark.parametrize(
     ("draws", "tolerance"), [(600, 0.2), pytest.param(2400, 0.1, marks=pytest.mark.slow)], ids=["short", "long"]
 )
