@@ -16,6 +16,7 @@ from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.records import decode_record, encode_record, make_record
 from blockzo.federated.protocol.settings import RunSettings
 from tests.federated.problem import settings
+from tests.federated.test_planned_rounds import run_of as planned
 
 TAG = bytes(range(8))
 NUMBERS = st.integers(0, 2**32 - 1)
@@ -87,6 +88,7 @@ def fuzz(count: int, seed: int) -> None:
         settings(own_directions=True),
         settings(per_example=3, local_steps=2),
     ]
+    runs.append(planned())
     for _ in range(count):
         run = chance.choice(runs)
         good = m.Reply(3, 5, 1.0, (1.0,) * run.scalars, "bz1-" + "0" * 64, counts=(3, 3) if run.counted else ())

@@ -132,6 +132,8 @@ def test_records_that_no_planner_led_to_are_refused(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 2, run)
     records = [federation.transport.round().record for _ in range(6)]
     data = [encode_record(record, run) for record in records if record is not None]
+    sizes = [len(r.losses) + sum(map(len, r.directions)) for r in records if r is not None]
+    assert [len(body) for body in data] == [4 * size + 8 * 2 + 19 for size in sizes]
     head = struct.Struct("<BHHHId")
     fields = list(head.unpack_from(data[3]))
     for place, value, reason in (
