@@ -46,7 +46,8 @@ def test_what_a_killed_command_had_started_is_ended_too(tmp_path: Path, monkeypa
     child = tmp_path / "child"
     script = f"sleep 600 & echo $! > {child}.part; mv {child}.part {child}; wait"
     supervised = Supervised(["sh", "-c", script], output=tmp_path / "log").start()
-    wait_for(child.exists)
+    # the command may run before the thread that started it does
+    wait_for(lambda: child.exists() and supervised.process is not None)
     number = int(child.read_text())
     assert supervised.process is not None
     supervised.process.kill()
