@@ -5,6 +5,7 @@
 #pragma GCC push_options
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#define SET "avx512f,avx512bw,avx512vl,avx512dq,f16c,avx2,bmi2,fma"
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,f16c,avx2,bmi2,fma")
 namespace blockzo {
 namespace {
@@ -46,6 +47,14 @@ bool runs_here() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2");
 }
+// Products of 16-bit pairs, on the CPUs of this set that have them.
+#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#define DOTS_HERE __attribute__((target(SET ",avx512bf16"), noinline))
+DOTS_HERE bool has_dots() { return __builtin_cpu_supports("avx512bf16"); }
+__attribute__((target(SET ",avx512bf16"), always_inline)) inline wide_floats add_dot(wide_floats sum, wide_floats x, uint32_t pair) {
+  return (wide_floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32((int)pair));
+}
+#endif
 #include "../include/blockzo/gaussian.h"
 #include "kernels.inl"
 }  // namespace

@@ -8,6 +8,8 @@
 //   widen_8                LANES int8_t in memory -> int32_t lanes
 //   multiply_add           a * b + c, fused where the set can: for products of `linear`, never for noise
 //   ROWS_2, ROWS_1         weight rows of its innermost loop with two and with one vector of tokens
+//   DOTS_HERE, add_dot, has_dots   where the set may have them: attributes of what multiplies pairs of bfloat16, sum + the products of
+//                          such pairs, and whether this CPU has them
 //   runs_here              whether this CPU has the set
 #include "vectors.inl"
 #include "storage.inl"
@@ -18,5 +20,13 @@
 #include "linear_move.inl"
 #include "linear_pack.inl"
 #include "linear.inl"
+#ifdef DOTS_HERE
+#include "linear_signs.inl"
+#else
+constexpr bool (*has_dots)() = nullptr;
+constexpr void (*pack_pairs)(const LinearPlan&, int64_t) = nullptr;
+constexpr void (*signs_rows)(const LinearPlan&, int64_t, int64_t, float*) = nullptr;
+#endif
 
-const KernelTable TABLE = {NAME, runs_here, perturb, steps, fill, widen, dot, LANES, TOKENS, linear_pack, linear_rows};
+const KernelTable TABLE = {NAME,   runs_here,   perturb,     steps,    fill,       widen,     dot,
+                           LANES, TOKENS, linear_pack, linear_rows, has_dots, pack_pairs, signs_rows};

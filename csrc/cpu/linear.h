@@ -14,6 +14,8 @@ constexpr int PANEL_ROWS = 96;  // at most so many moved rows (104 KB a move) me
 constexpr int64_t PANEL_SUMS = 1 << 16;  // float32 sums of a panel (256 KB), unless one tile of rows has more
 constexpr int64_t TOKENS_AT_ONCE = 1024;  // tokens of a batch of directions; of one direction, weights are moved again for the rest
 
+constexpr int SIGN_ROWS = 1020;  // whole tiles of rows for which sums over signs are looked up in the same tables
+
 // Groups that see the same moved weight, and where among those held they are.
 struct LinearMove {
   float scale;

@@ -25,6 +25,10 @@ struct KernelTable {
   int token_tile;                                 // and of one tile of packed x
   void (*linear_pack)(const LinearPlan& plan, int64_t tile);
   void (*linear_rows)(const LinearPlan& plan, int64_t first, int64_t last, float* room);
+  // null where no CPU of the set multiplies 16-bit numbers
+  bool (*has_dots)();
+  void (*pack_pairs)(const LinearPlan& plan, int64_t vector);
+  void (*signs_rows)(const LinearPlan& plan, int64_t first, int64_t last, float* room);
 };
 
 const KernelTable* baseline_table();

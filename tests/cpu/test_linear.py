@@ -86,6 +86,31 @@ def test_any_size(name, dtype, distribution, path, rows, tokens, width, groups, 
     assert agrees(out, x, weight, None, start, step, False)
 
 
+@pytest.mark.parametrize(("rows", "tokens", "width"), [(128, 1, 64), (300, 16, 130), (1100, 33, 64), (200, 47, 1030)])
+def test_many_rows_of_bfloat16(isa: str, rows: int, tokens: int, width: int) -> None:
+    """As many as make tables of sums worth while, where the CPU has 16-bit products."""
+    step = make_step(Noise(SEED), DIRECTIONS, SCALES)
+    weight, x = numbers(rows, width, dtype=torch.bfloat16), numbers(8, tokens, width, dtype=torch.bfloat16)
+    bias = numbers(8, rows)
+    for start in (0, 12345):
+        out = cpu.perturbed_linear(x, weight, bias, start, step, STREAM, "tiles")
+        assert agrees(out, x, weight, bias, start, step, False), start
+    shared = cpu.perturbed_linear(x[:1].expand(8, -1, -1), weight, bias, 0, step, STREAM, "tiles")
+    assert same_bits(shared, cpu.perturbed_linear(x[:1].repeat(8, 1, 1), weight, bias, 0, step, STREAM, "tiles"))
+
+
+def test_a_move_that_bfloat16_cannot_hold_is_not_lost(isa: str) -> None:
+    """Below 48 tokens: each weight is 1 and moves by far less than its last place; the plain products cancel."""
+    weight, x = torch.ones(256, 128, dtype=torch.bfloat16), torch.ones(1, 16, 128, dtype=torch.bfloat16)
+    x[..., ::2] = -1
+    step = make_step(Noise(SEED), [3], [2.0**-14])
+    out = cpu.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles").float()
+    want = torch.empty(256, 128)
+    perturbed_copy(weight, Noise(SEED), STREAM, 2.0**-14, 3, out=want)
+    want = (x[0, 0].double() @ (want.double() - 1.0).t()).float()
+    assert bool((want != 0).any()) and torch.allclose(out[0, 0], want, rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("path", ["tiles", "panels"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

@@ -1,0 +1,108 @@
+"""Directions of their own: `perturbed_linear` where every example of a batch is a group, and updates along many directions.
+
+    python benchmarks/rows.py [--only linear models update] [--threads 1] [--rounds 9] [--no-save]
+
+linear  2,048 x 2,048, 16 groups: time over torch's plain product of the same rows.
+models  the shapes of SmolLM2-135M, 16 groups of 32 tokens.
+update  `update_` along 64 directions over one direction, 128 Mi weights.
+
+CPU time of this process, which other work on the machine disturbs less. Each call meets a weight that none just before it has
+read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("BLOCKZO_REQUIRE_NATIVE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.harness import Table, paired
+from benchmarks.linear import cold, slower
+from blockzo import _native
+from blockzo.noise import Noise
+from blockzo.ops import perturbed_linear, update_
+
+GROUPS, EPS = 16, 1e-3
+KINDS = [(torch.float32, "rademacher"), (torch.float32, "gaussian"), (torch.bfloat16, "rademacher")]
+GOALS = {KINDS[0]: 1.1, KINDS[1]: 1.6, KINDS[2]: 1.5}
+SHAPES = [(576, 576), (192, 576), (1536, 576), (576, 1536), (49152, 576)]
+MOST_AT_ONCE, WEIGHTS, DIRECTIONS = 8, 1 << 27, 64
+
+
+def layer(table: Table, rounds: int, shape: tuple[int, int], tokens: int, goals: bool) -> None:
+    for dtype, distribution in (*KINDS, (torch.bfloat16, "gaussian")):
+        weight, x = cold(*shape, dtype), torch.randn(GROUPS, tokens, shape[1]).to(dtype)
+        noise = Noise(1, distribution)
+        times = paired(
+            {
+                "plain": lambda weight=weight, x=x: F.linear(x.view(-1, shape[1]), weight()),
+                "moved": lambda weight=weight, x=x, noise=noise: perturbed_linear(
+                    x, weight(), None, noise, 5, range(GROUPS), [EPS] * GROUPS
+                ),
+            },
+            rounds=rounds,
+            clock=time.process_time,
+        )
+        case = f"{GROUPS} x {tokens} tokens {shape[0]} x {shape[1]} {str(dtype)[6:]} {distribution}"
+        limit = GOALS.get((dtype, distribution)) if goals and tokens == 32 else None
+        table.add(case, "own directions over F.linear", slower(times, "moved", "plain"), "x", at_most=limit)
+
+
+def linear(table: Table, rounds: int) -> None:
+    for tokens in (8, 16, 32, 64, 128):
+        layer(table, rounds, (2048, 2048), tokens, True)
+
+
+def models(table: Table, rounds: int) -> None:
+    for shape in SHAPES:
+        layer(table, max(3, rounds // 3) if shape[0] > 2048 else rounds, shape, 32, False)
+
+
+def update(table: Table, rounds: int) -> None:
+    weights = {"w": torch.zeros(WEIGHTS)}
+    coefficients = [EPS * (k + 1) for k in range(DIRECTIONS)]
+    for distribution in ("rademacher", "gaussian"):
+        noise = Noise(1, distribution)
+        times = paired(
+            {
+                "one": lambda noise=noise: update_(weights, noise, coefficients[:1]),
+                "many": lambda noise=noise: update_(weights, noise, coefficients),
+            },
+            rounds=max(3, rounds // 3),
+            warmup=1,
+            clock=time.process_time,
+        )
+        case = f"update_ {DIRECTIONS} directions {WEIGHTS >> 20} Mi float32 {distribution}"
+        table.add(case, "over one direction", slower(times, "many", "one"), "x", at_most=MOST_AT_ONCE)
+
+
+PARTS = {"linear": linear, "models": models, "update": update}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--no-save", action="store_true", help="print, and leave results.csv as it is")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+    table = Table("rows")
+    print(f"{table.machine}; {options.threads} threads, {_native.chosen()}; load {os.getloadavg()[0]:.1f}")
+    for name in options.only:
+        PARTS[name](table, options.rounds)
+    if not options.no_save:
+        table.save()
+
+
+if __name__ == "__main__":
+    main()
