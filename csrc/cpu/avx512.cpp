@@ -54,6 +54,9 @@ DOTS_HERE bool has_dots() { return __builtin_cpu_supports("avx512bf16"); }
 __attribute__((target(SET ",avx512bf16"), always_inline)) inline wide_floats add_dot(wide_floats sum, wide_floats x, uint32_t pair) {
   return (wide_floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32((int)pair));
 }
+__attribute__((target(SET ",avx512bf16"), always_inline)) inline half_floats add_dot(half_floats sum, half_floats x, uint32_t pair) {
+  return (half_floats)_mm256_dpbf16_ps((__m256)sum, (__m256bh)x, (__m256bh)_mm256_set1_epi32((int)pair));
+}
 #endif
 #include "../include/blockzo/gaussian.h"
 #include "kernels.inl"

@@ -7,22 +7,22 @@ struct Ahead {
   int columns, column_bytes;
 };
 
-// c[r][stride] (+)= sum over k of w[r][k] * x[k], one chain of additions in the order of k.
-template <int ROWS, int VECTORS>
+// c[r][stride] (+)= sum over k of w[r][k] * x[k], one chain of additions in the order of k. V: the lanes of a vector that are used.
+template <class V, int ROWS, int VECTORS>
 inline void multiply(const float* w, const float* x, float* c, int64_t stride, int depth, bool fresh, Ahead ahead) {
-  vf sum[ROWS][VECTORS];
+  V sum[ROWS][VECTORS];
   for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < VECTORS; ++v) sum[r][v] = fresh ? splat(0.0f) : load<vf>(c + r * stride + v * LANES);
+    for (int v = 0; v < VECTORS; ++v) sum[r][v] = fresh ? V{} : load<V>(c + r * stride + v * LANES);
   for (int part = 0; part < depth; part += 16) {
     if (part < ahead.columns)
       for (int r = 0; r < ROWS; ++r) __builtin_prefetch(ahead.first + r * ahead.row_bytes + part * ahead.column_bytes, 0, 2);
     for (int r = 0; r < ROWS; ++r) __builtin_prefetch(w + r * LINE + part + 32);  // measured: a twentieth faster
     const int stop = depth - part < 16 ? depth : part + 16;
     for (int k = part; k < stop; ++k) {
-      vf tokens[VECTORS];
-      for (int v = 0; v < VECTORS; ++v) tokens[v] = load<vf>(x + (k * VECTORS + v) * LANES);
+      V tokens[VECTORS];
+      for (int v = 0; v < VECTORS; ++v) tokens[v] = load<V>(x + (k * VECTORS + v) * LANES);
       for (int r = 0; r < ROWS; ++r) {
-        const vf weight = splat(w[r * LINE + k]);
+        const V weight = w[r * LINE + k] - V{};
         for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add(weight, tokens[v], sum[r][v]);
       }
     }
@@ -32,10 +32,10 @@ inline void multiply(const float* w, const float* x, float* c, int64_t stride, i
 }
 
 // One token tile by all rows of the scratch: the tile stays in the first-level cache, the rows come from the second.
-template <int ROWS, int VECTORS>
+template <class V, int ROWS, int VECTORS>
 INLINE void multiply_tile(const float* w, const float* x, float* c, int64_t stride, int rows, int depth, bool fresh, Ahead ahead) {
   for (int r = 0; r < rows; r += ROWS) {
-    multiply<ROWS, VECTORS>(w + r * LINE, x, c + r * stride, stride, depth, fresh, ahead);
+    multiply<V, ROWS, VECTORS>(w + r * LINE, x, c + r * stride, stride, depth, fresh, ahead);
     ahead.first += ROWS * ahead.row_bytes;
   }
 }
@@ -52,12 +52,14 @@ INLINE void multiply_groups(const LinearPlan& plan, const LinearMove& move, cons
     for (int64_t token = 0; token < plan.padded; token += TOKENS) {
       const int64_t wide = plan.padded - token < TOKENS ? LANES : TOKENS;
       const float* tile = x + token * plan.call.width + column * wide;
-      if (wide == LANES)
-        multiply_tile<ROWS_1, 1>(w, tile, c + token, plan.stride, rows, depth, fresh, ahead);
-      else
-        multiply_tile<ROWS_2, 2>(w, tile, c + token, plan.stride, rows, depth, fresh, ahead);
-      ahead.columns = 0;
       const int64_t left = plan.tokens - token;
+      if (left <= (int64_t)(sizeof(few) / sizeof(float)))
+        multiply_tile<few, ROWS_1, 1>(w, tile, c + token, plan.stride, rows, depth, fresh, ahead);
+      else if (wide == LANES)
+        multiply_tile<vf, ROWS_1, 1>(w, tile, c + token, plan.stride, rows, depth, fresh, ahead);
+      else
+        multiply_tile<vf, ROWS_2, 2>(w, tile, c + token, plan.stride, rows, depth, fresh, ahead);
+      ahead.columns = 0;
       if (done) write_out(plan, group, token, left < wide ? left : wide, first, rows, c + token);
     }
   }
