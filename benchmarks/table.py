@@ -47,6 +47,20 @@ SHOWN = {
     ("demo, seed 2", "gain over calibrated zero-shot"): "the same, seed 2",
     ("demo, seed 0", "peak memory over scoring"): "peak memory of the main job over scoring the model, seed 0",
 }
+for _kind, _words in (
+    (
+        "float32 rademacher",
+        "16 groups of 32 tokens with directions of their own, 2,048 x 2,048, over `F.linear`: float32 Rademacher",
+    ),
+    ("float32 gaussian", "the same, float32 Gaussian"),
+    ("bfloat16 rademacher", "the same, bfloat16 Rademacher, moves in float32"),
+):
+    SHOWN[(f"16 x 32 tokens 2048 x 2048 {_kind}", "own directions over F.linear")] = _words
+for _kind, _words in (
+    ("rademacher", "`update_` along 64 Rademacher directions over one direction, 128 Mi float32 weights"),
+    ("gaussian", "the same, Gaussian"),
+):
+    SHOWN[(f"update_ 64 directions 128 Mi float32 {_kind}", "over one direction")] = _words
 for _name in ("OPT-125M", "Llama 134M"):
     for _shape in ("16 x 64", "4 x 16"):
         SHOWN[(f"{_name} float32 {_shape} rademacher", "evaluation over two plain forwards")] = (
