@@ -147,8 +147,8 @@ class RunSettings:
             )
         if self.per_example and not combining.own_directions:
             raise ValueError(
-                f"aggregate is {self.aggregate!r} with per_example={self.per_example}, where a scalar is one example's share of "
-                f"a slope: expected one of {names_with('own_directions')}, or per_example=0"
+                f"aggregate is {self.aggregate!r} with per_example, where a scalar is one example's share of a slope: "
+                f"expected one of {names_with('own_directions')}, or no per_example"
             )
         if self.local_steps > 1 and not combining.local_steps:
             raise ValueError(
