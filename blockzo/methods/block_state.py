@@ -19,6 +19,10 @@ class Mean:
         self.weight = min(self.weight + weight, max(self.memory, weight))
         self.value += (value - self.value) * weight / self.weight
 
+    def forget(self, part: float) -> None:
+        """What was added so far counts less by so large a part."""
+        self.weight *= 1 - part
+
 
 @dataclass
 class BlockState:
@@ -36,7 +40,6 @@ class BlockState:
     probes: int = 0
     since: int = 0
     asked: float = 0.0
-    pace: float = 1.0
     usual: float = 0.0
     usual_gain: float = 1.0
 
@@ -44,6 +47,11 @@ class BlockState:
         self.energy, self.own = Mean(self.memory), Mean(self.memory)
         # of curvature: itself, its square, its product with the energy of the same direction, and that energy
         self.plain, self.squared, self.along, self.weight = (Mean(2 * self.memory) for _ in range(4))
+
+    def moved(self, rate: float) -> None:
+        """After a step at this rate the energies before it count less, by the part of the gradient that it was to take away."""
+        self.energy.forget(min(0.5, rate * self.sharpness))
+        self.since += 1
 
     def examples(self, energy: float, weight: float) -> None:
         """Takes sum_b w_b^2 s_b^2 of slopes s_b of examples, each along a direction of its own. How it changes from step to step
@@ -72,11 +80,7 @@ class BlockState:
         """Takes the slopes along the same directions on two batches."""
         product = math.fsum(s * t for s, t in zip(first, second, strict=True)) / len(first)
         energy = math.fsum(s * s + t * t for s, t in zip(first, second, strict=True)) / (2 * len(first))
-        self.looks = [*self.looks, (product, energy)][-round(4 * self.memory) :]
-        if self.since:
-            # its steps were to lower the energy; where it has risen by more than chance explains they are too long
-            risen = self.energy.value > RISEN * self.asked
-            self.pace = self.pace / 2 if risen else min(1.0, 1.5 * self.pace)
+        self.looks = [*self.looks, (product, energy)][-round(2 * self.memory) :]
         self.probes, self.since, self.asked = self.probes + 1, 0, self.energy.value
 
     def shared(self) -> tuple[float, float]:
@@ -136,12 +140,9 @@ class BlockState:
 
     @property
     def confidence(self) -> float:
-        """Share of the energy that another batch confirms, drawn to 1/2 while there are few looks. In the end the guess must go:
-        of a block that costs next to nothing, a tenth of the energy would promise more than all of a deeper one's.
-        """
+        """Share of the energy that another batch confirms, drawn to 1/2 while there are few looks."""
         product, energy = self.shared()
-        guess = max(0.0, PRIOR * (1 - len(self.looks) / (2 * self.memory)))
-        return min(1.0, max(LEAST_SHARE, (guess / 2 + product) / max(guess + energy, 1e-30)))
+        return min(1.0, max(LEAST_SHARE, (PRIOR / 2 + product) / (PRIOR + energy)))
 
     def rate(self, directions: float, factor: float = 1.0, batches: int = 1) -> float:
         """`caution` times the best rate, less after few probes: scalars and curvature have heavy tails, which few probes do not
@@ -152,7 +153,7 @@ class BlockState:
             directions: that all examples share; of those of their own, as many as have the same noise.
             batches: that the scalars are means over; the more, the larger is the confirmed share of what is left.
         """
-        fraction = self.pace * self.caution * min(1.0, factor * self.probes / (self.probes + LAG))
+        fraction = self.caution * min(1.0, factor * self.probes / (self.probes + LAG))
         share = self.confidence * batches / (1 + (batches - 1) * self.confidence)
         return fraction * share * directions / (self.curvature + (directions - 1) * self.sharpness)
 
@@ -175,8 +176,6 @@ LOOK = 0.7
 """A look on two batches is taken instead of steps where it lowers the loss, per cost, by this share of what they do."""
 BY_CHANCE = 2.5
 """Times the energy of now that a look may have found where nothing has changed."""
-RISEN = 2.0
-"""Rates of a block are halved where after steps of its own its energy is more than so many times that of the last look."""
 LEAST_SHARE = 0.02
 """Of the energy, that is taken to be confirmed at least."""
 LEAST_PROBES, MOST_PROBES, AGAIN, FALLEN = 2, 6, 16, 0.5

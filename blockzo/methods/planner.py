@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from blockzo.journal.record import Record
 from blockzo.methods.auto import Auto, SeedOf, StepPlan, planned_method
 from blockzo.methods.base import Scalars
-from blockzo.methods.block_state import LOOK, MOST_PROBES, PROBE, UNSEEN, BlockState
+from blockzo.methods.block_state import LOOK, PROBE, UNSEEN, BlockState
 from blockzo.methods.decoupled import Decoupled
 from blockzo.methods.guard import Guard
 
@@ -63,9 +63,7 @@ class Planner:
             # the same directions on the next batch, applied with the mean of both scalars
             block, eps = self._block(self._pending), tuple(u.eps for u in self._pending.blocks)
             count = len(self._pending.blocks[block].directions)
-            # the first looks may be lucky: their rate is high enough
-            batches = 2 if len(self.blocks[block].looks) >= MOST_PROBES else 1
-            rate = self.guard.factor * self.blocks[block].rate(count, scale[block], batches=batches)
+            rate = self.guard.factor * self.blocks[block].rate(count, scale[block], batches=2)
             return self._move(block, count, self._pending.seed, rate, centre=True, eps=eps)
         unseen = [block for block in self.order if not self.blocks[block].probes]
         # while a block is unknown half of the cost goes to finding out; the last one, the cheapest, is asked first
@@ -110,7 +108,7 @@ class Planner:
                 # scalars hold an example's share in the loss and 1 / count
                 own = count * math.fsum((c / update.lr) ** 2 for c in update.coefficients)
                 state.examples(own, self.settings.step_weight)
-            state.since += 1
+            state.moved(update.lr)
             return
         if len(losses) == 2 * count:
             slopes = [(a - b) / (2 * update.eps) for a, b in zip(losses[::2], losses[1::2], strict=True)]
@@ -120,7 +118,7 @@ class Planner:
             bias = state.squared.value * update.eps**2 / 4
         energy = sum(s * s for s in slopes) / count - bias
         state.energy.add(max(energy, 0.0), self.settings.step_weight)
-        state.since += 1
+        state.moved(update.lr)
 
     def _observe_probe(self, state: BlockState, record: Record, block: int, cost: float) -> None:
         due = self._due(block)
@@ -139,6 +137,7 @@ class Planner:
             return
         before = self._probe_values(self._pending, block)
         self._pending = None
+        state.moved(record.blocks[block].lr)
         state.confirm([slope for slope, _ in before], [slope for slope, _ in values])
         if due and all(self.blocks[b].probes for b in self.order):
             self.turn += 1

@@ -97,23 +97,16 @@ def test_own_directions_are_taken_where_examples_agree(spread: float, more: bool
     assert ends[True] < ends[False] if more else ends[True] < 2 * ends[False]
 
 
-def spend(
-    model: Bowl,
-    method: object,
-    lr: float,
-    budget: float,
-    seed: int,
-    eps: float = 1e-2,
-    costs: tuple[float, ...] = (1.0, 1.0, 1.0),
-) -> float:
+def spend(model: Bowl, method: object, lr: float, budget: float, seed: int, eps: float = 1e-2) -> float:
     """Final noiseless loss after runs of blocks worth `budget`; infinite where it diverged."""
     blocks = bz.Blocks(model, [1, 2], layers="layers")
+    costs = [1.0, 1.0, 1.0]
     zo = bz.ZO(model, lambda m, b: m(b), method, blocks, lr=lr, eps=eps, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     spent = 0.0
     while spent < budget:
         result = zo.step(0.3 * torch.randn(64, generator=generator))
-        spent += zo.method_of(result.record).tree(3).flops(list(costs))
+        spent += zo.method_of(result.record).tree(3).flops(costs)
         if not math.isfinite(result.loss) or result.loss > 1e4:
             return math.inf
     return model.value()
@@ -145,20 +138,6 @@ def test_against_mezo_at_the_same_cost(distances, limit: float, seeds: tuple[int
     mezo = min(mean(bz.MeZO(), lr) for lr in (5e-4, 1e-3, 2e-3))
     assert mezo < Bowl(distances, curvatures).value()
     assert mean(bz.Auto(costs=(1.0,) * 3), 1.0) <= limit * mezo
-
-
-def test_a_last_block_that_costs_next_to_nothing_does_not_hold_the_rest_up() -> None:
-    """It holds half of what there is to win, which is won at once. Against MeZO with the best of three rates. Where
-    it is not seen that this block is spent, the planner ends at 1.08 times MeZO's loss.
-    """
-    costs, distances, curvatures = (1.0, 1.0, 0.005), (2.0, 2.0, 3.0), (1.0, 1.0, 1.0)
-
-    def mean(method: object, lr: float) -> float:
-        found = (spend(Bowl(distances, curvatures), method, lr, 1500.0, seed, costs=costs) for seed in (1, 2))
-        return sum(found) / 2
-
-    mezo = min(mean(bz.MeZO(), lr) for lr in (1e-3, 2e-3, 4e-3))
-    assert mean(bz.Auto(costs=costs), 1.0) <= 0.85 * mezo < mean(bz.MeZO(), 0.0)
 
 
 def test_a_step_is_what_was_evaluated() -> None:
@@ -293,10 +272,10 @@ def test_a_block_that_is_spent_is_known_to_be() -> None:
     steps = 0
     while state.known:
         state.energy.add(0.1, 0.25)
-        state.since += 1
+        state.moved(0.1)
         steps += 1
     # the energy has fallen to half: another look is asked for before AGAIN steps
-    assert 4 <= steps <= 15
+    assert 4 <= steps <= 14
     generator = torch.Generator().manual_seed(0)
     for _ in range(12):
         first, second = (0.1**0.5 * torch.randn(2, 8, generator=generator)).tolist()
@@ -305,25 +284,6 @@ def test_a_block_that_is_spent_is_known_to_be() -> None:
         state.confirm(first, second)
     # as sums of s s' over sums of s^2 with all looks alike it would be 5.1 / (5.1 + 1.2) = 0.8
     assert state.confidence < 0.4
-
-
-def test_rates_of_a_block_whose_energy_rises_as_it_moves_are_halved() -> None:
-    state = BlockState(8.0, 0.6)
-    for mean in (state.energy, state.plain, state.squared, state.along, state.weight):
-        mean.add(4.0, 8.0)
-    state.confirm([2.0, 2.0], [2.0, 2.0])
-    for found, steps, pace in (
-        (40.0, 0, 1.0),
-        (400.0, 3, 0.5),
-        (4000.0, 3, 0.25),
-        (4000.0, 3, 0.375),
-        (1.0, 9, 0.5625),
-    ):
-        # without a step of its own a rise is not its doing
-        state.energy.add(found, 8.0)
-        state.since = steps
-        state.confirm([2.0, 2.0], [2.0, 2.0])
-        assert state.pace == pace
 
 
 def test_two_batches_leave_less_noise_and_bear_a_higher_rate() -> None:
