@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -19,10 +18,6 @@ class Mean:
         self.weight = min(self.weight + weight, max(self.memory, weight))
         self.value += (value - self.value) * weight / self.weight
 
-    def forget(self, part: float) -> None:
-        """What was added so far counts less by so large a part."""
-        self.weight *= 1 - part
-
 
 @dataclass
 class BlockState:
@@ -36,10 +31,10 @@ class BlockState:
     plain: Mean = field(init=False)
     along: Mean = field(init=False)
     weight: Mean = field(init=False)
-    looks: list[tuple[float, float]] = field(default_factory=list)
+    confirmed: Mean = field(init=False)
+    tried: Mean = field(init=False)
     probes: int = 0
     since: int = 0
-    asked: float = 0.0
     usual: float = 0.0
     usual_gain: float = 1.0
 
@@ -47,11 +42,7 @@ class BlockState:
         self.energy, self.own = Mean(self.memory), Mean(self.memory)
         # of curvature: itself, its square, its product with the energy of the same direction, and that energy
         self.plain, self.squared, self.along, self.weight = (Mean(2 * self.memory) for _ in range(4))
-
-    def moved(self, rate: float) -> None:
-        """After a step at this rate the energies before it count less, by the part of the gradient that it was to take away."""
-        self.energy.forget(min(0.5, rate * self.sharpness))
-        self.since += 1
+        self.confirmed, self.tried = Mean(2 * self.memory), Mean(2 * self.memory)
 
     def examples(self, energy: float, weight: float) -> None:
         """Takes sum_b w_b^2 s_b^2 of slopes s_b of examples, each along a direction of its own. How it changes from step to step
@@ -75,24 +66,6 @@ class BlockState:
         return math.exp(
             (GAIN_PRIOR * math.log(self.usual_gain) + told * math.log(self.measured_gain)) / (GAIN_PRIOR + told)
         )
-
-    def confirm(self, first: Sequence[float], second: Sequence[float]) -> None:
-        """Takes the slopes along the same directions on two batches."""
-        product = math.fsum(s * t for s, t in zip(first, second, strict=True)) / len(first)
-        energy = math.fsum(s * s + t * t for s, t in zip(first, second, strict=True)) / (2 * len(first))
-        self.looks = [*self.looks, (product, energy)][-round(2 * self.memory) :]
-        self.probes, self.since, self.asked = self.probes + 1, 0, self.energy.value
-
-    def shared(self) -> tuple[float, float]:
-        """What the looks confirm, and of how much energy, in units of the energy now. A look at far more energy than there is now
-        hardly counts: those before a block was spent would else outweigh all that come later.
-        """
-        now = max(self.energy.value, 1e-30)
-        scaled = [(product / now, energy / now) for product, energy in self.looks]
-        weights = [min(1.0, BY_CHANCE / energy) ** 3 if energy > 0 else 0.0 for _, energy in scaled]
-        found = zip(weights, scaled, strict=True)
-        total = math.fsum(w * energy for w, (_, energy) in zip(weights, scaled, strict=True))
-        return math.fsum(w * product for w, (product, _) in found), total
 
     @property
     def curvature(self) -> float:
@@ -126,7 +99,7 @@ class BlockState:
         enough = self.probes >= MOST_PROBES or (
             self.probes >= LEAST_PROBES and 4 * self.error <= self.measured_curvature
         )
-        return enough and self.since < AGAIN and self.energy.value > FALLEN * self.asked
+        return enough and self.since < AGAIN
 
     @property
     def sharpness(self) -> float:
@@ -140,26 +113,24 @@ class BlockState:
 
     @property
     def confidence(self) -> float:
-        """Share of the energy that another batch confirms, drawn to 1/2 while there are few looks."""
-        product, energy = self.shared()
-        return min(1.0, max(LEAST_SHARE, (PRIOR / 2 + product) / (PRIOR + energy)))
+        """Share of the energy that another batch confirms, drawn to 1/2 while there are few probes."""
+        found = self.confirmed.value / self.tried.value if self.tried.value > 0 else 0.0
+        weight = self.confirmed.weight
+        return min(1.0, max(0.05, (PRIOR / 2 + found * weight) / (PRIOR + weight)))
 
-    def rate(self, directions: float, factor: float = 1.0, batches: int = 1) -> float:
+    def rate(self, directions: float, factor: float = 1.0) -> float:
         """`caution` times the best rate, less after few probes: scalars and curvature have heavy tails, which few probes do not
         show. A fraction f of the best rate still gives f (2 - f) of the best decrease. `factor` multiplies it up to that fraction
         and not beyond: the best rate is an estimate, and past it steps soon lose more than they win.
 
         Args:
             directions: that all examples share; of those of their own, as many as have the same noise.
-            batches: that the scalars are means over; the more, the larger is the confirmed share of what is left.
         """
         fraction = self.caution * min(1.0, factor * self.probes / (self.probes + LAG))
-        share = self.confidence * batches / (1 + (batches - 1) * self.confidence)
-        return fraction * share * directions / (self.curvature + (directions - 1) * self.sharpness)
+        return fraction * self.confidence * directions / (self.curvature + (directions - 1) * self.sharpness)
 
-    def decrease(self, directions: float, batches: int = 1) -> float:
-        """What a step at that rate lowers the loss by; what is confirmed of the energy does not depend on the batches."""
-        return self.confidence * self.energy.value * self.rate(directions, batches=batches) / 2
+    def decrease(self, directions: float) -> float:
+        return self.confidence * self.energy.value * self.rate(directions) / 2
 
 
 PRIOR = 4.0
@@ -172,12 +143,6 @@ PROBE = 2
 """Directions of a probe at least."""
 UNSEEN = 0.5
 """Share of the cost that goes to probes while a block was never visited."""
-LOOK = 0.7
-"""A look on two batches is taken instead of steps where it lowers the loss, per cost, by this share of what they do."""
-BY_CHANCE = 2.5
-"""Times the energy of now that a look may have found where nothing has changed."""
-LEAST_SHARE = 0.02
-"""Of the energy, that is taken to be confirmed at least."""
-LEAST_PROBES, MOST_PROBES, AGAIN, FALLEN = 2, 6, 16, 0.5
+LEAST_PROBES, MOST_PROBES, AGAIN = 2, 6, 16
 """A block is not moved by fewer probes than the first number, nor by fewer than the second where they disagree on the curvature;
-the block in use is looked at again after AGAIN steps, or once its energy is FALLEN times that of the last look or less."""
+the block in use is looked at again after AGAIN steps."""

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from blockzo.journal.record import Record
 from blockzo.methods.auto import Auto, SeedOf, StepPlan, planned_method
 from blockzo.methods.base import Scalars
-from blockzo.methods.block_state import LOOK, PROBE, UNSEEN, BlockState
+from blockzo.methods.block_state import AGAIN, PROBE, UNSEEN, BlockState
 from blockzo.methods.decoupled import Decoupled
 from blockzo.methods.guard import Guard
 
@@ -63,7 +63,7 @@ class Planner:
             # the same directions on the next batch, applied with the mean of both scalars
             block, eps = self._block(self._pending), tuple(u.eps for u in self._pending.blocks)
             count = len(self._pending.blocks[block].directions)
-            rate = self.guard.factor * self.blocks[block].rate(count, scale[block], batches=2)
+            rate = self.guard.factor * self.blocks[block].rate(count, scale[block])
             return self._move(block, count, self._pending.seed, rate, centre=True, eps=eps)
         unseen = [block for block in self.order if not self.blocks[block].probes]
         # while a block is unknown half of the cost goes to finding out; the last one, the cheapest, is asked first
@@ -101,14 +101,17 @@ class Planner:
         # the first of an odd number is the unmoved loss; pairs lie around it
         self.guard.add(losses[0] if len(losses) != 2 * count else math.fsum(losses) / len(losses))
         if len(losses) == 2 * count + 1:
-            self._observe_probe(state, record, block, cost)
+            # a look at the block in use again is not a visit to the others
+            if state.since < AGAIN:
+                self.probed += cost
+            self._observe_probe(state, record, block)
             return
+        state.since += 1
         if len(update.directions) > count:
             if update.lr:
                 # scalars hold an example's share in the loss and 1 / count
                 own = count * math.fsum((c / update.lr) ** 2 for c in update.coefficients)
                 state.examples(own, self.settings.step_weight)
-            state.moved(update.lr)
             return
         if len(losses) == 2 * count:
             slopes = [(a - b) / (2 * update.eps) for a, b in zip(losses[::2], losses[1::2], strict=True)]
@@ -118,13 +121,8 @@ class Planner:
             bias = state.squared.value * update.eps**2 / 4
         energy = sum(s * s for s in slopes) / count - bias
         state.energy.add(max(energy, 0.0), self.settings.step_weight)
-        state.moved(update.lr)
 
-    def _observe_probe(self, state: BlockState, record: Record, block: int, cost: float) -> None:
-        due = self._due(block)
-        if due or not state.probes:
-            # another look at the block in use is no visit to the others
-            self.probed += cost
+    def _observe_probe(self, state: BlockState, record: Record, block: int) -> None:
         values = self._probe_values(record, block)
         for slope, curvature in values:
             state.energy.add(slope * slope, 0.5 / len(values))
@@ -135,16 +133,13 @@ class Planner:
         if self._pending is None:
             self._pending = record
             return
-        before = self._probe_values(self._pending, block)
+        for (first, _), (second, _) in zip(self._probe_values(self._pending, block), values, strict=True):
+            state.confirmed.add(first * second, 1 / len(values))
+            state.tried.add((first * first + second * second) / 2, 1 / len(values))
+        state.probes, state.since = state.probes + 1, 0
         self._pending = None
-        state.moved(record.blocks[block].lr)
-        state.confirm([slope for slope, _ in before], [slope for slope, _ in values])
-        if due and all(self.blocks[b].probes for b in self.order):
+        if all(self.blocks[b].probes for b in self.order):
             self.turn += 1
-
-    def _due(self, block: int) -> bool:
-        """Is it this block's turn to be visited?"""
-        return block == self.order[self.turn % len(self.order)]
 
     def _probe_values(self, record: Record, block: int) -> list[tuple[float, float]]:
         """Slope and curvature along every direction of a probe."""
@@ -170,10 +165,10 @@ class Planner:
             scalars = {k: max(-limit, min(limit, s)) for k, s in scalars.items()}
         return [scalars if b == block else {} for b in range(len(found))]
 
-    def _probe(self, block: int, seed: int, count: int = 0) -> StepPlan:
-        """Where no count is given, as many directions as cost little beside the blocks before."""
+    def _probe(self, block: int, seed: int) -> StepPlan:
+        """As many directions as cost little beside the blocks before."""
         before, after = self._parts(block)
-        count = count or min(self.settings.most, PROBE + int(before / (4 * after)))
+        count = min(self.settings.most, PROBE + int(before / (4 * after)))
         return self._move(block, count, seed, 0.0, centre=True)
 
     def _best(self, seed: int, scale: Sequence[float]) -> StepPlan:
@@ -193,13 +188,10 @@ class Planner:
                         best = (value, block, count, one_sided, own)
                 count *= 2
         assert best is not None
-        value, block, count, one_sided, own = best
+        _, block, count, one_sided, own = best
         state = self.blocks[block]
         if not state.known:
             return self._probe(block, seed)
-        # two batches along the same directions, where that costs little, tell what is left to be won here
-        if state.decrease(count, batches=2) / (2 * self._cost(block, 2 * count + 1)) >= LOOK * value:
-            return self._probe(block, seed, count)
         rate = self.guard.factor * state.rate(count * state.gain if own else count, scale[block])
         return self._move(block, count, seed, rate, one_sided=one_sided, own=own)
 

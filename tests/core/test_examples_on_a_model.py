@@ -13,6 +13,7 @@ ROWS, DRAWS = 16, 24
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("model", ["minilm-l6", "smollm2-135m"])
 def test_the_squared_error_is_that_of_the_examples_own_gradients(model: str) -> None:
     """d sum_b |g_b|^2 / B^2 + |g|^2 (other terms without d left out) within 15%: `DRAWS` steps of `ROWS` slopes have a standard
