@@ -13,6 +13,7 @@ import blockzo as bz
 from blockzo.contract import ROUNDING_DIRECTION
 from blockzo.federated.protocol.seeds import chosen, first_direction, round_seed
 from blockzo.federated.server.server import Server
+from blockzo.journal.outside import MOST_SCALARS
 from blockzo.methods.base import Method
 from tests.federated.problem import network, settings
 
@@ -69,8 +70,12 @@ def test_the_choice_depends_on_the_names_alone_and_is_fair() -> None:
     assert all(240 < count < 360 for count in counts.values())
 
 
-@pytest.mark.parametrize(("method", "local_steps", "slots"), [(bz.SPSA(2), 1, 1 << 16), (bz.SPSA(1024), 512, 8191)])
-def test_no_more_clients_are_asked_than_there_are_directions_for(
+@pytest.mark.parametrize(
+    ("method", "local_steps", "slots"),
+    [(bz.SPSA(2), 1, 1 << 16), (bz.SPSA(1024), 512, MOST_SCALARS // (512 * 2 * 1024))],
+    ids=["numbers of a message", "scalars of a record"],
+)
+def test_no_more_clients_are_asked_than_a_round_has_room_for(
     method: Method, local_steps: int, slots: int, tmp_path: Path
 ) -> None:
     run = settings(method, own_directions=True, local_steps=local_steps)

@@ -45,8 +45,7 @@ from blockzo.finetune.settings import Settings
         ({"method": "mezo", "directions": 4}, "which takes no options; it is for .*spsa"),
         ({"method": "auto", "directions": 4}, "--directions does not go with --method auto, which takes no options"),
         ({"method": "auto", "in_place": True}, "leave --in-place out"),
-        ({"method": "auto", "per_example": True}, "--per-example goes with neither"),
-        ({"per_example": True, "in_place": True}, "--per-example goes with neither"),
+        ({"per_example": True, "in_place": True}, "--per-example does not go with --in-place"),
         ({"method": "fzoo", "directions": 1}, "FZOO needs two or more"),
         (
             {"method": "mezo", "one_sided": True},

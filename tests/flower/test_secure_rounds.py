@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,15 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def check(server: Server, grid: LocalGrid, rounds: Rounds, expected: str) -> None:
     assert server.replica is not None and server.replica.digest() == expected
-    rounds.synchronize(5)
-    assert {resident.client.worker.digest() for resident in grid.residents.values()} == {expected}
+    end = time.monotonic() + 60
+
+    def held() -> set[str]:
+        return {resident.client.worker.digest() for resident in grid.residents.values()}
+
+    # a node that was away may not be known to be back yet
+    while held() != {expected} and time.monotonic() < end:
+        rounds.synchronize(5)
+    assert held() == {expected}
     server.close()
 
 
