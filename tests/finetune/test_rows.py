@@ -105,6 +105,7 @@ def test_any_bytes_are_read_or_refused_with_their_file(content: bytes, name: str
     [
         ("a.jsonl", b'{"text": ["good", "film"], "label": 1}', "line 1: text is a list"),
         ("a.jsonl", b'{"text": {"a": 1}, "label": 1}', "line 1: text is an object"),
+        ("a.jsonl", b'{"text": {"a": 1}, "text.a": "x", "label": 1}', "line 1: text.a is there twice"),
         ("a.jsonl", b'{"text": NaN, "label": 1}', "line 1: NaN is not JSON"),
         ("a.jsonl", b'{"text": "x", "label": -Infinity}', "line 1: -Infinity is not JSON"),
         ("a.jsonl", b'{"text": "x", "label": null}', "line 1: label is null"),
@@ -219,3 +220,10 @@ def test_language_modelling_reads_the_text_of_tables(tmp_path: Path) -> None:
         text_lines(write(tmp_path, "c.txt", b"x\n"), "text")
     with pytest.raises(UserError, match=r"\.json files are not read"):
         text_lines(write(tmp_path, "c.json", b"[]\n"))
+
+
+def test_columns_inside_an_object_have_names_with_dots(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"target": {"word": "it", "at": {"from": 3}}, "label": 1}\n')
+    (example,) = read_examples(path, find_task("custom", "{target.word} {target.at.from} {label}", "1=a,0=b"))
+    assert example.columns == {"target.word": "it", "target.at.from": "3"}

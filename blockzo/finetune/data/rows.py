@@ -130,7 +130,26 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UserError(f"{path}, line {number}: {error}") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: {type(row).__name__} found; expected one JSON object a line")
-        yield number, row
+        try:
+            columns = _flat(row)
+        except RecursionError:
+            raise UserError(
+                f"{path}, line {number}: brackets inside brackets too deep; expected a flat object"
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+        yield number, columns
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """With what is inside objects by names with dots: `{"target": {"word": "it"}}` has the column `target.word`, too."""
+    found = dict(row)
+    for name, value in row.items():
+        for key, held in _flat(value).items() if isinstance(value, dict) else ():
+            if f"{name}.{key}" in row:
+                raise ValueError(f"{name}.{key} is there twice, once inside {name!r}; give every name once")
+            found[f"{name}.{key}"] = held
+    return found
 
 
 def _constant(text: str) -> Any:
