@@ -66,6 +66,14 @@ READY = (
         validation="val.jsonl.gz",
     ),
     PromptTask(
+        "wsc",
+        '{text}\nHere, does the pronoun "{target.span2_text}" refer to {target.span1_text}? Yes or No?\n{label}',
+        {"false": "No", "true": "Yes"},
+        masked_template='{text} Does "{target.span2_text}" stand for {target.span1_text} here? {label}.',
+        train="train.jsonl.gz",
+        validation="val.jsonl.gz",
+    ),
+    PromptTask(
         "agnews",
         "{description}\nTopic: {label}",
         {"0": "World", "1": "Sports", "2": "Business", "3": "Technology"},
