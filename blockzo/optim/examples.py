@@ -175,7 +175,16 @@ class Examples:
         for taken in found:
             if taken.kept:
                 tree = EvaluationTree(blocks, (unmoved,) * len(taken.kept))
-                own = self._losses(executor, tree, taken, 1)[1]
+                try:
+                    own = self._losses(executor, tree, taken, 1)[1]
+                except (torch.OutOfMemoryError, MemoryError):
+                    raise
+                except Exception as error:
+                    raise ValueError(
+                        f"the loss function takes the batch and fails on an example alone ({type(error).__name__}: "
+                        f"{str(error)[:200]}); with per_example=True each is evaluated by itself, as a batch of one row. "
+                        "The step was not applied: use per_example=False"
+                    ) from error
                 own_terms += [weight * loss for weight, (loss,) in zip(taken.weights, own, strict=True)]
         apart = math.fsum(own_terms)
         half = any(parameter.dtype != torch.float32 for parameter in model.parameters())

@@ -282,6 +282,18 @@ def test_a_loss_function_may_give_a_loss_an_example(weighted: bool) -> None:
     assert one == pytest.approx(two, rel=1e-2, abs=1e-6) and len(one) == 10
 
 
+def test_a_loss_that_fails_on_one_row_is_refused_in_words() -> None:
+    def pairs(m: nn.Module, x: Tensor) -> Tensor:
+        a, b = m(x[0::2]), m(x[1::2])
+        return (a - b).square().mean() if len(a) == len(b) else (a[: len(b)] - b).reshape(1, -1, 1 // len(b)).mean()
+
+    model = nn.Linear(4, 1)
+    before = bz.digest(model)
+    with pytest.raises(ValueError, match="fails on an example alone.*use per_example=False"):
+        bz.ZO(model, pairs, bz.MeZO(), per_example=True).step(torch.randn(6, 4))
+    assert bz.digest(model) == before
+
+
 def test_what_it_does_not_go_with() -> None:
     model = nn.Linear(3, 1)
     with pytest.raises(ValueError, match="per_example with"):
