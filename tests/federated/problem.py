@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,32 @@ class Federation:
         }
         self.transport = LocalTransport(self.server, self.clients)
         self.transport.join()
+
+    def live_through(self, chance: random.Random, rounds: int, lost: float, there: float) -> None:
+        """Rounds until the run is finished, at most so many, while answers come late, and clients and the server are killed.
+
+        Args:
+            lost: share of answers that come late or never. there: share of rounds in which client c4 takes part.
+        """
+        late: list[tuple[str, bytes]] = []
+
+        def deliver(name: str, answer: bytes) -> bytes | None:
+            if chance.random() < lost:
+                late.append((name, answer))
+                return None
+            return answer
+
+        for _ in range(rounds):
+            if self.server.finished:
+                break
+            if chance.random() < 0.3:
+                self.restart_client(chance.choice(sorted(self.clients)))
+            if chance.random() < 0.2:
+                self.restart_server()
+            while late and chance.random() < 0.7:
+                self.server.receive(*late.pop())
+            here = [name for name in self.clients if name != "c4" or chance.random() < there]
+            self.transport.round(here, deliver=deliver)
 
     def restart_server(self) -> None:
         self.server.close()

@@ -93,26 +93,7 @@ def test_a_round_is_the_central_computation_with_materialised_noise(method: Meth
 def test_drop_outs_and_kills_leave_one_digest(form: str, tmp_path: Path) -> None:
     run, chance = run_of(**FORMS[form]), random.Random(form)
     federation = Federation(tmp_path, 5, run, policy_of(run))
-    late: list[tuple[str, bytes]] = []
-
-    def deliver(name: str, answer: bytes) -> bytes | None:
-        if chance.random() < 0.15:
-            late.append((name, answer))
-            return None
-        return answer
-
-    for _ in range(60):
-        if federation.server.finished:
-            break
-        if chance.random() < 0.3:
-            federation.restart_client(chance.choice(sorted(federation.clients)))
-        if chance.random() < 0.2:
-            federation.restart_server()
-        while late and chance.random() < 0.7:
-            federation.server.receive(*late.pop())
-        federation.transport.round(
-            [n for n in federation.clients if n != "c4" or chance.random() < 0.3], deliver=deliver
-        )
+    federation.live_through(chance, 60, lost=0.15, there=0.3)
     assert {code for _, code in federation.server.refusals} <= {m.STALE, m.UNWANTED, m.INVALID}
     digests = federation.catch_up()
     assert digests == {federation.replica.digest()}  # type: ignore[union-attr]

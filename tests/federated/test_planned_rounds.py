@@ -51,25 +51,7 @@ def test_one_client_makes_the_records_of_a_single_process(tmp_path: Path, monkey
 def test_drop_outs_and_kills_leave_one_digest_and_one_plan(whole: bool, tmp_path: Path) -> None:
     run, chance = run_of(whole=whole), random.Random(whole)
     federation = Federation(tmp_path, 5, run, RoundPolicy(quorum=2))
-    late: list[tuple[str, bytes]] = []
-
-    def deliver(name: str, answer: bytes) -> bytes | None:
-        if chance.random() < 0.2:
-            late.append((name, answer))
-            return None
-        return answer
-
-    for _ in range(100):
-        if federation.server.finished:
-            break
-        if chance.random() < 0.3:
-            federation.restart_client(chance.choice(sorted(federation.clients)))
-        if chance.random() < 0.2:
-            federation.restart_server()
-        while late and chance.random() < 0.7:
-            federation.server.receive(*late.pop())
-        here = [name for name in federation.clients if name != "c4" or chance.random() < 0.2]
-        federation.transport.round(here, deliver=deliver)
+    federation.live_through(chance, 100, lost=0.2, there=0.2)
     assert federation.server.finished and {code for _, code in federation.server.refusals} <= {m.STALE, m.UNWANTED}
     digests = federation.catch_up()
     assert len(digests) == 1
