@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from blockzo.methods import Method, Scalars
 from blockzo.methods.tree import EvaluationTree, Node, each_of
-from blockzo.optim.evaluation import Evaluation, joined
+from blockzo.optim.evaluation import Evaluation, check_loss, joined
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.micro_batches import Part, Weight, mean_losses, rows_in, weighted_sums
 from blockzo.perturb import PerturbedForward
@@ -171,6 +171,7 @@ class Examples:
                 whole += math.fsum(map(float, terms))
             else:
                 whole += part.weight / total * float(value)
+        check_loss(whole, ())
         unmoved, own_terms = Node(0, blocks), []
         for taken in found:
             if taken.kept:

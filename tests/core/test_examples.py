@@ -294,6 +294,12 @@ def test_a_loss_that_fails_on_one_row_is_refused_in_words() -> None:
     assert bz.digest(model) == before
 
 
+def test_a_loss_that_is_not_finite_is_said_to_be_so() -> None:
+    zo = bz.ZO(nn.Linear(4, 1), lambda m, x: m(x).mean() * float("nan"), bz.MeZO(), per_example=True)
+    with pytest.raises(ValueError, match="the loss is nan at unmoved weights"):
+        zo.step(torch.randn(6, 4))
+
+
 def test_what_it_does_not_go_with() -> None:
     model = nn.Linear(3, 1)
     with pytest.raises(ValueError, match="per_example with"):
