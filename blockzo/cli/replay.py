@@ -27,13 +27,14 @@ def replay(
     trust_remote_code: Annotated[
         bool, Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
+    device: Annotated[str, Option("--device", help="auto, cpu, cuda or cuda:1; the result is the same.")] = "auto",
     as_json: shared.Json = False,
 ) -> None:
     """Rebuild a fine-tuned model from its base and its journal, bit for bit."""
     from blockzo import finetune as tuning
     from blockzo.finetune.progress import reporter
 
-    result = tuning.replay(base, journal, out, partial, reporter(), trust_remote_code, steps)
+    result = tuning.replay(base, journal, out, partial, reporter(), trust_remote_code, steps, device)
     checked = (
         "verified against the journal's digest" if result["verified"] else "not verified: the journal has no exact end"
     )

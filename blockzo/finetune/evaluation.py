@@ -43,6 +43,7 @@ def evaluate(settings: Settings, reporter: Reporter | None = None, fallback: str
         "command": "evaluate",
         "model": settings.model,
         "kind": prepared.loaded.kind,
+        "device": str(prepared.loaded.device),
         "task": settings.task,
         "scores": prepared.scores(values, rows).as_dict(),
         "seconds": round(time.monotonic() - began, 3),

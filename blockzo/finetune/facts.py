@@ -32,6 +32,7 @@ class RunFacts:
     source: Sentence | None = None
     classes: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
     threads: Annotated[int, Meta(ge=1, le=1 << 12)] | None = None
+    device: Word | None = None
     versions: dict[Word, Word] = field(default_factory=dict)
     identity: Identity | None = None
     simulation: dict[Word, dict[str, Any]] | None = None

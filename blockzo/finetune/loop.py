@@ -20,6 +20,7 @@ from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.interrupt import Interrupts
 from blockzo.finetune.metrics import HeldOutScores, measure
+from blockzo.finetune.models.devices import settled
 from blockzo.finetune.models.identity import identity_of
 from blockzo.finetune.models.loading import weight_bytes
 from blockzo.finetune.models.transformers_library import TORCH_DTYPES
@@ -47,7 +48,7 @@ class Training:
         self.folder = folder
         self.prepared = prepared
         self.reporter = reporter
-        self.dtype = TORCH_DTYPES[settings.dtype]
+        self.dtype = TORCH_DTYPES[settled(settings).dtype]
         self.blocks = prepared.blocks(settings)
         self.order = prepared.order(settings)
         self.rows = prepared.evaluation_rows(settings)
@@ -101,6 +102,7 @@ class Training:
             "source": self.prepared.loaded.source,
             "classes": len(self.prepared.task.words) if self.prepared.task else 0,
             "threads": torch.get_num_threads(),
+            "device": str(self.prepared.loaded.device),
             "identity": identity_of(self.prepared.loaded).as_dict(),
             "versions": {
                 "blockzo": blockzo.__version__,
@@ -124,6 +126,9 @@ class Training:
         if unchecked is not None:
             self.warn(unchecked)
         facts.check_data(self.prepared.data_facts())
+        device = str(self.prepared.loaded.device)
+        if facts.device not in (None, device):
+            self.warn(f"the run was on {facts.device}, now it is on {device}: later losses may differ in their last bits")
         versions = self.header()["versions"]
         for name, old in facts.versions.items():
             if name != "blockzo" and versions.get(name) not in (None, old):
@@ -141,7 +146,7 @@ class Training:
                 self._begin(metrics, interrupts)
                 self._catch_up(journal, metrics, interrupts)
                 if not journal.finished:
-                    with memory.peak() as training:
+                    with memory.peak(self.prepared.loaded.device) as training:
                         self._train(journal, metrics, interrupts)
                     self.peaks["training"] = training.nbytes
                     journal.finish(digest(self.prepared.model))
@@ -163,7 +168,7 @@ class Training:
             return
         self.reporter.say("scoring the held-out rows before training")
         every = list(range(len(self.prepared.held_out.ids)))
-        with memory.peak() as scoring:
+        with memory.peak(self.prepared.loaded.device) as scoring:
             values = self._measure(every, interrupts)
         self.peaks["inference"] = scoring.nbytes
         self.before = self._scores(values, every)

@@ -1,4 +1,4 @@
-"""Most memory that this process had resident over a stretch of its work."""
+"""Most memory over a stretch of work: what this process had resident, or on a GPU what torch had allocated there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 PROCESS = Path("/proc/self")
 
@@ -18,9 +20,14 @@ class Peak:
 
 
 @contextmanager
-def peak() -> Iterator[Peak]:
-    """Most bytes resident inside. The system keeps one peak a process, so stretches may follow each other but not be nested."""
+def peak(device: torch.device) -> Iterator[Peak]:
+    """Most bytes inside. There is one peak a process (or GPU), so stretches may follow each other but not be nested."""
     found = Peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        found.nbytes = torch.cuda.max_memory_allocated(device)
+        return
     known = False
     with suppress(OSError):
         # forgets earlier peaks; what is resident now counts

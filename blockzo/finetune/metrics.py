@@ -81,7 +81,7 @@ def measure(
         found = scorer.token_losses(model, inputs) if scorer.kind == "lm" else scorer.logits(model, inputs)
         if result is None:
             result = torch.zeros(len(rows), found.shape[1])
-        result[torch.tensor(group)] = found
+        result[torch.tensor(group)] = found.cpu()
         done += len(group)
     progress(done, len(rows))
     if result is None:

@@ -12,6 +12,7 @@ import torch
 from blockzo import Auto, cost
 from blockzo.finetune.block_facts import block_facts
 from blockzo.finetune.loop import Training
+from blockzo.finetune.models.devices import settled, synchronize
 from blockzo.finetune.models.loading import weight_bytes
 from blockzo.finetune.prepare import prepare
 from blockzo.finetune.progress import Reporter
@@ -26,6 +27,7 @@ def dry_run(settings: Settings, reporter: Reporter | None = None, fallback: str 
     Raises: as `finetune`.
     """
     reporter = reporter or Reporter()
+    settings = settled(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     prepared = prepare(settings, reporter.say, fallback)
@@ -42,6 +44,7 @@ def dry_run(settings: Settings, reporter: Reporter | None = None, fallback: str 
     for _ in range(steps + 1):
         began = time.perf_counter()
         results.append(run.zo.step(batch))
+        synchronize(prepared.loaded.device)
         seconds.append(time.perf_counter() - began)
     prices = [
         cost(run.blocks, run.zo.method_of(result.record), batch=batch, loss_fn=run.loss_fn)
@@ -73,6 +76,7 @@ def dry_run(settings: Settings, reporter: Reporter | None = None, fallback: str 
         "seconds_of_training": step_seconds * settings.steps,
         "steps": settings.steps,
         "threads": torch.get_num_threads(),
+        "device": str(prepared.loaded.device),
         "rows": {"training": len(prepared.train.ids), "held_out": len(prepared.held_out.ids)},
         "warnings": run.warnings,
     }

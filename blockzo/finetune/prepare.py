@@ -20,6 +20,7 @@ from blockzo.finetune.data.rows import text_lines
 from blockzo.finetune.data.tasks import PromptTask, find_task
 from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.metrics import HeldOutScores, scores
+from blockzo.finetune.models.devices import find_device, settled
 from blockzo.finetune.models.loading import Loaded, load, resolve
 from blockzo.finetune.scoring import Scorer
 from blockzo.finetune.settings import Settings
@@ -117,13 +118,14 @@ def prepare(
         say(f"loading {path}")
         loaded = load(
             path,
-            settings.dtype,
+            settled(settings).dtype,
             settings.head,
             classes,
             settings.seed,
             settings.task,
             labels=() if task is None else tuple(task.words),
             trust_remote_code=settings.trust_remote_code,
+            device=find_device(settings.device),
         )
     notes += loaded.notes
     if settings.trainable is not None:
@@ -133,13 +135,13 @@ def prepare(
     pad = loaded.tokenizer.pad_token_id
     pad = pad if pad is not None else 0
     if task is None:
-        scorer = Scorer("lm", pad=pad)
+        scorer = Scorer("lm", pad=pad, device=loaded.device)
         train, held_out = _encode_text(settings, source, loaded, min(limit, settings.max_length or 256), begin)
     else:
         encoder = Encoder(loaded.tokenizer, task, loaded.kind, limit, settings.overflow, begin, settings.control_tokens)
         words, told = ([], []) if loaded.kind == "head" else encoder.label_ids()
         notes += told
-        scorer = Scorer(loaded.kind, words, pad)
+        scorer = Scorer(loaded.kind, words, pad, loaded.device)
         say(f"encoding {len(source.train) if training else 0} training and {len(source.validation)} held-out rows")
         train, held_out = encoder.encode(source.train if training else []), encoder.encode(source.validation)
         scorer.settle(loaded.model, held_out)

@@ -8,6 +8,7 @@ from typing import Any
 from blockzo import Journal, JournalError, digest, replay_
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
+from blockzo.finetune.models.devices import find_device
 from blockzo.finetune.models.loading import load, resolve, save
 from blockzo.finetune.output import make_folder, write_whole
 from blockzo.finetune.progress import Reporter
@@ -23,12 +24,14 @@ def replay(
     reporter: Reporter | None = None,
     trust_remote_code: bool = False,
     steps: int | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Rebuilds the model of `path`'s run from `base` and writes it to the new folder `out`.
 
     Args:
         partial: allow a journal that has no end yet; the model is that of its last complete step.
         trust_remote_code: run Python code that comes with `base`; what the journal says of it does not count.
+        device: where the weights are updated; the result has the same bits everywhere.
         steps: the model after so many steps, instead of the last one. What is replayed after it was written must still end
             at the journal's digest.
 
@@ -65,6 +68,7 @@ def replay(
         settings.seed,
         settings.task,
         trust_remote_code=trust_remote_code,
+        device=find_device(device),
     )
     for note in loaded.notes:
         reporter.warn(note)

@@ -67,6 +67,7 @@ def summary(training: Training, journal: Journal, lines: Sequence[Mapping[str, A
         "exact": journal.exact,
         "journal_bytes": (folder / output.JOURNAL).stat().st_size,
         "threads": training.header()["threads"],
+        "device": training.header()["device"],
         "versions": training.header()["versions"],
         "settings": settings.as_dict(),
         "data": training.prepared.data_facts(),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.models.dtypes import AUTO
 from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.option import free_on_resume, named
 from blockzo.finetune.settings import Settings
@@ -52,4 +53,5 @@ def refuse(wrong: list[str]) -> None:
 def _same(name: str, one: Any, other: Any) -> bool:
     if name in ("lr", "eps") and one is not None:
         return numbers(named(name), one) == numbers(named(name), other)
-    return bool(one == other)
+    # the journal has what `auto` stood for
+    return bool(one == other) or (name == "dtype" and one == AUTO)

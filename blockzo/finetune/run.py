@@ -14,6 +14,7 @@ from blockzo.finetune import output
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.loop import Training
+from blockzo.finetune.models.devices import settled
 from blockzo.finetune.prepare import prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.report import write
@@ -35,7 +36,7 @@ def finetune(
     """
     reporter = reporter or Reporter()
     output.check_folder(folder)
-    settings = replace(settings, eval_every=settings.interval)
+    settings = settled(replace(settings, eval_every=settings.interval))
     _threads(settings.threads)
     prepared = prepare(settings, reporter.say, fallback)
     training = Training(settings, folder, prepared, reporter)

@@ -34,7 +34,7 @@ def label_logits(model: nn.Module, positions: Tensor, words: Tensor, norm: nn.Mo
         raise ValueError(
             f"{type(model).__name__} has no output embeddings; expected a model with a language-model head"
         )
-    rows = torch.arange(positions.shape[0])
+    rows = torch.arange(positions.shape[0], device=positions.device)
     done = False
 
     def gather(module: nn.Module, args: Any, output: Any) -> Any:
@@ -129,11 +129,15 @@ class Scorer:
         kind: "causal", "masked", "head" (the model returns class logits), or "lm" (next-token loss over whole rows).
         words: token ids of the label words (causal and masked).
         pad: token id for padding.
+        device: of the model; batches are made there.
     """
 
-    def __init__(self, kind: str, words: Sequence[int] = (), pad: int = 0) -> None:
+    def __init__(
+        self, kind: str, words: Sequence[int] = (), pad: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
         self.kind = kind
-        self.words = torch.tensor(list(words), dtype=torch.int64)
+        self.device = torch.device(device)
+        self.words = torch.tensor(list(words), dtype=torch.int64).to(self.device)
         self.pad = pad
         self.norm: nn.Module | None = None
 
@@ -152,12 +156,13 @@ class Scorer:
             count = len(data.ids[row])
             ids[place, :count] = torch.tensor(data.ids[row], dtype=torch.int64)
             mask[place, :count] = 1
-        return {
+        found = {
             "ids": ids,
             "mask": mask,
             "positions": torch.tensor([data.positions[row] for row in rows], dtype=torch.int64),
             "labels": torch.tensor([data.labels[row] for row in rows], dtype=torch.int64),
         }
+        return {name: tensor.to(self.device) for name, tensor in found.items()}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Keyword arguments of the model's forward."""
@@ -181,7 +186,7 @@ class Scorer:
             return totals[0] / totals[1]
         logits = self.logits(model, batch)
         if "log_prior" in batch:
-            logits = logits + batch["log_prior"]
+            logits = logits + batch["log_prior"].to(logits.device)
         return F.cross_entropy(logits, batch["labels"])
 
     def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from blockzo.contract import DISTRIBUTIONS
 from blockzo.finetune.data.tasks import OTHERS, TASKS
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.built_in import BUILT_IN
-from blockzo.finetune.models.dtypes import DTYPES
+from blockzo.finetune.models.dtypes import AUTO, DTYPES
 from blockzo.finetune.number_lists import counts, numbers, places
 from blockzo.finetune.option import DATA, EVERY, FINETUNE, METHOD, MODEL, RUN, check, listed, option
 from blockzo.journal.outside import MOST_BLOCKS, Refusal, build
@@ -29,6 +30,8 @@ def _takers(option: str) -> str:
 
 
 OVERFLOWS = {"truncate": "with a warning", "error": ""}
+DTYPE_CHOICES = {AUTO: "float32 on a CPU, bfloat16 on a GPU", **dict.fromkeys(DTYPES, "")}
+DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 HEADS = {"auto": "", "words": "language-model head", "mean": "pooling and a linear layer"}
 VARIANTS = ("coupled", "crossed", "decoupled")
 MOST_LOSSES = 100_000
@@ -75,7 +78,10 @@ class Settings:
         "Most tokens of a row; the model's limit by default.", DATA, None, commands=EVERY, least=3
     )
     overflow: str = option("Longer rows: {choices}.", DATA, "truncate", commands=EVERY, choices=OVERFLOWS)
-    dtype: str = option("{choices}.", MODEL, "float32", commands=EVERY, choices=DTYPES)
+    device: str = option(
+        "auto (a GPU where there is one), cpu, cuda or cuda:1.", MODEL, AUTO, commands=EVERY, free=True
+    )
+    dtype: str = option("{choices}.", MODEL, AUTO, commands=EVERY, choices=DTYPE_CHOICES)
     head: str = option("{choices}.", MODEL, "auto", commands=EVERY, choices=HEADS)
     trust_remote_code: bool = option(
         "Run Python code that comes with the model.", MODEL, False, commands=EVERY, free=True
@@ -131,6 +137,8 @@ class Settings:
         check(self)
         if self.lr is None:
             object.__setattr__(self, "lr", "1" if self.method == "auto" else "1e-6")
+        if not DEVICE.fullmatch(self.device):
+            raise UserError(f"--device is {self.device!r}; expected auto, cpu, cuda, or a numbered GPU such as cuda:1")
         if not 0 <= self.seed < 1 << 64:
             raise UserError(f"--seed is {self.seed}; expected an integer in [0, 2**64)")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):

@@ -11,6 +11,7 @@ import torch
 from blockzo.finetune import output
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
+from blockzo.finetune.models.devices import settled
 from blockzo.finetune.prepare import prepare
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings
@@ -38,6 +39,7 @@ def simulate(
         Interrupted: after a signal; a run with engine "zo" can be continued.
     """
     reporter = reporter or Reporter()
+    settings = settled(settings)
     planned = isinstance(settings.estimator(), Auto)
     if settings.in_place or (planned and federation.engine == "fedavg"):
         raise UserError(

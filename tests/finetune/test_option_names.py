@@ -38,6 +38,7 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--final-rows": COUNT,
     "--max-length": (*COUNT, "2", "1000000"),
     "--overflow": ("ignore",),
+    "--device": ("gpu", "cuda:", "cuda:999", ""),
     "--dtype": ("int8",),
     "--head": ("cls",),
     "--trainable": ("nothing*", ""),

@@ -19,7 +19,7 @@ from blockzo.finetune.settings import Settings
         ({"variant": "x"}, "--variant"),
         ({"schedule": "step"}, "--schedule"),
         ({"distribution": "uniform"}, "--distribution"),
-        ({"dtype": "int8"}, "--dtype is 'int8'; expected one of float32"),
+        ({"dtype": "int8"}, "--dtype is 'int8'; expected one of auto, float32"),
         ({"overflow": "ignore"}, "--overflow"),
         ({"head": "cls"}, "--head"),
         ({"steps": 0}, "--steps is 0; expected 1 or more"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from blockzo.federated.flower.plan import Plan
 from blockzo.federated.protocol.settings import RoundPolicy
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.metrics import measure, scores
+from blockzo.finetune.models.dtypes import AUTO
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.settings import Settings
 from blockzo.ops.params import named_tensors
@@ -43,7 +44,9 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
             "trust-remote-code cannot be set by a run; whoever owns a node sets BLOCKZO_TRUST_REMOTE_CODE=1 in its environment"
         )
     trust = os.environ.get("BLOCKZO_TRUST_REMOTE_CODE") == "1"
-    return Settings(**{name: value for name, value in given.items() if value != ""}, trust_remote_code=trust)
+    found = Settings(**{name: value for name, value in given.items() if value != ""}, trust_remote_code=trust)
+    # nodes with and without a GPU begin at the same bits
+    return replace(found, dtype="float32") if found.dtype == AUTO else found
 
 
 def _weights(prepared: Prepared, settings: Settings) -> Weights:

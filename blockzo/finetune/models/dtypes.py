@@ -3,3 +3,5 @@
 from __future__ import annotations
 
 DTYPES = ("float32", "bfloat16", "float16")
+AUTO = "auto"
+"""The dtype that suits the device, and the device that there is."""

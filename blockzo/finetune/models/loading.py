@@ -16,6 +16,7 @@ from torch import nn
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.built_in import BUILT_IN
 from blockzo.finetune.models.checkpoint import fitted
+from blockzo.finetune.models.devices import put
 from blockzo.finetune.models.gguf import gguf_file, read_gguf
 from blockzo.finetune.models.heads import HEAD_FILE, HeadedEncoder, check_forward, trained_classifier
 from blockzo.finetune.models.packages import fetch
@@ -35,6 +36,12 @@ class Loaded:
     """Most tokens that the model takes."""
     notes: list[str] = field(default_factory=list)
     """What was mended or left out."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of its weights."""
+        found: torch.device = next(self.model.parameters()).device
+        return found
 
 
 def resolve(name: str, fallback: str | None, say: Callable[[str], None]) -> str:
@@ -63,6 +70,7 @@ def load(
     task: str = "classification",
     labels: Sequence[str] = (),
     trust_remote_code: bool = False,
+    device: str | torch.device = "cpu",
 ) -> Loaded:
     """Loads a folder, a GGUF file or folder, or a hub name. Two loads give the same bits.
 
@@ -71,6 +79,7 @@ def load(
             layer of `classes` outputs, made from `seed` unless the folder holds one).
         labels: of the task, in the order of its classes; a trained classifier that names the same labels gets this order.
         trust_remote_code: run Python code that comes with the model.
+        device: where it runs.
 
     Raises:
         UserError: it cannot be found or loaded, its weights are not those of its configuration, or it has no head that the
@@ -105,6 +114,7 @@ def load(
         # an encoder's pooler, where it cannot be left out, is read by no loss here
         parameter.requires_grad_(not (isinstance(model, HeadedEncoder) and ".pooler." in name))
     check_forward(source, model, kind)
+    put(model, torch.device(device), source, weight_bytes(model))
     return Loaded(model, tokenizer, kind, source, _limit(model, tokenizer), notes)
 
 
