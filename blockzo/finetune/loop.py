@@ -128,7 +128,9 @@ class Training:
         facts.check_data(self.prepared.data_facts())
         device = str(self.prepared.loaded.device)
         if facts.device not in (None, device):
-            self.warn(f"the run was on {facts.device}, now it is on {device}: later losses may differ in their last bits")
+            self.warn(
+                f"the run was on {facts.device}, now it is on {device}: later losses may differ in their last bits"
+            )
         versions = self.header()["versions"]
         for name, old in facts.versions.items():
             if name != "blockzo" and versions.get(name) not in (None, old):

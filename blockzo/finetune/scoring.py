@@ -132,9 +132,7 @@ class Scorer:
         device: of the model; batches are made there.
     """
 
-    def __init__(
-        self, kind: str, words: Sequence[int] = (), pad: int = 0, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, kind: str, words: Sequence[int] = (), pad: int = 0, device: torch.device | str = "cpu") -> None:
         self.kind = kind
         self.device = torch.device(device)
         self.words = torch.tensor(list(words), dtype=torch.int64).to(self.device)

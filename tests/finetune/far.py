@@ -1,7 +1,7 @@
 """A device that is not there: tensors of `privateuseone` that compute on the CPU, and operations that refuse to mix the two.
 
-What a GPU would refuse is refused: an operation on a tensor of the device and one of the CPU (but a scalar, or an index, as on CUDA),
-and NumPy's view of a tensor of the device.
+What a GPU would refuse is refused: an operation on a tensor of the device and one of the CPU (but a scalar, or an
+index, as on CUDA), and NumPy's view of a tensor of the device.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs on the device that is not there (`far.py`) and on the CPU, and what they left, as JSON: for `test_devices.py`.
 
-    python -m tests.finetune.on_far '{"folder": ..., "finetune": [settings, ...], "score": [settings, ...]}'
+python -m tests.finetune.on_far '{"folder": ..., "finetune": [settings, ...], "score": [settings, ...]}'
 """
 
 from __future__ import annotations

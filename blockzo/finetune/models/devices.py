@@ -28,7 +28,9 @@ def find_device(name: str) -> torch.device:
         why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no GPU here"
         raise UserError(f"--device is {name}, but {why}; use --device cpu, or a torch for CUDA on a machine with a GPU")
     if number >= there:
-        raise UserError(f"--device is {name}, but there are {there} GPUs, cuda:0 to cuda:{there - 1}; name one of these")
+        raise UserError(
+            f"--device is {name}, but there are {there} GPUs, cuda:0 to cuda:{there - 1}; name one of these"
+        )
     return torch.device("cuda", number)
 
 
@@ -58,8 +60,9 @@ def put(model: Any, device: torch.device, source: str, nbytes: int) -> None:
         free = torch.cuda.mem_get_info(device)[0]
         if nbytes > free:
             raise UserError(
-                f"the weights of {source} take {nbytes / 1e9:.2f} GB, {device} has {free / 1e9:.2f} GB free. A model has to fit on one "
-                "device: parts on several (a device_map) are not trained. Use --dtype bfloat16, a smaller model, or --device cpu"
+                f"the weights of {source} take {nbytes / 1e9:.2f} GB, {device} has {free / 1e9:.2f} GB free. A model has to "
+                "fit on one device: parts on several (a device_map) are not trained. Use --dtype bfloat16, a smaller model, or "
+                "--device cpu"
             )
     model.to(device)
 
