@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 CONTRACT = "blockzo noise v1"
 DISTRIBUTIONS = ("rademacher", "gaussian")
 ROUNDING_DIRECTION = 0xFFFFFFFF
 """The direction whose words drive stochastic rounding; no perturbation may use it."""
+MAX_RANK = 64
+ROW_FACTORS, COLUMN_FACTORS = 1 << 63, 3 << 62
+"""Index of the first factor of low-rank noise: of the rows (A) and of the columns (B). No element of a tensor has such."""
 
 
 def canonical_name(name: str) -> str:
@@ -36,6 +40,17 @@ def check_direction(direction: int) -> int:
             f"direction is {direction!r}; expected an integer in [0, 2**32 - 1) (the last is kept for stochastic rounding)"
         )
     return direction
+
+
+def check_rank(rank: int | None) -> int | None:
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK):
+        raise ValueError(f"rank is {rank!r}; expected an integer from 1 to {MAX_RANK}, or None for noise of full rank")
+    return rank
+
+
+def is_low_rank(shape: Sequence[int], rank: int | None) -> bool:
+    """Whether a whole tensor of `shape` has noise of that rank: a matrix with both sides larger. Others have full rank."""
+    return rank is not None and len(shape) == 2 and min(shape) > rank
 
 
 def check_stream(stream: str | int) -> int:

@@ -6,6 +6,7 @@ rounds on its own, so the bits equal those of the compiled kernels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,13 +15,17 @@ import torch
 from torch import Tensor
 
 from blockzo.contract import (
+    COLUMN_FACTORS,
     CONTRACT,
     DISTRIBUTIONS,
     ROUNDING_DIRECTION,
+    ROW_FACTORS,
     canonical_name,
     check_direction,
+    check_rank,
     check_seed,
     check_stream,
+    is_low_rank,
     stream_id,
 )
 
@@ -31,6 +36,7 @@ __all__ = [
     "Noise",
     "canonical_name",
     "check_direction",
+    "check_rank",
     "check_seed",
     "check_stream",
     "noise_at",
@@ -137,6 +143,55 @@ def noise_range(
     return values.reshape(-1)[offset : offset + count]
 
 
+def factors(
+    first: int,
+    count: int,
+    side: int,
+    rank: int,
+    seed: int,
+    distribution: str,
+    stream: int,
+    direction: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """float32 [count, rank]: low-rank noise's factors of `count` rows (side ROW_FACTORS) or columns (COLUMN_FACTORS) from
+    number `first` on."""
+    start = side + first * rank
+    return noise_range(start, count * rank, seed, distribution, stream, direction, device).view(count, rank)
+
+
+def low_rank_scale(rank: int) -> float:
+    """float32(1 / sqrt(rank)), computed in float64 and rounded once."""
+    return float(torch.tensor(1.0 / math.sqrt(rank), dtype=torch.float64).to(torch.float32).item())
+
+
+def low_rank_product(a: Tensor, b: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """sum over q of a[rows, q] * b[columns, q], in the order of q, then the scale; each operation rounded on its own.
+
+    `rows` and `columns` are indices that broadcast to the shape of the result.
+    """
+    total = a[:, 0][rows] * b[:, 0][columns]
+    for q in range(1, a.shape[1]):
+        total = total + a[:, q][rows] * b[:, q][columns]
+    return total * low_rank_scale(a.shape[1])
+
+
+def low_rank_at(
+    index: Tensor, width: int, rank: int, seed: int, distribution: str, stream: int, direction: int
+) -> Tensor:
+    """float32 noise of rank `rank` at any int64 indices of a matrix of `width` columns."""
+    if not index.numel():
+        return torch.empty(index.shape, dtype=torch.float32, device=index.device)
+    rows, columns = torch.div(index, width, rounding_mode="floor"), index % width
+    held = []
+    for side, place in ((ROW_FACTORS, rows), (COLUMN_FACTORS, columns)):
+        first, last = int(place.min()), int(place.max())
+        where = side, rank, seed, distribution, stream, direction, index.device
+        held.append((factors(first, last - first + 1, *where), place - first))
+    (a, i), (b, j) = held
+    return low_rank_product(a, b, i, j)
+
+
 def rounding_bits(start: int, count: int, seed: int, stream: int, device: torch.device | str = "cpu") -> Tensor:
     """16 random bits an element (int64) for stochastic rounding: direction 0xFFFFFFFF, low half for even indices."""
     index = torch.arange(start, start + count, dtype=torch.int64, device=device)
@@ -151,16 +206,20 @@ class Noise:
     Args:
         seed: integer in [0, 2**64), one per step.
         distribution: "rademacher" (+1 or -1) or "gaussian" (Box-Muller, variance 1).
+        rank: 1 to 64: matrices with both sides larger have noise A B^T / sqrt(rank), whose factors are of the distribution;
+            all other tensors, and all where None, have noise of full rank.
 
     Raises:
-        ValueError: the seed or the distribution is not one of these.
+        ValueError: the seed, the distribution or the rank is not one of these.
     """
 
     seed: int
     distribution: str = "rademacher"
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_rank(self.rank)
         if self.distribution not in DISTRIBUTIONS:
             raise ValueError(f"distribution is {self.distribution!r}; expected one of {', '.join(DISTRIBUTIONS)}")
 
@@ -179,7 +238,7 @@ class Noise:
             stream: parameter name, or its uint32 stream.
             shape: shape of the result, filled row-major from index `start` of the logical tensor.
             direction: which perturbation of the step, in [0, 2**32 - 1).
-            start: index of the first value, in [0, 2**63).
+            start: index of the first value, in [0, 2**63); 0 where the noise of this shape has a low rank.
 
         Returns:
             Tensor of `shape`; values are made in float32 and rounded once to `dtype`.
@@ -189,5 +248,32 @@ class Noise:
         check_direction(direction)
         if not 0 <= start or start + count >= 1 << 63:
             raise ValueError(f"start is {start} for {count} values; indices must lie in [0, 2**63)")
+        if is_low_rank(shape, self.rank):
+            if start:
+                raise ValueError(
+                    f"start is {start}; expected 0 for noise of rank {self.rank}, whose shape is that of the whole matrix: "
+                    "slice the factors (`factors`) for a part of one"
+                )
+            a, b = self.factors(stream, shape, direction, device)
+            rows, columns = (torch.arange(size, device=device) for size in shape)
+            return low_rank_product(a, b, rows.unsqueeze(1), columns).to(dtype)
         values = noise_range(start, count, self.seed, self.distribution, check_stream(stream), direction, device)
         return values.to(dtype).reshape(shape)
+
+    def factors(
+        self, stream: str | int, shape: Sequence[int], direction: int = 0, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
+        """The factors of low-rank noise: float32 A [rows, rank] and B [columns, rank], of which the noise is A B^T / sqrt(rank).
+
+        Raises:
+            ValueError: the noise of a tensor of this shape has full rank.
+        """
+        check_direction(direction)
+        if self.rank is None or not is_low_rank(shape, self.rank):
+            raise ValueError(
+                f"noise of rank {self.rank} of a tensor of shape {tuple(shape)} has no factors; expected a rank, and a "
+                "matrix with both sides larger"
+            )
+        rows, columns = shape
+        where = self.rank, self.seed, self.distribution, check_stream(stream), direction, device
+        return factors(0, rows, ROW_FACTORS, *where), factors(0, columns, COLUMN_FACTORS, *where)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from blockzo.contract import CONTRACT, DISTRIBUTIONS
+from blockzo.contract import CONTRACT, DISTRIBUTIONS, MAX_RANK
 from blockzo.journal.outside import (
     MOST_JSON,
     MOST_SCALARS,
@@ -39,7 +39,7 @@ START = len(MAGIC) + 2
 HEAD = struct.Struct("<II")
 """Of a frame: length, its check."""
 
-_STOCHASTIC, _GAUSSIAN, _IN_ORDER, _MIXED = 1, 2, 4, 8
+_STOCHASTIC, _GAUSSIAN, _IN_ORDER, _MIXED, _RANK = 1, 2, 4, 8, 16
 _STEP = struct.Struct("<BHIQI")
 _BLOCK = struct.Struct("<Iddd")
 
@@ -125,7 +125,7 @@ def encode_record(record: Record) -> bytes:
     flags = _STOCHASTIC * record.stochastic_rounding | _GAUSSIAN * (record.distribution == "gaussian")
     in_order = all(block.directions == tuple(range(len(block.directions))) for block in record.blocks)
     mixed = any(block.distribution not in (None, record.distribution) for block in record.blocks)
-    flags |= _IN_ORDER * in_order | _MIXED * mixed
+    flags |= _IN_ORDER * in_order | _MIXED * mixed | _RANK * (record.rank is not None)
     parts = [_STEP.pack(flags, len(record.blocks), record.step, record.seed, len(record.losses))]
     parts.append(pack_floats(record.losses))
     for block in record.blocks:
@@ -136,6 +136,9 @@ def encode_record(record: Record) -> bytes:
         if not in_order:
             parts.append(struct.pack(f"<{count}I", *block.directions))
         parts.append(pack_floats(block.coefficients))
+    if record.rank is not None:
+        # last, where readers that know no ranks find a byte too many
+        parts.append(bytes((record.rank,)))
     return b"".join(parts)
 
 
@@ -169,12 +172,19 @@ def decode_record(payload: bytes) -> Record:
             if flags & _IN_ORDER:
                 directions = tuple(range(number))
             updates.append(BlockUpdate(directions, coefficients, lr, eps, decay, distribution))
+        rank = None
+        if flags & _RANK:
+            (rank,) = struct.unpack_from("<B", payload, at)
+            at += 1
+            if not 1 <= rank <= MAX_RANK:
+                raise JournalError(f"a record has rank {rank}; this blockzo knows 1 to {MAX_RANK}")
     except struct.error as error:
         raise JournalError(f"a record is shorter than its counts say ({error})") from error
-    if at != len(payload) or flags & ~(_STOCHASTIC | _GAUSSIAN | _IN_ORDER | _MIXED):
+    if at != len(payload) or flags & ~(_STOCHASTIC | _GAUSSIAN | _IN_ORDER | _MIXED | _RANK):
         raise JournalError("a record has bytes or flags that this blockzo does not know")
     default = DISTRIBUTIONS[bool(flags & _GAUSSIAN)]
-    return Record(step, seed, default, tuple(updates), losses, stochastic_rounding=bool(flags & _STOCHASTIC))
+    stochastic = bool(flags & _STOCHASTIC)
+    return Record(step, seed, default, tuple(updates), losses, stochastic_rounding=stochastic, rank=rank)
 
 
 def _bounded(count: int) -> None:

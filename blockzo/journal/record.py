@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from blockzo.contract import DISTRIBUTIONS, check_direction, check_seed
+from blockzo.contract import DISTRIBUTIONS, check_direction, check_rank, check_seed
 from blockzo.journal.outside import MOST_SCALARS
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class Record:
         losses: the leaf losses of the evaluation tree, in its order (information; replay does not need them).
         stochastic_rounding: 16-bit weights are rounded stochastically.
         digest: digest of the weights after the step, or None.
+        rank: of the noise of matrices, or None where it is full.
     """
 
     step: int
@@ -123,10 +124,12 @@ class Record:
     losses: tuple[float, ...] = ()
     stochastic_rounding: bool = False
     digest: str | None = None
+    rank: int | None = None
     version: int = field(default=RECORD_VERSION)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_rank(self.rank)
         if self.distribution not in DISTRIBUTIONS:
             raise ValueError(f"distribution is {self.distribution!r}; expected one of {', '.join(DISTRIBUTIONS)}")
         if self.version != RECORD_VERSION:
@@ -145,7 +148,7 @@ class Record:
         """The noise of one block."""
         from blockzo.noise import Noise  # records are read where torch is not
 
-        return Noise(self.seed, self.blocks[block].distribution or self.distribution)
+        return Noise(self.seed, self.blocks[block].distribution or self.distribution, self.rank)
 
     @property
     def directions(self) -> tuple[tuple[int, ...], ...]:

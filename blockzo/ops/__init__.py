@@ -20,7 +20,7 @@ from torch import Tensor
 
 from blockzo.journal.record import Record, check_record, decay_factor
 from blockzo.noise import Noise, check_stream
-from blockzo.ops import library, library_packed  # noqa: F401  (both define torch.ops.blockzo)
+from blockzo.ops import library, library_packed, low_rank  # noqa: F401  (both define torch.ops.blockzo)
 from blockzo.ops.backends import choice
 from blockzo.ops.digest import digest
 from blockzo.ops.distributed import Spread, sum_over_ranks
@@ -80,22 +80,25 @@ def update_(
 
 def _move(found: list[Target], step: Step, kind: str) -> None:
     with torch.no_grad(), _written(found):
-        found, shards = _apart(found)
-        choice.move(shards, step, kind)
-        torch.ops.blockzo.move_(
-            *_lists(found),
-            kind,
-            library.signed(step.seed),
-            step.distribution,
-            step.directions,
-            step.coefficients,
-            step.factor,
-            step.stochastic,
-        )
+        for members, (own,) in low_rank.by_form(found, [step]):
+            members, direct = _apart(members, own)
+            choice.move(direct, own, kind)
+            torch.ops.blockzo.move_(
+                *_lists(members),
+                kind,
+                library.signed(own.seed),
+                own.distribution,
+                own.directions,
+                own.coefficients,
+                own.factor,
+                own.stochastic,
+            )
 
 
-def _apart(found: list[Target]) -> tuple[list[Target], list[Target]]:
-    """Whole tensors, which the registered operations take, and parts of tensors, which go straight to the backends."""
+def _apart(found: list[Target], step: Step) -> tuple[list[Target], list[Target]]:
+    """Whole tensors, which the registered operations take; parts, and noise of a low rank, go straight to the backends."""
+    if step.rank:
+        return [], found
     return [t for t in found if t.place is None], [t for t in found if t.place is not None]
 
 
@@ -136,6 +139,8 @@ def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int]
         )
     groups: dict[int, list[Target]] = {}
     for target in found:
+        if any(record.rank for record in records):
+            low_rank.whole_shape(target)
         block = 0 if count <= 1 else _block_of(target.name, layout or {}, count)
         groups.setdefault(block, []).append(target)
     for block, members in groups.items():
@@ -144,10 +149,11 @@ def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int]
         steps = [step for step in steps if any(step.coefficients) or step.factor != 1.0]
         if steps:
             with torch.no_grad(), _written(members):
-                members, shards = _apart(members)
-                for backend, part in choice.split(shards):
-                    backend.replay_(part, steps)
-                torch.ops.blockzo.replay_(*_lists(members), *library.flattened(steps))
+                for alike, own in low_rank.by_form(members, steps):
+                    alike, direct = _apart(alike, own[0])
+                    for backend, part in choice.split(direct, own[0].rank):
+                        backend.replay_(part, own)
+                    torch.ops.blockzo.replay_(*_lists(alike), *library.flattened(own))
 
 
 def _block_of(name: str, layout: Mapping[str, int], count: int) -> int:
@@ -181,6 +187,8 @@ def project(params_or_delta: Params, noise: Noise, directions: Sequence[int]) ->
     """
     step = make_step(noise, directions, [1.0] * len(directions))
     found = targets(params_or_delta)
+    if step.rank:
+        return _project_parts(found, step)
     parts = [t for t in found if t.place is not None or t.spread is not None]
     found = [t for t in found if t.place is None and t.spread is None]
     with torch.no_grad():
@@ -195,7 +203,8 @@ def _project_parts(parts: list[Target], step: Step) -> Tensor:
     sums: dict[Spread | None, list[float]] = {}
     for target in parts:
         key = target.spread
-        found = choice.for_tensor(target.tensor).project([target], step)
+        own = step.of_shape(low_rank.whole_shape(target)) if step.rank else step
+        found = choice.for_rank(target.tensor, own.rank).project([target], own)
         sums[key] = [a + b for a, b in zip(sums.get(key, [0.0] * len(found)), found, strict=True)]
     return torch.tensor(sum_over_ranks(sums, len(step.directions)), dtype=torch.float64)
 
@@ -208,10 +217,12 @@ def perturbed_copy(
     direction: int = 0,
     start: int = 0,
     out: Tensor | None = None,
+    shape: Sequence[int] | None = None,
 ) -> Tensor:
     """source + scale * z into another tensor; `source` is contiguous and begins at index `start` of its logical tensor.
 
     Args:
+        shape: of the logical tensor, on which noise of a low rank depends; that of `source` where None.
         out: contiguous, as many elements as `source`, float32 or the dtype of `source`; made where None.
 
     Returns:
@@ -231,7 +242,12 @@ def perturbed_copy(
         )
     step = make_step(noise, [direction], [scale])
     where = (start, check_stream(stream), library.signed(step.seed), step.distribution)
+    if step.rank:
+        step = step.of_shape(low_rank.named_shape(source, start, shape))
     with torch.no_grad():
+        if step.rank:
+            choice.for_rank(source, step.rank).perturbed_copy(out, source, start, step, check_stream(stream))
+            return out
         torch.ops.blockzo.perturbed_copy(out, source, *where, direction, *step.coefficients)
     return out
 
@@ -252,8 +268,13 @@ def perturbed_rows(
     flat = checked_rows(weight, rows)
     step = make_step(noise, [direction], [scale])
     where = (check_stream(stream), library.signed(step.seed), step.distribution)
+    own = step.of_shape(weight.shape)
     with torch.no_grad():
-        out: Tensor = torch.ops.blockzo.perturbed_rows(weight, flat, *where, direction, *step.coefficients)
+        if own.rank:
+            out = weight.new_empty(flat.numel(), weight.shape[1])
+            choice.for_rank(weight, own.rank).perturbed_rows(out, weight, flat, own, where[0])
+            return out.view(*rows.shape, weight.shape[1])
+        out = torch.ops.blockzo.perturbed_rows(weight, flat, *where, direction, *step.coefficients)
     return out.view(*rows.shape, weight.shape[1])
 
 

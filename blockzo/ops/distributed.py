@@ -101,7 +101,7 @@ def part_of(name: str, tensor: Any) -> Part:
         )
     strides = row_major(shape)
     start = sum(o * s for o, s in zip(offsets, strides, strict=True))
-    return Part(local, None if empty else place_of(sizes, start, strides), spread)
+    return Part(local, None if empty else place_of(sizes, start, strides, shape), spread)
 
 
 def whole(name: str, tensor: Any) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise, check_stream
-from blockzo.ops import library
+from blockzo.ops import library, low_rank
 from blockzo.ops.backends import choice, reference
 from blockzo.ops.params import DTYPES, check_tensor
 from blockzo.ops.quantized import QuantizedWeight
@@ -24,6 +24,7 @@ def perturbed_linear(
     directions: Sequence[int],
     scales: Sequence[float],
     start: int = 0,
+    shape: Sequence[int] | None = None,
 ) -> Tensor:
     """x @ (weight + scale * z).T + bias, with a direction and a scale for each group of rows; nothing is written.
 
@@ -35,6 +36,8 @@ def perturbed_linear(
         directions: G of them, one a group.
         scales: G of them. A scale of 0 leaves the weight of that group as it is.
         start: index of the first element of `weight` in its logical tensor.
+        shape: of the logical tensor, on which noise of a low rank depends; that of `weight` where None. Where the noise has a
+            rank, `weight` may also be the transpose of a matrix or of a part.
 
     Returns:
         Tensor of shape [..., N] and the dtype of `x`. Products and sums are float32, and 16-bit weights are widened and the move
@@ -49,7 +52,7 @@ def perturbed_linear(
         if start:
             raise ValueError(f"start is {start}; expected 0 for a quantized weight, which is always whole")
     else:
-        _check_weight(weight, stream, start)
+        _check_weight(weight.t() if getattr(noise, "rank", None) and _turned(weight) else weight, stream, start)
     groups = len(directions)
     rows, width = weight.shape
     if not x.dim() or x.shape[-1] != width:
@@ -66,8 +69,18 @@ def perturbed_linear(
     if bias is not None and bias.shape not in ((rows,), (groups, rows)):
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({rows},) or ({groups}, {rows})")
     step = make_step(noise, directions, scales)
+    if step.rank:
+        step = step.of_shape(low_rank.named_shape(weight, start, shape))
     flat = x.reshape(groups, count // groups, width)
     with torch.no_grad():
+        if step.rank:
+            found = low_rank.linear(flat, weight, bias, start, step, check_stream(stream))
+            if found is None:
+                raise ValueError(
+                    f"weight of shape {tuple(weight.shape)} from index {start} is no part of rows and columns of a matrix with "
+                    f"{step.width} columns; expected one for noise of rank {step.rank}"
+                )
+            return found.view(*x.shape[:-1], rows)
         if isinstance(weight, QuantizedWeight):
             backend = choice.for_tensor(weight.data) if rows and width and count else reference
             out = backend.perturbed_linear(flat, weight, bias, start, step, check_stream(stream))
@@ -75,6 +88,10 @@ def perturbed_linear(
             where = (start, check_stream(stream), library.signed(step.seed), step.distribution)
             out = torch.ops.blockzo.perturbed_linear(flat, weight, bias, *where, step.directions, step.coefficients)
     return out.view(*x.shape[:-1], rows)
+
+
+def _turned(weight: Tensor) -> bool:
+    return weight.dim() == 2 and weight.shape[1] > 1 and weight.stride(1) != 1 and weight.stride(0) == 1
 
 
 def _check_weight(weight: Tensor, stream: str | int, start: int) -> None:

@@ -118,7 +118,16 @@ def upload(table: Tensor, device: torch.device) -> Tensor:
 
 
 def packed(step: Step, device: torch.device) -> PackedStep:
-    """The same for a step whose numbers the host knows, by copies from it."""
+    """The same for a step whose numbers the host knows, by copies from it.
+
+    Raises:
+        ValueError: the noise has a low rank, which kernels that read tables do not make.
+    """
+    if step.rank:
+        raise ValueError(
+            f"the noise has rank {step.rank}, which a captured or compiled step does not make; expected noise of full rank "
+            "(rank=None), or steps that are neither captured nor compiled"
+        )
     count = len(step.directions)
     line = struct.pack("<QiifI", step.seed, 0, count, step.factor, step.stochastic)
     terms = b"".join(struct.pack("<If", d, c) for d, c in zip(step.directions, step.coefficients, strict=True))

@@ -138,7 +138,7 @@ def _targets(params: Params) -> list[Target]:
 
 def _target(name: str, tensor: Tensor | Shard) -> Target:
     if isinstance(tensor, Shard):
-        place = place_of(tensor.tensor.shape, tensor.offset, tensor.strides)
+        place = place_of(tensor.tensor.shape, tensor.offset, tensor.strides, tensor.shape)
         return Target(name, stream_id(name), tensor.tensor, place)
     if is_dtensor(tensor):
         part = distributed.part_of(name, tensor)

@@ -12,10 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Place:
-    """Element (i, j, ...) has the row-major index `start + i * strides[0] + j * strides[1] + ...` in the whole tensor."""
+    """Element (i, j, ...) has the row-major index `start + i * strides[0] + j * strides[1] + ...` in the whole tensor.
+
+    `shape`: of the whole; None where it is not known.
+    """
 
     start: int
     strides: tuple[int, ...]
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +31,7 @@ class Shard:
         offset: row-major index of its first element in the whole tensor.
         strides: one a dimension of `tensor`: how far apart neighbours are in the row-major order of the whole tensor.
             Columns 64 to 127 of a [1000, 256] weight: `Shard(part, 64, (256, 1))`.
+        shape: of the whole tensor. Needed for noise of a low rank, which depends on it; `Shard.at` knows it.
 
     Raises:
         ValueError: `tensor` is not a plain tensor, an index is negative or 2**63 or more, two elements have one index.
@@ -35,6 +40,7 @@ class Shard:
     tensor: Tensor
     offset: int
     strides: tuple[int, ...]
+    shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if type(self.tensor) not in (Tensor, torch.nn.Parameter):
@@ -45,6 +51,8 @@ class Shard:
         strides = tuple(int(stride) for stride in self.strides)
         object.__setattr__(self, "strides", strides)
         object.__setattr__(self, "offset", int(self.offset))
+        if self.shape is not None:
+            object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
         shape = tuple(self.tensor.shape)
         if len(strides) != len(shape):
             raise ValueError(f"a shard of shape {shape} has strides {strides}; expected one a dimension")
@@ -53,6 +61,11 @@ class Shard:
             raise ValueError(
                 f"a shard of shape {shape} has offset {self.offset} and strides {strides}; "
                 "expected indices from 0 to 2**63 - 1 that rise along every dimension"
+            )
+        if self.shape is not None and self.tensor.numel() and last >= prod(self.shape):
+            raise ValueError(
+                f"a shard of shape {shape} has offset {self.offset} and strides {strides}, whose last index {last} is outside a "
+                f"whole of shape {self.shape}"
             )
         reach = 0
         for stride, size in sorted((s, n) for n, s in zip(shape, strides, strict=True) if n > 1):
@@ -74,19 +87,23 @@ class Shard:
                 "expected offset + size <= shape in every dimension"
             )
         strides = row_major(shape)
-        return Shard(tensor, sum(o * s for o, s in zip(offsets, strides, strict=True)), strides)
+        return Shard(tensor, sum(o * s for o, s in zip(offsets, strides, strict=True)), strides, tuple(shape))
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(prod(shape[d + 1 :]) for d in range(len(shape)))
 
 
-def place_of(shape: Sequence[int], offset: int, strides: Sequence[int]) -> Place | None:
-    """None where the part is numbered as a whole tensor of its own, or is empty."""
+def place_of(
+    shape: Sequence[int], offset: int, strides: Sequence[int], whole: Sequence[int] | None = None
+) -> Place | None:
+    """None where the part is the whole, or is numbered as one whose shape is not known, or is empty."""
+    if whole is not None and prod(shape) > 0 and tuple(shape) != tuple(whole):
+        return Place(offset, tuple(strides), tuple(whole))
     same = all(n == 1 or a == b for n, a, b in zip(shape, strides, row_major(shape), strict=True))
     if not prod(shape) or (offset == 0 and same):
         return None
-    return Place(offset, tuple(strides))
+    return Place(offset, tuple(strides), None if whole is None else tuple(whole))
 
 
 def in_order(tensor: Tensor, place: Place) -> tuple[Tensor, Place]:
@@ -95,7 +112,7 @@ def in_order(tensor: Tensor, place: Place) -> tuple[Tensor, Place]:
     view = torch.as_strided(
         tensor.detach(), [tensor.shape[d] for d in order], [tensor.stride(d) for d in order], tensor.storage_offset()
     )
-    return view, Place(place.start, tuple(place.strides[d] for d in order))
+    return view, Place(place.start, tuple(place.strides[d] for d in order), place.shape)
 
 
 def indices(shape: Sequence[int], place: Place, first: int, count: int, device: torch.device) -> Tensor:

@@ -105,6 +105,7 @@ class DistributedZO(ZO):
                 "the method": self.method.describe(),
                 "eps": self.eps,
                 "distribution": self.distributions,
+                "rank": self.rank,
                 "seed": self.seed,
                 "weight_decay": self.weight_decay,
                 "stochastic_rounding": self.stochastic_rounding,

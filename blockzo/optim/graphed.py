@@ -230,6 +230,8 @@ def _directions(zo: ZO) -> int:
             f"{len(zo.blocks)} blocks, evaluate={zo.evaluate!r}, max_group={zo.max_group!r}, per_example={zo.per_example}; "
             'expected one block, evaluate="perturbed", max_group=1 and False: a captured step runs them one after the other'
         )
+    if zo.rank is not None:
+        raise ValueError(f"rank is {zo.rank}; expected None: a captured step makes noise of full rank")
     return count
 
 

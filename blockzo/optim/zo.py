@@ -18,7 +18,7 @@ from blockzo.methods.decoupled import Decoupled
 from blockzo.methods.planner import Planner
 from blockzo.methods.tree import EvaluationTree
 from blockzo.methods.whole import MeZO
-from blockzo.noise import Noise, check_seed
+from blockzo.noise import Noise, check_rank, check_seed
 from blockzo.ops.params import targets, whole_targets
 from blockzo.optim.costs import measure_seconds
 from blockzo.optim.cutting import default_blocks, fine_blocks
@@ -54,6 +54,7 @@ class ZO:
             factor on the planned rates, 1 where None, that lifts one up to `Auto.caution` times the best and no further.
         eps: size of the perturbation; one number or one a block.
         distribution: "rademacher" or "gaussian"; one or one a block.
+        rank: of the noise of matrices, 1 to 64 (docs/noise.md); full where None.
         seed: of the run, in [0, 2**64); step t uses `step_seed(seed, t)`.
         weight_decay: decoupled; a step multiplies weights by 1 - lr * weight_decay.
         stochastic_rounding: for bfloat16 and float16 weights.
@@ -99,6 +100,7 @@ class ZO:
         rows_of: Weight | None = None,
         independent_ranks: bool = False,
         per_example: bool = False,
+        rank: int | None = None,
     ) -> None:
         if not self._joined_ranks:
             check_alone(independent_ranks)
@@ -136,6 +138,7 @@ class ZO:
         if any(e <= 0 or float32(e) == 0 for e in self.eps):
             raise ValueError(f"eps is {eps}; expected a positive number")
         self.distributions = distributions_of(distribution, len(self.blocks))
+        self.rank = check_rank(rank)
         self.seed = check_seed(seed)
         self.weight_decay = float(weight_decay)
         self.stochastic_rounding = stochastic_rounding
@@ -236,7 +239,7 @@ class ZO:
         self.planner = Planner(self.method, costs, trainable, self.eps, whole, self.per_example)
 
     def _noise(self, seed: int) -> Noise | list[Noise]:
-        noises = [Noise(seed, distribution) for distribution in self.distributions]
+        noises = [Noise(seed, distribution, self.rank) for distribution in self.distributions]
         return noises[0] if len(set(noises)) == 1 else noises
 
     def _estimate(self, batch: Any) -> StepResult:
@@ -337,6 +340,7 @@ class ZO:
             updates,
             losses,
             stochastic_rounding=self.stochastic_rounding,
+            rank=self.rank,
         )
         return StepResult(math.fsum(losses) / len(losses), scalars, losses, plan.seed, len(losses), found.flops, record)
 

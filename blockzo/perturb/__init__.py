@@ -55,7 +55,8 @@ def perturbed(
         )
     move = make_move(noise, directions, scales)
     mode = _WithoutGradients(Index({0: whole_targets(model, "a perturbed forward")}, model), {0: move})
-    for name, (_, device) in mode.index.tables.items():
+    # noise of a low rank has no kernels that read tables: a compiled forward refuses it
+    for name, (_, device) in mode.index.tables.items() if noise.rank is None else ():
         step = move.packed(device)
         mode.tables[name] = step.line, step.terms, step.distribution
     return mode

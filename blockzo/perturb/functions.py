@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blockzo.ops import low_rank as parts
 from blockzo.perturb import batched
 from blockzo.perturb.moves import Moves
 from blockzo.perturb.parameters import Parameter
@@ -43,17 +44,21 @@ def _product(
     if stack is None or moved_bias is NotImplemented:
         return NotImplemented
     move = mode.moves[parameter.block]
-    if weight.stride(1) == 1 or weight.shape[1] == 1:
-        out = move.linear(stack, weight, moved_bias, parameter.stream, start)
+    if move.low_rank(parameter):
+        if not parts.is_part(weight, start, parameter.tensor.shape[1]):
+            return NotImplemented
+        out = move.linear(stack, weight, moved_bias, parameter, start)
+    elif weight.stride(1) == 1 or weight.shape[1] == 1:
+        out = move.linear(stack, weight, moved_bias, parameter, start)
     elif weight.t().is_contiguous():
-        out = _by_panels(mode, stack, move, parameter.stream, start, weight.t(), moved_bias)
+        out = _by_panels(mode, stack, move, parameter, start, weight.t(), moved_bias)
     else:
         return NotImplemented
     return mode.lift(out)
 
 
 def _by_panels(
-    mode: MovedValues, x: Tensor, move: Moves, stream: int, start: int, weight: Tensor, bias: Tensor | None
+    mode: MovedValues, x: Tensor, move: Moves, parameter: Parameter, start: int, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     """x [groups, ..., K] times the moved `weight` [K, N], a few of its rows at a time through a reused scratch."""
     width, columns = weight.shape
@@ -68,7 +73,7 @@ def _by_panels(
         part = weight[first : first + step]
         panel = mode.scratch(part, part.numel(), dtype).view(part.shape)
         for group in range(move.groups):
-            move.copy(panel, part, stream, start + first * columns, group)
+            move.copy(panel, part, parameter, start + first * columns, group)
             out[group].addmm_(flat[group, :, first : first + step], panel)
     return out.to(x.dtype).view(*x.shape[:-1], columns)
 
@@ -140,8 +145,10 @@ def _rows(mode: MovedValues, weight: Any, rows: Any) -> Any:
         # more lookups than rows: one moved copy of the table is the cheaper
         return F.embedding(rows, mode.moved(weight))
     table, move = parameter.tensor.view(-1, width), mode.moves[parameter.block]
+    if move.low_rank(parameter) and width != parameter.tensor.shape[1]:
+        return NotImplemented
     index, own = lowered[0] + start // width if start else lowered[0], lowered[1]
-    outs = [move.rows(table, index[group] if own else index, parameter.stream, group) for group in range(move.groups)]
+    outs = [move.rows(table, index[group] if own else index, parameter, group) for group in range(move.groups)]
     return mode.lift(torch.stack(outs)) if mode.level is not None else outs[0]
 
 

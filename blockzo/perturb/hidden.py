@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blockzo.ops.params import Target
 from blockzo.perturb.mode import PerturbedForward
-from blockzo.perturb.parameters import Index
+from blockzo.perturb.parameters import Index, Parameter
 
 SPARSE = 61
 """Of a large parameter's last dimension one element in so many becomes NaN, and one in every row: where rows are as long, what is
@@ -140,10 +140,13 @@ class _Repaired:
 
     groups = 1
 
+    def low_rank(self, parameter: Parameter) -> bool:
+        return False
+
     def __init__(self, kept: dict[int, _Kept]) -> None:
         self.kept = kept
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, start: int) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, parameter: Parameter, start: int) -> Tensor:
         rows, width = weight.shape
         pitch = weight.stride(0)
         chunk = max(1, CHUNK_BYTES // max(1, pitch * weight.element_size()))
@@ -152,18 +155,18 @@ class _Repaired:
             count = min(chunk, rows - first)
             span = (count - 1) * pitch + width
             flat = weight.as_strided((span,), (1,), weight.storage_offset() + first * pitch).clone()
-            self.kept[stream].repair_(flat, start + first * pitch)
+            self.kept[parameter.stream].repair_(flat, start + first * pitch)
             outs.append(F.linear(x, flat.as_strided((count, width), (pitch, 1))))
         out = torch.cat(outs, dim=-1)
         return out if bias is None else out + bias.reshape(-1)
 
-    def copy(self, out: Tensor, source: Tensor, stream: int, start: int, group: int) -> None:
+    def copy(self, out: Tensor, source: Tensor, parameter: Parameter, start: int, group: int) -> None:
         flat = source.reshape(-1).clone()
-        self.kept[stream].repair_(flat, start)
+        self.kept[parameter.stream].repair_(flat, start)
         out.copy_(flat.view(source.shape))
 
-    def rows(self, table: Tensor, rows: Tensor, stream: int, group: int) -> Tensor:
-        kept, width = self.kept[stream], table.shape[1]
+    def rows(self, table: Tensor, rows: Tensor, parameter: Parameter, group: int) -> Tensor:
+        kept, width = self.kept[parameter.stream], table.shape[1]
         out = table[rows]
         if width == kept.width:
             out[..., :: kept.step] = kept.values.view(-1, kept.per_row)[rows]

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from blockzo import ops
+from blockzo.contract import is_low_rank
 from blockzo.noise import Noise
 from blockzo.ops.backends import choice
+from blockzo.ops.low_rank import by_form
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
+
+if TYPE_CHECKING:
+    from blockzo.perturb.parameters import Parameter
 
 
 @dataclass(frozen=True)
@@ -28,17 +34,22 @@ class Move:
     def groups(self) -> int:
         return len(self.directions)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, start: int) -> Tensor:
+    def low_rank(self, parameter: Parameter) -> bool:
+        return is_low_rank(parameter.tensor.shape, self.noise.rank)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, parameter: Parameter, start: int) -> Tensor:
         """`ops.perturbed_linear` for all groups."""
-        return ops.perturbed_linear(x, weight, bias, self.noise, stream, self.directions, self.scales, start)
+        where = self.noise, parameter.stream, self.directions, self.scales, start, parameter.tensor.shape
+        return ops.perturbed_linear(x, weight, bias, *where)
 
-    def copy(self, out: Tensor, source: Tensor, stream: int, start: int, group: int) -> None:
+    def copy(self, out: Tensor, source: Tensor, parameter: Parameter, start: int, group: int) -> None:
         """`source`, which begins at index `start` of its parameter, as the group sees it, into `out`."""
-        ops.perturbed_copy(source, self.noise, stream, self.scales[group], self.directions[group], start, out)
+        where = parameter.stream, self.scales[group], self.directions[group], start, out, parameter.tensor.shape
+        ops.perturbed_copy(source, self.noise, *where)
 
-    def rows(self, table: Tensor, rows: Tensor, stream: int, group: int) -> Tensor:
+    def rows(self, table: Tensor, rows: Tensor, parameter: Parameter, group: int) -> Tensor:
         """`ops.perturbed_rows` for one group."""
-        return ops.perturbed_rows(table, rows, self.noise, stream, self.scales[group], self.directions[group])
+        return ops.perturbed_rows(table, rows, self.noise, parameter.stream, self.scales[group], self.directions[group])
 
     def stack(self, pieces: Sequence[Tensor]) -> Tensor:
         """[groups, elements]: flat tensors one after the other, once a group."""
@@ -49,8 +60,8 @@ class Move:
         """Moves copies in place."""
         if self.scales[group] != 0.0:
             step = make_step(self.noise, [self.directions[group]], [self.scales[group]])
-            for backend, part in choice.split(found):
-                backend.perturb_(part, step)
+            for part, (own,) in by_form(found, [step]):
+                choice.move(part, own, "perturb")
 
     def packed(self, device: torch.device) -> PackedStep:
         """The numbers in memory of the device."""
@@ -69,20 +80,24 @@ class PackedMove:
         self.step, self.groups, self.scratch = step, len(step.terms), scratch
         self._each = [step.term(group) for group in range(self.groups)]
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, start: int) -> Tensor:
+    def low_rank(self, parameter: Parameter) -> bool:
+        return False
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, parameter: Parameter, start: int) -> Tensor:
         flat = x.reshape(self.groups, -1, weight.shape[1])
         tables = self.step.line, self.step.terms, self.step.distribution
-        out: Tensor = torch.ops.blockzo.perturbed_linear.packed(flat, weight, bias, start, stream, *tables)
+        out: Tensor = torch.ops.blockzo.perturbed_linear.packed(flat, weight, bias, start, parameter.stream, *tables)
         return out.view(*x.shape[:-1], weight.shape[0])
 
-    def copy(self, out: Tensor, source: Tensor, stream: int, start: int, group: int) -> None:
+    def copy(self, out: Tensor, source: Tensor, parameter: Parameter, start: int, group: int) -> None:
         step = self._each[group]
-        torch.ops.blockzo.perturbed_copy.packed(out, source, start, stream, step.line, step.terms, step.distribution)
+        tables = step.line, step.terms, step.distribution
+        torch.ops.blockzo.perturbed_copy.packed(out, source, start, parameter.stream, *tables)
 
-    def rows(self, table: Tensor, rows: Tensor, stream: int, group: int) -> Tensor:
+    def rows(self, table: Tensor, rows: Tensor, parameter: Parameter, group: int) -> Tensor:
         step, flat = self._each[group], ops.checked_rows(table, rows)
         tables = step.line, step.terms, step.distribution
-        out: Tensor = torch.ops.blockzo.perturbed_rows.packed(table, flat, stream, *tables)
+        out: Tensor = torch.ops.blockzo.perturbed_rows.packed(table, flat, parameter.stream, *tables)
         return out.view(*rows.shape, table.shape[1])
 
     def stack(self, pieces: Sequence[Tensor]) -> Tensor:

@@ -35,7 +35,7 @@ class Parameter:
         source = self.tensor.detach().contiguous()
         out = torch.empty(move.groups, *source.shape, dtype=source.dtype, device=source.device)
         for group in range(move.groups):
-            move.copy(out[group], source, self.stream, 0, group)
+            move.copy(out[group], source, self, 0, group)
         return out
 
 

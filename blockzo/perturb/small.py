@@ -39,7 +39,10 @@ class SmallParameters:
             sizes = [p.tensor.numel() for p in members]
             for group, row in enumerate(buffer):
                 pieces = row.split(sizes)
-                found = [Target(p.name, p.stream, piece) for p, piece in zip(members, pieces, strict=True)]
+                found = [
+                    Target(p.name, p.stream, piece.view(p.tensor.shape))
+                    for p, piece in zip(members, pieces, strict=True)
+                ]
                 self.move.perturb_(found, group)
             for parameter, part in zip(members, buffer.split(sizes, dim=1), strict=True):
                 result[id(parameter.tensor)] = part.view(groups, *parameter.tensor.shape)

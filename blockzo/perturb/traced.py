@@ -35,6 +35,11 @@ def call(mode: MovedValues, func: Callable[..., Any], args: tuple[Any, ...], kwa
             "a compiled function was called inside a perturbed forward; make `moved = blockzo.perturbed(...)` before, hand it to "
             "the function and enter it there (`with moved:`), or do not compile"
         )
+    if not mode.tables:
+        raise ValueError(
+            "the noise has a low rank, which a compiled forward does not make; do not compile, or use noise of full rank "
+            "(rank=None)"
+        )
     if torch.is_grad_enabled():
         raise ValueError("a perturbed forward has no gradient; compile and call it under torch.no_grad()")
     hidden = hidden_view(mode.index.model)

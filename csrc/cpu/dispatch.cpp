@@ -149,7 +149,22 @@ void scatter(const void* dense_memory, const View& tensor, int64_t first, int64_
   move_strided<false>((char*)dense_memory, tensor, first, count);
 }
 
+namespace {
+
+Shard as_part(const View& tensor) {
+  Shard part{tensor, 0, std::vector<int64_t>(tensor.sizes.size(), 1)};
+  for (size_t d = tensor.sizes.size(); d-- > 1;) part.apart[d - 1] = part.apart[d] * tensor.sizes[d];
+  return part;
+}
+
+}  // namespace
+
 void apply(const std::vector<View>& tensors, const std::vector<Step>& steps, Mode mode, int threads) {
+  if (!steps.empty() && steps[0].rank) {
+    std::vector<Shard> parts;
+    for (const View& tensor : tensors) parts.push_back(as_part(tensor));
+    return low_rank_apply(parts, steps, mode, threads);
+  }
   std::vector<View> views;
   int64_t total = 0;
   for (const View& tensor : tensors) {
@@ -187,6 +202,7 @@ void apply(const std::vector<View>& tensors, const std::vector<Step>& steps, Mod
 
 void copy(void* out, int out_dtype, const void* source, int dtype, int64_t count, int64_t start, const Step& step,
           uint32_t stream, int threads) {
+  if (step.rank) return low_rank_copy(out, out_dtype, source, dtype, count, start, step, stream, threads);
   const KernelTable* table = current();
   const int64_t in_item = size_of(dtype), out_item = size_of(out_dtype);
   in_parallel(count, threads, [&](int number, int of) {
@@ -214,6 +230,7 @@ void panel(void* out, int out_dtype, const void* source, int dtype, int64_t rows
 
 void rows(void* out, const void* weight, int dtype, int64_t width, const int64_t* chosen_rows, int64_t count, const Step& step,
           uint32_t stream, int threads) {
+  if (step.rank) return low_rank_rows(out, weight, dtype, width, chosen_rows, count, step, stream, threads);
   const KernelTable* table = current();
   const int64_t item = size_of(dtype);
   in_parallel(count * width, threads, [&](int number, int of) {
@@ -228,6 +245,7 @@ void rows(void* out, const void* weight, int dtype, int64_t width, const int64_t
 }
 
 void project(const View& tensor, const Step& step, double* totals, int threads) {
+  if (step.rank) return low_rank_project(as_part(tensor), step, totals, threads);
   const View view = collapsed(tensor);
   const int64_t size = elements(view), item = size_of(view.dtype), chunks = (size + CHUNK - 1) / CHUNK;
   const int64_t directions = (int64_t)step.directions.size();

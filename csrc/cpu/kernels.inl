@@ -17,6 +17,7 @@
 #include "moves.inl"
 #include "steps.inl"
 #include "sums.inl"
+#include "lowrank.inl"
 #include "linear_move.inl"
 #include "linear_pack.inl"
 #include "linear.inl"
@@ -28,5 +29,5 @@ constexpr void (*pack_pairs)(const LinearPlan&, int64_t) = nullptr;
 constexpr void (*signs_rows)(const LinearPlan&, int64_t, int64_t, float*) = nullptr;
 #endif
 
-const KernelTable TABLE = {NAME,   runs_here,   perturb,     steps,    fill,       widen,     dot,
-                           LANES, TOKENS, linear_pack, linear_rows, has_dots, pack_pairs, signs_rows};
+const KernelTable TABLE = {NAME,   runs_here,   perturb,     steps,    fill,     widen,      dot,
+                           LANES, TOKENS, linear_pack, linear_rows, low_rank, has_dots, pack_pairs, signs_rows};

@@ -71,6 +71,7 @@ void each_run(const Runs& runs, int64_t start, int64_t first, int64_t last, cons
 }  // namespace
 
 void apply_shards(const std::vector<Shard>& shards, const std::vector<Step>& steps, Mode mode, int threads) {
+  if (!steps.empty() && steps[0].rank) return low_rank_apply(shards, steps, mode, threads);
   std::vector<Runs> all;
   int64_t total = 0;
   for (const Shard& shard : shards) {
@@ -112,6 +113,7 @@ void apply_shards(const std::vector<Shard>& shards, const std::vector<Step>& ste
 }
 
 void project_shard(const Shard& shard, const Step& step, double* totals, int threads) {
+  if (step.rank) return low_rank_project(shard, step, totals, threads);
   const Runs runs = runs_of(shard);
   const int64_t size = elements(shard.local), item = size_of(shard.local.dtype), chunks = (size + CHUNK - 1) / CHUNK;
   const int64_t directions = (int64_t)step.directions.size();

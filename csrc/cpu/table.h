@@ -2,6 +2,7 @@
 #pragma once
 #include "../include/blockzo/cpu.h"
 #include "linear.h"
+#include "lowrank.h"
 
 namespace blockzo {
 
@@ -25,6 +26,7 @@ struct KernelTable {
   int token_tile;                                 // and of one tile of packed x
   void (*linear_pack)(const LinearPlan& plan, int64_t tile);
   void (*linear_rows)(const LinearPlan& plan, int64_t first, int64_t last, float* room);
+  void (*low_rank)(const LowRankTile& tile);
   // null where no CPU of the set multiplies 16-bit numbers
   bool (*has_dots)();
   void (*pack_pairs)(const LinearPlan& plan, int64_t vector);

@@ -8,7 +8,7 @@
 //   project   tensor  steps  float64 bits...
 //
 // tensor: dtype stream ndim sizes... strides... memory-count values...     steps: count step...
-// step: seed distribution factor-bits stochastic terms (direction coefficient-bits)...
+// step: seed distribution[:rank:width] factor-bits stochastic terms (direction coefficient-bits)...
 //
 // With BLOCKZO_HEADERS_ONLY only the noise headers are used: that is what nvcc compiles.
 #include <cinttypes>
@@ -154,7 +154,13 @@ std::vector<blockzo::Step> read_steps(Case& words) {
     std::vector<blockzo::Step> steps(words.number());
     for (auto& step : steps) {
         step.seed = words.number();
-        step.distribution = words.gaussian() ? blockzo::GAUSSIAN : blockzo::RADEMACHER;
+        const std::string kind = words.text();
+        step.distribution = kind.rfind("gaussian", 0) == 0 ? blockzo::GAUSSIAN : blockzo::RADEMACHER;
+        const size_t rank = kind.find(':'), width = kind.rfind(':');
+        if (rank != std::string::npos) {
+            step.rank = std::stoi(kind.substr(rank + 1, width - rank - 1));
+            step.width = std::stoll(kind.substr(width + 1));
+        }
         step.factor = words.real();
         step.stochastic = words.number() != 0;
         for (uint64_t terms = words.number(); terms > 0; --terms) {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ def name_of(dtype: torch.dtype) -> str:
 
 def step_text(step: Step) -> str:
     terms = " ".join(f"{d} {float_bits(c)}" for d, c in zip(step.directions, step.coefficients, strict=True))
-    head = f"{step.seed} {step.distribution} {float_bits(step.factor)} {int(step.stochastic)}"
+    form = f":{step.rank}:{step.width}" if step.rank else ""
+    head = f"{step.seed} {step.distribution}{form} {float_bits(step.factor)} {int(step.stochastic)}"
     return f"{head} {len(step.directions)} {terms}"
 
 
@@ -77,6 +79,15 @@ def operation_cases() -> Iterator[str]:
             memory = weights(35 * 13, dtype)
             yield from moved_cases(memory.view(35, 13).t(), memory, one, several, [stochastic, several])
             yield from rows_and_copies(dtype, one)
+            yield from low_rank_cases(dtype, one, several, [several, decayed, stochastic, one])
+
+
+def low_rank_cases(dtype: torch.dtype, one: Step, several: Step, steps: list[Step]) -> Iterator[str]:
+    memory = weights(35 * 77, dtype)
+    for view in (memory.view(35, 77), memory.view(77, 35).t()):
+        own, sums, *others = (replace(step, rank=3, width=77) for step in (one, several, *steps))
+        yield from moved_cases(view, memory, own, sums, others)
+    yield from rows_and_copies(dtype, replace(one, rank=3, width=77), (0, 131))
 
 
 def moved_cases(tensor: Tensor, memory: Tensor, one: Step, several: Step, steps: list[Step]) -> Iterator[str]:
@@ -95,7 +106,7 @@ def moved_cases(tensor: Tensor, memory: Tensor, one: Step, several: Step, steps:
     yield " ".join(["project", text, steps_text([several]), *(struct.pack(">d", value).hex() for value in sums)])
 
 
-def rows_and_copies(dtype: torch.dtype, step: Step) -> Iterator[str]:
+def rows_and_copies(dtype: torch.dtype, step: Step, starts: Sequence[int] = (0, 131, (1 << 33) - 3)) -> Iterator[str]:
     memory = weights(5 * 77, dtype)
     weight, chosen = memory.view(5, 77), torch.tensor([4, 0, 0, 2, 3, 4])
     out = torch.empty(6, 77, dtype=dtype)
@@ -103,7 +114,7 @@ def rows_and_copies(dtype: torch.dtype, step: Step) -> Iterator[str]:
     listed = " ".join(map(str, [chosen.numel(), *chosen.tolist()]))
     yield " ".join(["rows", tensor_text(weight, memory), listed, steps_text([step]), *bits(out)])
     copied = torch.empty_like(memory)
-    for start in (0, 131, (1 << 33) - 3):
+    for start in starts:
         reference.perturbed_copy(copied, memory, start, step, STREAM)
         yield " ".join(["copy", tensor_text(memory, memory), str(start), steps_text([step]), *bits(copied)])
 

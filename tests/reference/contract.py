@@ -117,3 +117,21 @@ def project(values: NDArray[np.float64], z: NDArray[np.float64]) -> float:
             lanes = [a + b for a, b in zip(lanes[:half], lanes[half:], strict=True)]
         total += lanes[0]
     return total
+
+
+def low_rank(
+    rows: range, columns: range, rank: int, seed: int, distribution: str, stream: int, direction: int
+) -> Floats:
+    """Section 9: a block of the noise of rank `rank` of a matrix that is large enough."""
+    address = (seed, distribution, stream, direction)
+    a = [noise((1 << 63) + i * rank, rank, *address) for i in rows]
+    b = [noise((1 << 63) + (1 << 62) + j * rank, rank, *address) for j in columns]
+    z = np.empty((len(rows), len(columns)), dtype=F32)
+    scale = F32(np.float64(1) / np.sqrt(np.float64(rank)))
+    for i, left in enumerate(a):
+        for j, right in enumerate(b):
+            total = F32(left[0] * right[0])
+            for q in range(1, rank):
+                total = F32(total + F32(left[q] * right[q]))
+            z[i, j] = F32(total * scale)
+    return z

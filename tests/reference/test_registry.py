@@ -21,7 +21,7 @@ from blockzo.ops.backends.base import FUNCTIONS, Absent, Backend, Entry
 from blockzo.ops.catalogue import cases
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending" / "backend.md"
-WHOLE = SimpleNamespace(**{name: getattr(reference, name) for name in FUNCTIONS}, READS_PACKED=False)
+WHOLE = SimpleNamespace(**{name: getattr(reference, name) for name in FUNCTIONS}, READS_PACKED=False, LOW_RANK=True)
 
 
 @pytest.fixture(autouse=True)

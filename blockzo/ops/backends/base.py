@@ -23,6 +23,8 @@ class Backend(Protocol):
 
     READS_PACKED: bool
     """Whether every `step` may be a `PackedStep`, whose numbers the kernels read from device memory."""
+    LOW_RANK: bool
+    """Whether a `step` may have a rank; where not, the reference serves those."""
 
     def perturb_(self, found: Sequence[Target], step: Step) -> None: ...
 

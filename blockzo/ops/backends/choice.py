@@ -5,11 +5,13 @@ BLOCKZO_BACKEND=<name> leaves all others aside; what that one does not serve, th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
+import torch
 from torch import Tensor
 
+from blockzo import noise
 from blockzo.ops.backends import reference
 from blockzo.ops.backends.base import Backend
 from blockzo.ops.backends.registry import BACKENDS, asked_for, loaded
@@ -33,18 +35,29 @@ def for_tensor(tensor: Tensor) -> Backend:
     return serving(tensor.device.type)
 
 
-def split(found: Iterable[Target]) -> Iterator[tuple[Backend, list[Target]]]:
+def for_rank(tensor: Tensor, rank: int) -> Backend:
+    """The backend for steps of that rank: what has no kernels for it leaves it to the reference."""
+    backend = for_tensor(tensor)
+    return reference if rank and not backend.LOW_RANK else backend
+
+
+def factors_on(device: torch.device) -> Callable[..., Tensor]:
+    """`blockzo.noise.factors`, or kernels with the same bits."""
+    return getattr(serving(device.type), "factors", noise.factors)
+
+
+def split(found: Iterable[Target], rank: int = 0) -> Iterator[tuple[Backend, list[Target]]]:
     """Groups targets by the backend that serves them, each group in the given order."""
     groups: dict[int, tuple[Backend, list[Target]]] = {}
     for target in found:
-        backend = for_tensor(target.tensor)
+        backend = for_rank(target.tensor, rank)
         groups.setdefault(id(backend), (backend, []))[1].append(target)
     yield from groups.values()
 
 
 def move(found: Iterable[Target], step: Step, kind: str) -> None:
     """`kind`: "perturb", "shift" or "update"."""
-    for backend, part in split(found):
+    for backend, part in split(found, step.rank):
         if kind == "perturb":
             backend.perturb_(part, step)
         elif kind == "shift":

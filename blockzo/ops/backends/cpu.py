@@ -18,7 +18,7 @@ from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.shards import in_order
 from blockzo.ops.steps import Step
 
-READS_PACKED = False
+READS_PACKED, LOW_RANK = False, True
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _INTEGERS = {8: 3, 4: 4}
 _PERTURB, _SHIFT, _UPDATE = range(3)
@@ -55,7 +55,8 @@ def _shard(target: Target) -> tuple[Any, ...]:
 
 def _step(step: Step) -> tuple[Any, ...]:
     distribution = int(step.distribution == "gaussian")
-    return step.seed, distribution, list(step.directions), list(step.coefficients), step.factor, step.stochastic
+    numbers = list(step.directions), list(step.coefficients), step.factor, step.stochastic
+    return step.seed, distribution, *numbers, step.rank, step.width
 
 
 def _apply(found: Sequence[Target], steps: Sequence[Step], mode: int) -> None:
@@ -106,6 +107,24 @@ def perturbed_rows(out: Tensor, weight: Tensor, rows: Tensor, step: Step, stream
         stream,
         torch.get_num_threads(),
     )
+
+
+def factors(
+    first: int,
+    count: int,
+    side: int,
+    rank: int,
+    seed: int,
+    distribution: str,
+    stream: int,
+    direction: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """As `blockzo.noise.factors`, on the CPU."""
+    out = torch.empty(count, rank, dtype=torch.float32)
+    start = side + first * rank
+    _native.factors(out.data_ptr(), start, count * rank, seed, int(distribution == "gaussian"), stream, direction)
+    return out
 
 
 def project(found: Sequence[Target], step: Step) -> list[float]:

@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from blockzo.noise import ROUNDING_DIRECTION, gaussian_word, noise_at, noise_range, rounding_bits
+from blockzo.noise import ROUNDING_DIRECTION, gaussian_word, low_rank_at, noise_at, noise_range, rounding_bits
 from blockzo.ops.params import Target
 from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.shards import in_order, indices
 from blockzo.ops.steps import Step
 
-READS_PACKED = False
+READS_PACKED, LOW_RANK = False, True
 CHUNK = 1 << 20
 PROJECT_CHUNK, PROJECT_LANES = 4096, 16
 Where = int | Tensor
@@ -52,6 +52,10 @@ def _rewrite(target: Target, change: Callable[[Where, Tensor], Tensor]) -> None:
 
 
 def _noise(where: Where, count: int, step: Step, stream: int, direction: int, device: torch.device) -> Tensor:
+    if step.rank:
+        if not isinstance(where, Tensor):
+            where = torch.arange(where, where + count, dtype=torch.int64, device=device)
+        return low_rank_at(where, step.width, step.rank, step.seed, step.distribution, stream, direction)
     if isinstance(where, Tensor):
         return noise_at(where, step.seed, step.distribution, stream, direction)
     return noise_range(where, count, step.seed, step.distribution, stream, direction, device)
@@ -145,7 +149,7 @@ def perturbed_rows(out: Tensor, weight: Tensor, rows: Tensor, step: Step, stream
     width = weight.shape[1]
     (direction,), (scale,) = step.directions, step.coefficients
     index = rows.view(-1, 1) * width + torch.arange(width, device=weight.device)
-    z = noise_at(index.reshape(-1), step.seed, step.distribution, stream, direction).view(index.shape)
+    z = _noise(index.reshape(-1), index.numel(), step, stream, direction, weight.device).view(index.shape)
     out.copy_((weight[rows].float() + scale * z).to(out.dtype))
 
 
@@ -162,7 +166,7 @@ def perturbed_linear(
     for group, (direction, scale) in enumerate(zip(step.directions, step.coefficients, strict=True)):
         moved = weight.float()
         if scale != 0.0:
-            z = noise_at(index, step.seed, step.distribution, stream, direction).view(rows, width)
+            z = _noise(index, index.numel(), step, stream, direction, weight.device).view(rows, width)
             moved = moved + scale * z
         out = x[group].float() @ moved.t()
         if bias is not None:

@@ -19,6 +19,9 @@ struct Step {
   std::vector<float> coefficients;
   float factor = 1.0f;
   bool stochastic = false;
+  // 0: noise of full rank. Else that of a matrix of `width` columns, alike for all steps of a call
+  int rank = 0;
+  int64_t width = 0;
 };
 
 // Strides count elements; sizes and strides are of the logical tensor, whose row-major index addresses the noise.
@@ -94,6 +97,9 @@ void project_shard(const Shard& shard, const Step& step, double* totals, int thr
 // out[j] = z[start + j].
 void sample(float* out, int64_t count, int64_t start, uint64_t seed, int distribution, uint32_t stream, uint32_t direction,
             int threads);
+
+// out[j] = z[first + j] of the factors of noise of a low rank, whose indices lie above 2^63.
+void factors(float* out, uint64_t first, int64_t count, uint64_t seed, int distribution, uint32_t stream, uint32_t direction);
 
 // Copies elements [first, first + count) of the row-major order between a strided tensor and dense memory.
 void gather(void* dense, const View& tensor, int64_t first, int64_t count);

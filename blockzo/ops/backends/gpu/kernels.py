@@ -31,7 +31,7 @@ from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.steps import Step
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-READS_PACKED = True
+READS_PACKED, LOW_RANK = True, False
 BLOCK = 4096
 """Elements of a program."""
 PER_WARP = 512
