@@ -46,6 +46,8 @@ class Journal:
         self._file = file
         self._lock: files.Lock | None = None
         self._end, self._chain = reader.end, reader.chain
+        self._marks = [(self._end, self._chain)]
+        """Where the file ends, and its check, after so many records (with what stands between them and the next)."""
         self._after = 0
         """Records after one that cannot be applied."""
         self._read(reader)
@@ -66,6 +68,7 @@ class Journal:
                 self.left_out = f"{error}; it is left out, and the {len(self)} steps before it are whole"
                 continue
             self._end, self._chain = reader.end, reader.chain
+            self._mark()
         self.dropped = reader.size - self._end
         if self.left_out is None and self.dropped:
             self.left_out = f"its last step is not complete ({self.dropped} bytes); it is left out"
@@ -270,6 +273,27 @@ class Journal:
         """Ends the run: `digest` is of the weights after the last record. Nothing can be appended afterwards."""
         self._write((fmt.FINISH, fmt.encode_digest(self.next_step, digest)))
 
+    def truncate(self, step: int) -> None:
+        """Drops the records of `step` and later, and the end of a finished run, as a run does that goes on from a checkpoint
+        before them. The digest of the weights before `step` stays.
+
+        Raises:
+            JournalError: the journal is read-only, has no such place, or the file cannot be cut.
+        """
+        if self._file is None:
+            raise JournalError(f"{self.path} is open for reading; use Journal.resume to truncate")
+        if not self.start <= step <= self.next_step:
+            raise JournalError(f"step is {step}; {self.path} can be cut at {self.start} to {self.next_step}")
+        count = step - self.start
+        end, chain = self._marks[count]
+        try:
+            os.ftruncate(self._file, end)
+            os.fsync(self._file)
+        except OSError as error:
+            raise JournalError(f"cannot cut {self.path}: {error.strerror}") from error
+        self._end, self._chain, self.finished, self.final_digest = end, chain, False, None
+        del self._records[count:], self._marks[count + 1 :]
+
     def verify(self) -> None:
         """Reads the file again and checks every byte of it.
 
@@ -290,9 +314,11 @@ class Journal:
         if self.finished:
             raise JournalError(f"{self.path} is finished; nothing can be appended")
         data, chain = b"", self._chain
+        ends = []
         for kind, body in frames:
             frame, chain = fmt.encode_frame(kind, body, chain)
             data += frame
+            ends.append((self._end + len(data), chain))
         try:
             files.write_at(self._file, data, self._end)
             os.fsync(self._file)
@@ -302,10 +328,14 @@ class Journal:
                 f"cannot write {self.path}: {error.strerror}; the journal holds {len(self)} steps and is valid: "
                 "free some space and resume"
             ) from error
-        self._end += len(data)
-        self._chain = chain
-        for kind, body in frames:
+        for (kind, body), (self._end, self._chain) in zip(frames, ends, strict=True):
             self._take(kind, body)
+            self._mark()
+
+    def _mark(self) -> None:
+        """After each frame that was taken; the end of a run belongs to no record."""
+        if not self.finished:
+            self._marks[len(self) :] = [(self._end, self._chain)]
 
     def close(self) -> None:
         if self._file is not None:

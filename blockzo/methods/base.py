@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, ClassVar, TypeVar
 
 from blockzo.journal.outside import MOST_BLOCKS, MOST_EVALUATIONS, build, shown
@@ -110,6 +110,32 @@ def described(description: Mapping[str, Any]) -> Method:
 def by_option() -> dict[str, type[Method]]:
     """Methods of the command line, by the value of `--method`."""
     return {cls.option: cls for cls in METHODS.values() if cls.option}
+
+
+def named(name: str, **settings: Any) -> Method:
+    """The method of a name, as on the command line ("one-sided") or in Python ("OneSided").
+
+    Args:
+        settings: fields of the method; its defaults where left out.
+
+    Raises:
+        ValueError: no method has that name, or it does not take these settings, or needs more.
+    """
+    known = {key.lower(): cls for cls in METHODS.values() for key in (cls.__name__, cls.option) if key}
+    cls = known.get(name.lower().replace("_", "-"))
+    if cls is None:
+        raise ValueError(
+            f'method is {name!r}; expected "auto", one of {", ".join(by_option())}, or an object such as MeZO()'
+        )
+    takes = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    if unknown := sorted(set(settings) - set(takes)):
+        raise ValueError(f"method {name!r} has no setting {', '.join(unknown)}; it takes {', '.join(takes) or 'none'}")
+    needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    if lacking := sorted(set(needed) - set(settings)):
+        raise ValueError(
+            f"method {name!r} needs {', '.join(lacking)}; expected an object, such as blockzo.{cls.__name__}({lacking[0]}=...)"
+        )
+    return cls(**settings)
 
 
 def contrasts(

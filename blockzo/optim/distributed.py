@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from blockzo import ops
+from blockzo.journal.file import Journal
 from blockzo.journal.record import Record
 from blockzo.methods.auto import Auto, StepPlan
 from blockzo.methods.shares import share, spans
@@ -88,9 +89,8 @@ class DistributedZO(ZO):
 
         self.ranks.together(begin)
         assert not isinstance(self.method, Auto)
-        held = self.ranks.objects(None if self.journal is None else self.journal.records())[0]
-        self._journaled = held is not None
-        self.ranks.together(lambda: self._replay(held) if self.ranks.rank and held else None)
+        self._journaled = False
+        self._follow(None)
         self.tree = self.method.tree(len(self.blocks))
         self.spread = any(target.spread is not None for target in targets(model))
         if self.spread:
@@ -101,7 +101,7 @@ class DistributedZO(ZO):
             {
                 "the digest of the weights": ops.digest(model),
                 "the digest of the buffers": ops.digest(dict(model.named_buffers())),
-                "the layout": self.blocks.layout,
+                "the layout": self.layout,
                 "the method": self.method.describe(),
                 "eps": self.eps,
                 "distribution": self.distributions,
@@ -116,6 +116,33 @@ class DistributedZO(ZO):
             }
         )
         self._shared = SharedExamples(self.ranks, split == "batch")
+
+    def attach(self, journal: Journal | None, step: int | None = None) -> None:
+        """As of `ZO`, called by all ranks: rank 0 gives the journal, the others None. Where `step` is given, all have the weights
+        before it."""
+
+        def begin() -> None:
+            if (journal is None) == (self.ranks.rank == 0):
+                raise ValueError("rank 0 alone writes the journal; expected it there, and journal=None on other ranks")
+            if journal is not None:
+                self._attach(journal, step)
+
+        self.ranks.together(begin)
+        self._follow(step)
+        self.ranks.same({"the digest of the weights": ops.digest(self.model), "the step": self.step_number})
+
+    def _follow(self, step: int | None) -> None:
+        """What rank 0 has of its journal, on all ranks."""
+        own = None if self.journal is None else (self.journal.start, [] if step is not None else self.journal.records())
+        held = self.ranks.objects(own)[0]
+        self._journaled = held is not None
+
+        def follow() -> None:
+            if self.ranks.rank and held is not None:
+                self.step_number = held[0] if step is None else step
+                self._replay(held[1])
+
+        self.ranks.together(follow)
 
     def _perturbed(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
         if not self.per_example:
@@ -237,12 +264,12 @@ class DistributedZO(ZO):
         ]
         return result
 
-    def _commit(self, record: Record) -> None:
+    def _write(self, record: Record) -> None:
         # on disk at rank 0 before any rank moves
         if self._journaled:
-            self.ranks.together(lambda: super(DistributedZO, self)._commit(record))
+            self.ranks.together(lambda: super(DistributedZO, self)._write(record))
         else:
-            super()._commit(record)
+            super()._write(record)
 
 
 def _mark(plan: StepPlan, step: int, batch: Any) -> float:

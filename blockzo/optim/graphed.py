@@ -94,7 +94,7 @@ class GraphedStep:
         found.flops, found.used = self._seen.flops, self._seen.used
         result = self.zo._result(plan, found)
         if self.zo.journal is not None:
-            self.zo.apply(result.record)
+            self.zo.commit(result.record)
             return result
         if result.record.blocks[0].coefficients != coefficients:
             raise RuntimeError(
@@ -232,6 +232,10 @@ def _directions(zo: ZO) -> int:
         )
     if zo.rank is not None:
         raise ValueError(f"rank is {zo.rank}; expected None: a captured step makes noise of full rank")
+    if zo.decay.spares:
+        raise ValueError(
+            "the optimiser has no_decay; a captured step has one decay for all weights: expected no_decay=None"
+        )
     return count
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from blockzo import ops
-from blockzo.journal.file import Journal, JournalError
-from blockzo.journal.record import BlockUpdate, Record, check_record, float32
+from blockzo.journal.file import Journal
+from blockzo.journal.record import BlockUpdate, Record, float32
 from blockzo.methods.auto import Auto, StepPlan, planned_method
-from blockzo.methods.base import Method
+from blockzo.methods.base import Method, named
 from blockzo.methods.decoupled import Decoupled
 from blockzo.methods.planner import Planner
 from blockzo.methods.tree import EvaluationTree
@@ -22,12 +21,23 @@ from blockzo.noise import Noise, check_rank, check_seed
 from blockzo.ops.params import targets, whole_targets
 from blockzo.optim.costs import measure_seconds
 from blockzo.optim.cutting import default_blocks, fine_blocks
+from blockzo.optim.decay import Decay, Spared
 from blockzo.optim.evaluation import Evaluation
 from blockzo.optim.examples import Examples, scalars_of
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.in_place import InPlaceExecutor
+from blockzo.optim.journaled import Journaled
 from blockzo.optim.loss_checks import LossChecks
-from blockzo.optim.micro_batches import MicroBatches, Part, Weight, as_one_loss, loss_terms, meaning_of_list, parts_of
+from blockzo.optim.micro_batches import (
+    MicroBatches,
+    Part,
+    Weight,
+    as_one_loss,
+    loss_terms,
+    mean_losses,
+    meaning_of_list,
+    parts_of,
+)
 from blockzo.optim.ranks import check_alone
 from blockzo.optim.reuse import Reuse
 from blockzo.optim.step import StepResult, distributions_of, per_block, step_seed
@@ -39,7 +49,7 @@ Run = Callable[[StepPlan, EvaluationTree, Sequence[Part]], Evaluation]
 Rate = float | Sequence[float] | Callable[[int], float | Sequence[float]]
 
 
-class ZO:
+class ZO(Journaled):
     """Zeroth-order optimiser.
 
     Args:
@@ -48,7 +58,8 @@ class ZO:
             exception that passes through it.
             Where None: `model(**batch).loss`.
         method: MeZO(), SPSA(n), SPZO(outer, inner, variant), OneSided(n), FZOO(n), Tree(levels), Decoupled(directions), or
-            "auto" (`Auto()`): a planner measures the blocks and chooses what to move at every step (docs/planner.md).
+            "auto" (`Auto()`): a planner measures the blocks and chooses what to move at every step (docs/planner.md). A name,
+            such as "spzo" or "one-sided", is that method with its own settings.
         blocks: Blocks(model, boundaries). Where None: in half for methods that need two blocks, several for "auto", else one.
         lr: learning rate; one a block; or a function step -> either. 1e-6 where None. With "auto" a
             factor on the planned rates, 1 where None, that lifts one up to `Auto.caution` times the best and no further.
@@ -57,6 +68,8 @@ class ZO:
         rank: of the noise of matrices, 1 to 64 (docs/noise.md); full where None.
         seed: of the run, in [0, 2**64); step t uses `step_seed(seed, t)`.
         weight_decay: decoupled; a step multiplies weights by 1 - lr * weight_decay.
+        no_decay: names of parameters that it spares, or a function of a name, such as `lambda name: "norm" in name`. Records
+            then have twice the blocks (`decay.py`), so a journal is made with `layout=zo.layout` and given by `attach`.
         stochastic_rounding: for bfloat16 and float16 weights.
         journal: `Journal.create(...)` or `Journal.resume(...)`; every step is on disk before it is applied. Steps it already
             holds are replayed at once.
@@ -101,15 +114,14 @@ class ZO:
         independent_ranks: bool = False,
         per_example: bool = False,
         rank: int | None = None,
+        no_decay: Spared | None = None,
     ) -> None:
         if not self._joined_ranks:
             check_alone(independent_ranks)
         self.model = model
         self.loss_fn = loss_fn or hugging_face_loss
         if isinstance(method, str):
-            if method != "auto":
-                raise ValueError(f'method is {method!r}; expected "auto" or a method such as blockzo.MeZO()')
-            method = Auto()
+            method = Auto() if method == "auto" else named(method)
         self.method: Method | Auto = method or MeZO()
         if isinstance(self.method, Auto):
             self.blocks = blocks or fine_blocks(model)
@@ -140,21 +152,30 @@ class ZO:
         self.distributions = distributions_of(distribution, len(self.blocks))
         self.rank = check_rank(rank)
         self.seed = check_seed(seed)
-        self.weight_decay = float(weight_decay)
+        self.decay = Decay(self.blocks, weight_decay, no_decay)
         self.stochastic_rounding = stochastic_rounding
         self.evaluate = evaluate
+        if self.decay.spares and evaluate == "in_place":
+            raise ValueError(
+                "no_decay with evaluate='in_place'; one pass restores, decays and updates a block there: expected "
+                'evaluate="perturbed", or no_decay=None'
+            )
         self.max_group = max_group
         self.rows_of = rows_of or (lambda batch: loss_terms(model, batch))
         self.reuse = Reuse(self.blocks)
         self._perturbing: PerturbedExecutor | None = None
         self._lists_are_parts: bool | None = None
         self.step_number = 0
-        self.journal = journal
+        self.journal: Journal | None = None
         self.loss_checks = LossChecks(self.blocks, self.loss_fn)
         self._examples = Examples(self.blocks, self.loss_fn, self.rows_of)
         self.rates(0)
         if journal is not None:
             self._attach(journal)
+
+    @property
+    def weight_decay(self) -> float:
+        return self.decay.rate
 
     def rates(self, step: int) -> list[float]:
         """Learning rate of each block at a step."""
@@ -170,45 +191,62 @@ class ZO:
         """
         if self.evaluate == "in_place":
             return self._step_in_place(batch)
-        result = self._estimate(batch)
-        self.apply(result.record)
+        result = self.estimate(batch)
+        self.commit(result.record)
         return result
 
-    def estimate(self, batch: Any) -> Record:
-        """The record of a step at the current weights, without applying it."""
-        return self._estimate(batch).record
+    def estimate(self, batch: Any) -> StepResult:
+        """What `step` would do at the current weights, without doing it: `commit` takes the result, or its record."""
+        if self.evaluate == "in_place":
+            with self._moved_in_place(batch) as (executor, result):
+                executor.restore()
+                return result
+        return self._result(*self._evaluated(batch, self._perturbed))
 
-    def apply(self, record: Record) -> None:
-        """Writes a record (its step must be the next one) to the journal, then applies it; the same bits as `step`."""
-        self._check_next([record])
-        self._commit(record)
-        self._replay([record])
+    def combine(self, results: Sequence[StepResult], weights: Sequence[float]) -> StepResult:
+        """One step of several estimates of it, on parts of a batch or on ranks: the bits of `estimate` on all parts.
 
-    def replay(self, records: Sequence[Record]) -> None:
-        """Writes consecutive records to the journal, then applies them in one pass over the weights."""
-        self._check_next(records)
-        for record in records:
-            self._commit(record)
-        self._replay(records)
+        Losses are averaged first, and scalars are made of them, since not every method is linear in the losses (FZOO).
 
-    def _check_next(self, records: Sequence[Record]) -> None:
-        for number, record in enumerate(records, self.step_number):
-            if record.step != number:
-                raise ValueError(f"the record holds step {record.step}; expected step {number}, the next one")
-            if len(record.blocks) != len(self.blocks):
-                raise ValueError(f"the record has {len(record.blocks)} blocks, the model {len(self.blocks)}")
+        Args:
+            results: of `estimate` at the same weights, on different data.
+            weights: of each one's losses: its rows or label tokens (`rows_of`); parts of weight 0 do not count.
 
-    def _replay(self, records: Sequence[Record]) -> None:
-        self._check_next(records)
-        ops.replay_(self.model, records, self.blocks.layout)
-        self.step_number += len(records)
-        if self.planner is not None:
-            for record in records:
-                self.planner.observe(record)
+        Raises:
+            ValueError: they are not of one step, or examples have directions of their own (`per_example`), whose numbers depend
+                on all of them: pass `MicroBatches` to `estimate`.
+        """
+        parts = MicroBatches(results, weights)
+        plan = self._plan_again(results[0])
+        if plan.own:
+            raise ValueError(
+                "an example's directions depend on how many the step has; with per_example=True pass MicroBatches(batches) to "
+                "estimate, in place of single estimates to combine"
+            )
+        first = results[0]
+        for result in results:
+            same = (result.record.step, result.seed, len(result.losses)) == (
+                self.step_number,
+                plan.seed,
+                first.forwards,
+            )
+            if not same or any(
+                (own.lr, own.eps) != (update.lr, update.eps)
+                for own, update in zip(result.record.blocks, first.record.blocks, strict=True)
+            ):
+                raise ValueError(
+                    f"a result is of step {result.record.step}, seed {result.seed}, with {len(result.losses)} losses; expected "
+                    f"estimates of step {self.step_number}, seed {plan.seed}, made with the same settings"
+                )
+        counted = parts_of(parts, lambda result: 1.0)
+        found = Evaluation()
+        found.losses = mean_losses([part.batch.losses for part in counted], [part.weight for part in counted])
+        found.flops = sum(result.flops for result in results)
+        return self._made(plan, found)
 
     def method_of(self, record: Record) -> Method:
         """The method that a record of this run was made with."""
-        return planned_method(record) if isinstance(self.method, Auto) else self.method
+        return planned_method(self.decay.of_blocks(record)) if isinstance(self.method, Auto) else self.method
 
     def _plan(self, batch: Any) -> StepPlan:
         seed = step_seed(self.seed, self.step_number)
@@ -219,6 +257,14 @@ class ZO:
             self._measure(seed, lambda: self.loss_fn(self.model, batch))
         assert self.planner is not None
         return self.planner.plan(self.step_number, lambda step: step_seed(self.seed, step), rates)
+
+    def _plan_again(self, result: StepResult) -> StepPlan:
+        """The plan that a result of this step was made by."""
+        if isinstance(self.method, Auto) and self.planner is None:
+            raise ValueError(
+                'no batch was estimated here; the planner of "auto" measures this machine first: call estimate'
+            )
+        return self._plan(None)
 
     def _measure(self, seed: int, forward: Callable[[], Any]) -> None:
         """Starts the planner with what the blocks cost on this machine, and whether anything can be kept between them."""
@@ -241,14 +287,6 @@ class ZO:
     def _noise(self, seed: int) -> Noise | list[Noise]:
         noises = [Noise(seed, distribution, self.rank) for distribution in self.distributions]
         return noises[0] if len(set(noises)) == 1 else noises
-
-    def _estimate(self, batch: Any) -> StepResult:
-        if self.evaluate == "in_place":
-            with self._moved_in_place(batch) as (executor, result):
-                executor.restore()
-                return result
-
-        return self._result(*self._evaluated(batch, self._perturbed))
 
     def _perturbed(self, plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
         self.look_at(parts[0].batch)
@@ -306,13 +344,16 @@ class ZO:
 
     def _step_in_place(self, batch: Any) -> StepResult:
         with self._moved_in_place(batch) as (executor, result):
-            self._commit(result.record)
+            self._write(result.record)
         executor.finish(result.record.blocks, self.stochastic_rounding)
         self.step_number += 1
         return result
 
     def _result(self, plan: StepPlan, found: Evaluation) -> StepResult:
         self.loss_checks.used(found, self.evaluate == "in_place")
+        return self._made(plan, found)
+
+    def _made(self, plan: StepPlan, found: Evaluation) -> StepResult:
         losses = tuple(float32(loss) for loss in found.losses)
         if found.examples is None:
             scalars = plan.method.scalars(losses, plan.eps)
@@ -328,7 +369,7 @@ class ZO:
                 lr=lr,
                 eps=eps,
                 # a block without directions rests: its weights do not decay either
-                decay=lr * self.weight_decay if block else 0.0,
+                decay=lr * self.decay.rate if block else 0.0,
                 distribution=distribution,
             )
             for block, lr, eps, distribution in zip(applied, plan.rates, plan.eps, self.distributions, strict=True)
@@ -337,7 +378,7 @@ class ZO:
             self.step_number,
             plan.seed,
             self.distributions[0],
-            updates,
+            self.decay.of_record(updates),
             losses,
             stochastic_rounding=self.stochastic_rounding,
             rank=self.rank,
@@ -352,36 +393,3 @@ class ZO:
         """
         self.loss_checks.repeats(batch)
         self.loss_checks.reads(batch, self.step_number)
-
-    def _commit(self, record: Record) -> None:
-        check_record(record, len(self.blocks))
-        if self.journal is not None:
-            self.journal.append(record)
-
-    def _attach(self, journal: Journal) -> None:
-        if journal.layout != self.blocks.layout:
-            raise JournalError(
-                "the journal's layout (parameter -> block) is not that of this model and its blocks; "
-                "create it with layout=blocks.layout, or cut the model as the journal says"
-            )
-        if journal.exact and self.evaluate == "in_place":
-            raise JournalError(
-                "in-place evaluation does not restore weights exactly, so replay cannot give training's bits; "
-                'create the journal with exact=False, or use evaluate="perturbed"'
-            )
-        if journal.base_digest is not None:
-            found = ops.digest(self.model)
-            if found != journal.base_digest:
-                raise JournalError(
-                    f"the journal begins at weights {journal.base_digest}, this model has {found}; load the base model it names"
-                )
-        self.take_plan(journal)
-        self._replay(journal.records())
-
-    def take_plan(self, journal: Journal) -> None:
-        """Before records of a journal are replayed: what its planner had measured. Nothing for other methods."""
-        if isinstance(self.method, Auto):
-            if journal.plan is not None:
-                self._start_planner(journal.plan["costs"], bool(journal.plan.get("whole", False)))
-            elif len(journal):
-                raise JournalError('the journal holds steps but no plan; it was not written with method="auto"')

@@ -75,7 +75,9 @@ def check_directions(folder: Path) -> None:
             for step in range(4):
                 assert one.step(batch(step)).record == many.step(batch(step)).record, (method, dtype, step)
             assert bz.digest(alone) == bz.digest(shared), method
-            assert many.estimate(batch(9)) == one.estimate(batch(9)) and bz.digest(alone) == bz.digest(shared)
+            assert many.estimate(batch(9)).record == one.estimate(batch(9)).record and bz.digest(alone) == bz.digest(
+                shared
+            )
     # costs move the cut, not the result
     alone, shared = make(), make()
     one = bz.ZO(alone, loss, independent_ranks=True, **options(alone, METHODS[2]))
@@ -288,6 +290,24 @@ def check_journal(folder: Path) -> None:
     one = bz.ZO(alone, loss, independent_ranks=True, **options(alone, bz.SPZO(1, 3)))
     for step in range(4):
         one.step(batch(step))
+    assert bz.digest(model) == bz.digest(alone)
+    if journal is not None:
+        assert len(journal.records()) == 4
+        journal.close()
+    # from a checkpoint of all ranks, with the journal cut to it
+    journal = bz.Journal.resume(path) if rank == 0 else None
+    model = make()
+    zo = bz.DistributedZO(model, loss, **options(model, bz.SPZO(1, 3)))
+    for step in range(2):
+        zo.step(batch(step))
+    if journal is not None:
+        assert refused(lambda: zo.attach(journal, 2), bz.JournalError).endswith("will do again")
+        journal.truncate(2)
+    else:
+        refused(lambda: zo.attach(None, 2), bz.JournalError)
+    zo.attach(journal, 2)
+    for step in range(2, 4):
+        zo.step(batch(step))
     assert bz.digest(model) == bz.digest(alone)
     if journal is not None:
         assert len(journal.records()) == 4

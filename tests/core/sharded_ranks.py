@@ -90,8 +90,8 @@ def check(
     plain = bz.ZO(one, loss, independent_ranks=True, evaluate="in_place", blocks=blocks, max_group=1, **given)
     for step in range(3):
         whole, own = batch_of(step)
-        want = plain.estimate(whole)
-        assert zo.estimate(own).step == step
+        want = plain.estimate(whole).record
+        assert zo.estimate(own).record.step == step
         found = zo.step(own)
         assert torch.allclose(torch.tensor(found.losses), torch.tensor(want.losses), atol=2e-5), (found, want)
         assert len(set(zo.ranks.objects(found.record))) == 1

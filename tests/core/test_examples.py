@@ -174,7 +174,7 @@ def test_micro_batches_are_the_batch() -> None:
     found = []
     for parts in (batch, [rows_of(batch, [0], 3), rows_of(batch, [1, 2], 3)]):
         zo = bz.ZO(zoo.make("llama"), own_loss, bz.OneSided(2), per_example=True)
-        found.append(zo.estimate(parts))
+        found.append(zo.estimate(parts).record)
     one, two = found
     assert one.blocks[0].directions == two.blocks[0].directions
     assert one.blocks[0].coefficients == pytest.approx(two.blocks[0].coefficients, rel=1e-9)

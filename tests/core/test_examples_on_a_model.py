@@ -39,7 +39,7 @@ def test_the_squared_error_is_that_of_the_examples_own_gradients(model: str) -> 
     found = 0.0
     for step in range(DRAWS):
         zo.step_number = step
-        record = zo.estimate(batch)
+        record = zo.estimate(batch).record
         (update,) = record.blocks
         estimate = {name: torch.zeros_like(tensor) for name, tensor in named.items()}
         noise = bz.Noise(record.seed, record.distribution)

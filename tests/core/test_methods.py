@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import blockzo as bz
+from blockzo.methods import METHODS, Method, named
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.step import step_seed
 from tests.core import zoo
@@ -371,3 +372,25 @@ def test_in_place_agrees_with_perturbed(method, cut) -> None:
 def test_bad_settings(make, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make()
+
+
+@pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
+def test_every_method_has_a_name_to_be_chosen_by(cls: type[Method]) -> None:
+    settings = {"levels": (1, 2)} if cls is bz.Tree else {"directions": (1, 2)} if cls is bz.Decoupled else {}
+    expected = cls(**settings)
+    for name in {cls.__name__, cls.option} - {""}:
+        for form in (name, name.upper(), name.replace("-", "_")):
+            assert named(form, **settings) == expected
+    model = zoo.make("gpt2")
+    if settings:
+        with pytest.raises(ValueError, match=f"needs {next(iter(settings))}"):
+            bz.ZO(model, method=cls.__name__)
+    else:
+        assert bz.ZO(model, method=cls.__name__).method == expected
+    with pytest.raises(ValueError, match="has no setting other"):
+        named(cls.__name__, other=1)
+
+
+def test_a_name_of_no_method_is_told() -> None:
+    with pytest.raises(ValueError, match="'adam'; expected \"auto\", one of .*one-sided"):
+        bz.ZO(zoo.make("gpt2"), method="adam")

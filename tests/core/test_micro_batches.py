@@ -148,3 +148,29 @@ def test_memory_is_that_of_one_part() -> None:
         _, found = zo._evaluated(bz.MicroBatches(cut(batch, parts)), zo._perturbed)
         sizes[number] = found.kept_bytes
     assert sizes[4] == pytest.approx(sizes[1] / 4, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("method", "boundaries"), [*METHODS[1:3], (bz.Auto(costs=(1.0, 2.0)), [2])], ids=["fzoo", "spzo", "auto"]
+)
+def test_estimates_of_parts_combine_to_that_of_all(method: Any, boundaries: list[Any]) -> None:
+    parts = cut(batch_of(), [2, 1, 2])
+    zo = optimiser(method, boundaries, weight_decay=0.1, no_decay=lambda name: "bias" in name)
+    for _ in range(3):
+        together = zo.estimate(parts)
+        found = [zo.estimate(part) for part in parts]
+        combined = zo.combine(found, [loss_terms(zo.model, part) for part in parts])
+        assert combined == together
+        # FZOO's scalars of each part, averaged, are others
+        zo.commit(combined)
+    with pytest.raises(ValueError, match="expected estimates of step 3"):
+        zo.combine(found, [1, 1, 1])
+    with pytest.raises(ValueError, match="2 weights for 3"):
+        zo.combine(found, [1, 1])
+
+
+def test_estimates_of_examples_do_not_combine() -> None:
+    zo = optimiser(bz.MeZO(), [], per_example=True)
+    result = zo.estimate(batch_of())
+    with pytest.raises(ValueError, match="MicroBatches"):
+        zo.combine([result, result], [1, 1])

@@ -73,13 +73,13 @@ def test_estimate_then_apply_is_a_step() -> None:
     one, two = zoo.make("gpt2"), zoo.make("gpt2")
     first, second = bz.ZO(one, lr=1e-2), bz.ZO(two, lr=1e-2)
     before = bz.digest(two)
-    record = second.estimate(batch)
+    record = second.estimate(batch).record
     assert bz.digest(two) == before
     assert first.step(batch).record == record
-    second.apply(record)
+    second.commit(record)
     assert bz.digest(one) == bz.digest(two)
     with pytest.raises(ValueError, match="expected step 1"):
-        second.apply(record)
+        second.commit(record)
 
 
 @pytest.mark.parametrize("evaluate", ["perturbed", "in_place"])
