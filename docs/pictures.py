@@ -130,6 +130,7 @@ def federated() -> str:
 
 ROOMS = (
     (("cli", "commands, options"),),
+    (("integrations", "Trainer, TRL, PEFT"),),
     (("simulate", "virtual clients"),),
     (("federated", "rounds: protocol, server, client, privacy, secagg, flower"),),
     (("finetune", "tasks, data, models, runs"),),
@@ -152,7 +153,7 @@ def rooms() -> str:
         for place, (name, what) in enumerate(line):
             x = 20 + place * width
             parts += [
-                box(x, y, width - 6, 28, LATE if row < 4 else EARLY),
+                box(x, y, width - 6, 28, LATE if row < 5 else EARLY),
                 label(x + 12, y + 19, name, 13, anchor="start"),
                 label(x + 100, y + 19, what, 12, anchor="start"),
             ]

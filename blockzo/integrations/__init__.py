@@ -1,0 +1,4 @@
+"""Where people already work: Hugging Face's Trainer and TRL (`transformers`), adapters of PEFT (`peft`).
+
+Each module needs the package it is named after, and nothing here is imported by the rest of blockzo.
+"""
