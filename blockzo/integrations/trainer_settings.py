@@ -53,6 +53,7 @@ class ZOSettings:
     block_rates: list[float] | None = field(default=None, metadata={"help": "Learning rate of each block."})
     eps: float = field(default=1e-3, metadata={"help": "Size of a perturbation."})
     distribution: str = field(default="rademacher", metadata={"help": "rademacher or gaussian."})
+    rank: int | None = field(default=None, metadata={"help": "Of the noise of matrices, 1 to 64; full where none."})
     per_example: bool = field(default=False, metadata={"help": "Every example along directions of its own."})
     evaluate: str = field(default="perturbed", metadata={"help": "perturbed, or in_place (not exact)."})
     stochastic_rounding: bool = field(default=False, metadata={"help": "For 16-bit weights."})
@@ -100,7 +101,10 @@ class ZOSettings:
         """As a journal's header holds it."""
         return {
             "method": self.estimator().describe(),
-            **{name: getattr(self, name) for name in ("blocks", "block_rates", "eps", "distribution", "per_example")},
+            **{
+                name: getattr(self, name)
+                for name in ("blocks", "block_rates", "eps", "distribution", "rank", "per_example")
+            },
             **{name: getattr(self, name) for name in ("learning_rate", "weight_decay", "seed", "max_steps")},
             "schedule": str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)),  # type: ignore[attr-defined]
             "rows": self.per_device_train_batch_size,  # type: ignore[attr-defined]

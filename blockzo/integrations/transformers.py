@@ -163,6 +163,7 @@ class _ZerothOrder:
                 for name in ("eps", "distribution", "seed", "weight_decay", "per_example", "evaluate")
             },
             "stochastic_rounding": args.stochastic_rounding,
+            "rank": args.rank,
             "method": args.estimator(),
             "blocks": blocks,
             "lr": rates,
