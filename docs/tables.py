@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from blockzo.federated.protocol.aggregates import AGGREGATES
-from blockzo.finetune.data.tasks import OTHERS, TASKS
+from blockzo.finetune.data.tasks import OTHERS, TASKS, WRITTEN_TASKS
 from blockzo.finetune.option import named, options_of
 from blockzo.finetune.settings import Settings
 from blockzo.ops.backends.registry import BACKENDS
@@ -65,6 +65,15 @@ def tasks() -> str:
             _prompt(task.masked_template),
             words,
             ", ".join(task.metrics),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    for written in WRITTEN_TASKS.values():
+        cells = [
+            f"`{written.name}`",
+            _prompt(written.template),
+            "",
+            f"written: `{written.answer}`",
+            ", ".join(written.metrics),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     for name, note in OTHERS.items():

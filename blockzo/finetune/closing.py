@@ -8,13 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from blockzo.finetune.data.tasks import find_task
+from blockzo.finetune.data.tasks import OTHERS, WRITTEN_TASKS, find_task
 from blockzo.finetune.settings import Settings
+from blockzo.finetune.text_figures import TEXT_FIGURES
 
 BARS = "▁▂▃▄▅▆▇█"
+OF_ROWS = ("template", "labels", "label_column", "text_column", "columns", "metrics", "max_new_tokens")
+"""What says how rows of one's own are read and scored."""
 OF_THE_DATA = frozenset(
     "model task train validation data_dir template labels label_column text_column train_where train_rows shots holdout "
-    "control_tokens eval_every eval_rows final_rows seed threads trust_remote_code".split()
+    "control_tokens eval_every eval_rows final_rows seed threads device columns "
+    "metrics max_new_tokens trust_remote_code".split()
 )
 """Settings that one's own data changes, or that change no step."""
 
@@ -32,6 +36,12 @@ def closing(result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]] = ()) 
 def won(result: Mapping[str, Any]) -> str:
     """The gain over the model before training, as it is or calibrated, whichever is better."""
     before, after, rows = result["before"], result["after"], result["after"]["rows"]
+    figure = next((name for name in TEXT_FIGURES if name in after), None)
+    if figure is not None:
+        return (
+            f"{figure} of the written answers was {before[figure]:.3f} before, {after[figure]:.3f} after, on {rows} held-out "
+            "rows that were not trained on."
+        )
     if "perplexity" in after:
         return (
             f"Won: perplexity {before['perplexity']:.2f} before, {after['perplexity']:.2f} after, on {rows} held-out windows "
@@ -108,10 +118,8 @@ def following(result: Mapping[str, Any]) -> list[str]:
     lines = [f"Next: the same weights from the journal alone, bit for bit:\n    {rebuilt}"]
     if not result["exact"]:
         lines = [f"Next: the same weights, but for rounding, from the journal alone:\n    {rebuilt}"]
-    if told["task"] in ("custom", "lm"):
-        data = [
-            part for name in ("template", "labels", "label_column", "text_column") for part in option(name, told[name])
-        ]
+    if told["task"] in OTHERS or told["task"] in WRITTEN_TASKS:
+        data = [part for name in OF_ROWS for part in option(name, told[name])]
         data += option("validation", told["validation"] or told["train"])
         lines.append(
             f"Score it again, or on other rows:\n    {command('evaluate', files['model'], '--task', told['task'], *data)}"
@@ -141,7 +149,7 @@ def following(result: Mapping[str, Any]) -> list[str]:
 def method(told: Mapping[str, Any]) -> list[str]:
     """Options that make this run what it is, where they are not the defaults."""
     own = [field for field in fields(Settings) if field.name not in OF_THE_DATA and field.name != "method"]
-    usual = {field.name: field.default for field in own}
+    usual = {**{field.name: field.default for field in own}, "dtype": "float32"}
     changed = [part for name, value in usual.items() if told[name] != value for part in option(name, told[name])]
     return [*option("method", told["method"]), *changed]
 

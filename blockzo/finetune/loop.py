@@ -25,6 +25,7 @@ from blockzo.finetune.models.identity import identity_of
 from blockzo.finetune.models.loading import weight_bytes
 from blockzo.finetune.models.transformers_library import TORCH_DTYPES
 from blockzo.finetune.number_lists import numbers
+from blockzo.finetune.objective import Objective
 from blockzo.finetune.prepare import Prepared
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings
@@ -53,7 +54,7 @@ class Training:
         self.order = prepared.order(settings)
         self.rows = prepared.evaluation_rows(settings)
         self.base_digest = digest(prepared.model)
-        self.loss_fn = prepared.scorer.loss
+        self.loss_fn = Objective(settings, prepared.scorer, prepared.train)
         self.zo = ZO(
             prepared.model,
             self.loss_fn,
@@ -67,7 +68,11 @@ class Training:
             stochastic_rounding=settings.stochastic_rounding,
             evaluate="in_place" if settings.in_place else "perturbed",
             per_example=settings.per_example,
+            rows_of=self.loss_fn.terms,
+            max_group=1 if self.loss_fn.writes else "auto",
         )
+        if self.loss_fn.writes:
+            self.zo.reuse.reason = "what a model writes depends on all of its layers, token by token"
         self.sample = diagnostics.WeightSample(named_tensors(prepared.model), settings.seed)
         self.advised: set[str] = set()
         self.warnings = list(prepared.notes)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from blockzo.finetune.data.order import by_length
 from blockzo.finetune.data.prompts import Encoded
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.scoring import Scorer
+from blockzo.finetune.scoring import LANGUAGE, Scorer
 
 Progress = Callable[[int, int], None]
 Figure = Callable[[Tensor, Tensor], float]
@@ -68,7 +68,7 @@ def measure(
 
     Returns:
         float32 [N, C] logits in the order of `rows`; for language modelling [N, 2]: sum of the row's next-token losses in
-        nats, and how many tokens they are.
+        nats, and how many tokens they are; after these, where answers are written, a column for each figure.
 
     Raises:
         UserError: a value is not finite.
@@ -77,11 +77,10 @@ def measure(
     done = 0
     for group in by_length([len(data.ids[row]) for row in rows], batch):
         progress(done, len(rows))
-        inputs = scorer.batch(data, [rows[i] for i in group])
-        found = scorer.token_losses(model, inputs) if scorer.kind == "lm" else scorer.logits(model, inputs)
+        found = scorer.measured(model, data, [rows[i] for i in group])
         if result is None:
             result = torch.zeros(len(rows), found.shape[1])
-        result[torch.tensor(group)] = found.cpu()
+        result[torch.tensor(group)] = found
         done += len(group)
     progress(done, len(rows))
     if result is None:
@@ -98,14 +97,20 @@ def scores(kind: str, values: Tensor, labels: Sequence[int], figures: Sequence[s
     """Scores from what `measure` gave (`values`) and the classes of the same rows.
 
     Args:
-        figures: names of FIGURES that are wanted beside.
+        figures: names of FIGURES that are wanted beside, or those of the written answers in `values`.
 
     Raises:
         UserError: there is no such figure.
     """
-    if kind == "lm":
+    if kind in LANGUAGE:
         mean = float(values[:, 0].double().sum() / values[:, 1].double().sum())
-        return HeldOutScores(rows=len(values), loss=mean, perplexity=math.exp(min(mean, 700.0)))
+        written = values[:, 2:].double().mean(0).tolist()
+        return HeldOutScores(
+            rows=len(values),
+            loss=mean,
+            perplexity=math.exp(min(mean, 700.0)),
+            figures=dict(zip(figures, written, strict=True)) if written else {},
+        )
     target = torch.tensor(list(labels), dtype=torch.int64)
     auc = None
     logs = F.log_softmax(values.double(), dim=1)

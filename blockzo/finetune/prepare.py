@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from blockzo import Blocks
-from blockzo.finetune.data import read as rows_of
+from blockzo.finetune.data.completion_task import CompletionTask
+from blockzo.finetune.data.completions import CompletionEncoder
 from blockzo.finetune.data.order import BatchOrder, shuffled
 from blockzo.finetune.data.prompts import Encoded, Encoder, begin_token, windows
-from blockzo.finetune.data.read import Example
-from blockzo.finetune.data.rows import text_lines
-from blockzo.finetune.data.tasks import PromptTask, find_task
+from blockzo.finetune.data.tasks import PromptTask, find_written_task
 from blockzo.finetune.errors import UserError, about
+from blockzo.finetune.generation import MOST_TOKENS, Writer
 from blockzo.finetune.metrics import HeldOutScores, scores
 from blockzo.finetune.models.devices import find_device, settled
 from blockzo.finetune.models.loading import Loaded, load, resolve
 from blockzo.finetune.scoring import Scorer
 from blockzo.finetune.settings import Settings
+from blockzo.finetune.sources import Source, check_fits, read_task, read_text, task_of
 from blockzo.optim.cutting import fine_blocks
 
 Say = Callable[[str], None]
@@ -32,21 +31,10 @@ LM_HOLDOUT = 0.1
 
 
 @dataclass
-class Source:
-    """Rows as they were read: examples of a task, or lines of plain text."""
-
-    train_path: Path
-    validation_path: Path
-    train: list[Example] = field(default_factory=list)
-    validation: list[Example] = field(default_factory=list)
-    train_lines: list[str] = field(default_factory=list)
-    validation_lines: list[str] = field(default_factory=list)
-
-
-@dataclass
 class Prepared:
     loaded: Loaded
     task: PromptTask | None
+    written: CompletionTask | None
     scorer: Scorer
     train: Encoded
     held_out: Encoded
@@ -75,7 +63,8 @@ class Prepared:
 
     def scores(self, values: Tensor, rows: Sequence[int]) -> HeldOutScores:
         """Scores from what `measure` gave for these held-out rows."""
-        metrics = self.task.metrics if self.task is not None else ()
+        task = self.task or self.written
+        metrics = task.metrics if task is not None else ()
         return scores(self.scorer.kind, values, [self.held_out.labels[row] for row in rows], metrics)
 
     def data_facts(self) -> dict[str, Any]:
@@ -110,8 +99,11 @@ def prepare(
         UserError: data, model and settings do not fit; the message names file and line where there is one.
     """
     notes: list[str] = []
-    task = None if settings.task == "lm" else _task(settings)
-    source = _read_text(settings, training) if task is None else _read_task(settings, task, notes, training)
+    written = find_written_task(settings.task, settings.template, settings.metrics)
+    task = None if settings.task == "lm" or written is not None else task_of(settings)
+    check_fits(settings, written)
+    asked = task or written
+    source = read_text(settings, training) if asked is None else read_task(settings, asked, notes, training)
     classes = 0 if task is None else len(task.words)
     with about("--model"):
         path = resolve(settings.model, fallback, say)
@@ -130,11 +122,23 @@ def prepare(
     notes += loaded.notes
     if settings.trainable is not None:
         freeze_others(loaded.model, settings.trainable)
+    train: Encoded
+    held_out: Encoded
     begin = begin_token(loaded.tokenizer, loaded.kind)
     limit = _limit(settings, loaded, notes)
     pad = loaded.tokenizer.pad_token_id
     pad = pad if pad is not None else 0
-    if task is None:
+    if written is not None:
+        encode = CompletionEncoder(
+            loaded.tokenizer, written, limit, settings.overflow, begin, settings.control_tokens
+        ).encode
+        say(f"encoding {len(source.train) if training else 0} training and {len(source.validation)} held-out rows")
+        train, held_out = encode(source.train if training else []), encode(source.validation)
+        most = settings.max_new_tokens or MOST_TOKENS
+        writer = Writer(loaded.tokenizer, written.metrics, written.stop, most, loaded.limit, loaded.device)
+        scorer = Scorer("completion", pad=pad, device=loaded.device, writer=writer)
+        scorer.settle(loaded.model, held_out)
+    elif task is None:
         scorer = Scorer("lm", pad=pad, device=loaded.device)
         train, held_out = _encode_text(settings, source, loaded, min(limit, settings.max_length or 256), begin)
     else:
@@ -155,11 +159,7 @@ def prepare(
         notes.append(
             f"there are only {len(train.ids)} training rows for --batch {settings.batch}; every batch holds them all"
         )
-    return Prepared(loaded, task, scorer, train, held_out, source, notes)
-
-
-def _task(settings: Settings) -> PromptTask:
-    return find_task(settings.task, settings.template, settings.labels, settings.label_column, settings.text_column)
+    return Prepared(loaded, task, written, scorer, train, held_out, source, notes)
 
 
 def _limit(settings: Settings, loaded: Loaded, notes: list[str]) -> int:
@@ -170,60 +170,6 @@ def _limit(settings: Settings, loaded: Loaded, notes: list[str]) -> int:
             f"--max-length is {settings.max_length}, the model takes at most {loaded.limit} tokens; give that or less"
         )
     return settings.max_length
-
-
-def _read_task(settings: Settings, task: PromptTask, notes: list[str], training: bool) -> Source:
-    folder = None if settings.data_dir is None else Path(settings.data_dir)
-    train_path, validation_path = (
-        Path(given)
-        if given is not None
-        else (rows_of.find_file(ready, task.name, folder) if ready is not None else None)
-        for given, ready in ((settings.train, task.train), (settings.validation, task.validation))
-    )
-    if validation_path is not None and not training:
-        found = rows_of.read_examples(validation_path, task)
-        found = rows_of.limit(found, settings.final_rows, settings.seed, "held-out rows")
-        return Source(validation_path, validation_path, [], found)
-    if train_path is None:
-        raise UserError(
-            f"the task {task.name} has no data of its own; give it with --train FILE (and --validation FILE)"
-        )
-    where = rows_of.parse_where(settings.train_where)
-    with about("--train-where") if where else nullcontext():
-        train = rows_of.read_examples(train_path, task, where)
-    if validation_path is not None:
-        validation = rows_of.read_examples(validation_path, task)
-    else:
-        count = settings.holdout or task.holdout or max(1, len(train) // 5)
-        train, validation = rows_of.hold_out(train, count, settings.seed, train_path)
-        notes.append(
-            f"no validation file: {count} rows of {train_path} are held out (chosen by --seed) and not trained on"
-        )
-        validation_path = train_path
-    if settings.shots is not None:
-        train = rows_of.shots(train, settings.shots, task, settings.seed, train_path)
-    else:
-        train = rows_of.limit(train, settings.train_rows, settings.seed, "training rows")
-    validation = rows_of.limit(validation, settings.final_rows, settings.seed, "held-out rows")
-    return Source(train_path, validation_path, train, validation)
-
-
-def _read_text(settings: Settings, training: bool) -> Source:
-    for name in ("template", "labels", "label_column", "shots", "train_where"):
-        if getattr(settings, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} belongs to classification tasks; --task lm reads plain text")
-    if settings.validation is not None and not training:
-        path = Path(settings.validation)
-        return Source(path, path, validation_lines=text_lines(path, settings.text_column))
-    if settings.train is None:
-        raise UserError("--task lm needs a text file: --train FILE (and --validation FILE)")
-    train_path = Path(settings.train)
-    validation_path = Path(settings.validation) if settings.validation is not None else train_path
-    source = Source(train_path, validation_path)
-    source.train_lines = text_lines(train_path, settings.text_column)
-    if settings.validation is not None:
-        source.validation_lines = text_lines(validation_path, settings.text_column)
-    return source
 
 
 def _encode_text(
@@ -245,15 +191,11 @@ def _encode_text(
     if (source.train_lines and not train.ids) or not held_out.ids:
         raise UserError(f"{source.train_path}: the text is too short for one window; give more text")
     chosen = shuffled(len(train.ids), settings.seed, "training rows")[: settings.train_rows or len(train.ids)]
-    return _chosen(train, sorted(chosen)), _part(held_out, 0, settings.final_rows)
+    return train.chosen(sorted(chosen)), _part(held_out, 0, settings.final_rows)
 
 
 def _part(data: Encoded, start: int, stop: int | None) -> Encoded:
-    return _chosen(data, range(len(data.ids))[start:stop])
-
-
-def _chosen(data: Encoded, rows: Sequence[int]) -> Encoded:
-    return Encoded([data.ids[i] for i in rows], [data.positions[i] for i in rows], [data.labels[i] for i in rows])
+    return data.chosen(range(len(data.ids))[start:stop])
 
 
 def freeze_others(model: Any, patterns: str) -> None:

@@ -27,6 +27,10 @@ def resumed(old: Settings, given: Mapping[str, Any]) -> Settings:
     if steps != old.steps and old.schedule != "constant":
         wrong.append(f"--steps was {old.steps}, now {steps}, which would change the {old.schedule} schedule")
     refuse(wrong)
+    if old.reward is not None and "reward" not in given:
+        raise UserError(
+            f"the run has a reward of its own, {old.reward}, whose code would run; say so again with --reward {old.reward}"
+        )
     # that code was trusted once says nothing of the code that is there now
     before["trust_remote_code"] = False
     return Settings(**{**before, **{k: v for k, v in given.items() if k in FREE_ON_RESUME}})

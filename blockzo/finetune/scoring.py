@@ -14,18 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blockzo.finetune.data.completions import Completions
 from blockzo.finetune.data.prompts import Encoded
+from blockzo.finetune.generation import Writer
+from blockzo.optim.micro_batches import IGNORED
 
 Batch = Mapping[str, Tensor]
+LANGUAGE = ("lm", "completion")
+"""Kinds whose loss is that of tokens."""
 
 
 @contextmanager
-def label_logits(model: nn.Module, positions: Tensor, words: Tensor, norm: nn.Module | None = None) -> Iterator[None]:
-    """Inside, a Hugging Face model with a language-model head gives logits of shape [B, 1, len(words)].
+def label_logits(
+    model: nn.Module, positions: Tensor, words: Tensor | None, norm: nn.Module | None = None
+) -> Iterator[None]:
+    """Inside, a Hugging Face model with a language-model head gives logits of shape [B, K, len(words)].
 
     Args:
-        positions: [B], index of the token whose hidden state is read.
-        words: [C], token ids of the label words.
+        positions: [B, K] (or [B], K being 1), indices of the tokens whose hidden states are read.
+        words: [C], token ids of the label words; None: the whole vocabulary.
         norm: the norm that ends the trunk (`final_norm`); its input is gathered already, so that it works on [B, 1, D].
     """
     find: Any = getattr(model, "get_output_embeddings", None)
@@ -34,7 +41,8 @@ def label_logits(model: nn.Module, positions: Tensor, words: Tensor, norm: nn.Mo
         raise ValueError(
             f"{type(model).__name__} has no output embeddings; expected a model with a language-model head"
         )
-    rows = torch.arange(positions.shape[0], device=positions.device)
+    places = positions if positions.dim() == 2 else positions.unsqueeze(1)
+    rows = torch.arange(places.shape[0], device=places.device).unsqueeze(1)
     done = False
 
     def gather(module: nn.Module, args: Any, output: Any) -> Any:
@@ -44,7 +52,7 @@ def label_logits(model: nn.Module, positions: Tensor, words: Tensor, norm: nn.Mo
             return output
         done = True
         hidden = output if isinstance(output, Tensor) else output[0]
-        chosen = hidden[rows, positions].unsqueeze(1)
+        chosen = hidden[rows, places]
         if isinstance(output, tuple):
             return (chosen, *output[1:])
         if isinstance(output, Tensor):
@@ -57,7 +65,7 @@ def label_logits(model: nn.Module, positions: Tensor, words: Tensor, norm: nn.Mo
         if done:
             return None
         done = True
-        return (args[0][rows, positions].unsqueeze(1), *args[1:])
+        return (args[0][rows, places], *args[1:])
 
     def few(hidden: Tensor) -> Tensor:
         bias = getattr(head, "bias", None)
@@ -67,12 +75,13 @@ def label_logits(model: nn.Module, positions: Tensor, words: Tensor, norm: nn.Mo
     if norm is not None:
         handles.append(norm.register_forward_pre_hook(early))
     own = head.__dict__.get("forward")
-    head.__dict__["forward"] = few
+    if words is not None:
+        head.__dict__["forward"] = few
     try:
         yield
     finally:
         if own is None:
-            del head.__dict__["forward"]
+            head.__dict__.pop("forward", None)
         else:
             head.__dict__["forward"] = own
         for handle in handles:
@@ -126,14 +135,24 @@ class Scorer:
     """What a task asks of a model: `loss(model, batch)` for training, `logits(model, batch)` for evaluation.
 
     Args:
-        kind: "causal", "masked", "head" (the model returns class logits), or "lm" (next-token loss over whole rows).
+        kind: "causal", "masked", "head" (the model returns class logits), "lm" (next-token loss over whole rows) or
+            "completion" (of the answers alone; its rows are `Completions`).
         words: token ids of the label words (causal and masked).
         pad: token id for padding.
         device: of the model; batches are made there.
+        writer: of a completion task whose written answers are measured.
     """
 
-    def __init__(self, kind: str, words: Sequence[int] = (), pad: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        kind: str,
+        words: Sequence[int] = (),
+        pad: int = 0,
+        device: torch.device | str = "cpu",
+        writer: Writer | None = None,
+    ) -> None:
         self.kind = kind
+        self.writer = writer
         self.device = torch.device(device)
         self.words = torch.tensor(list(words), dtype=torch.int64).to(self.device)
         self.pad = pad
@@ -141,7 +160,7 @@ class Scorer:
 
     def settle(self, model: nn.Module, data: Encoded) -> None:
         """Looks, on one row, whether label positions can be gathered before the last norm, and does so from now on."""
-        if self.kind in ("causal", "masked"):
+        if self.kind in ("causal", "masked", "completion") and len(data.ids):
             inputs = self.inputs(self.batch(data, [0]))
             self.norm = final_norm(model, lambda: model(**inputs))
 
@@ -160,11 +179,13 @@ class Scorer:
             "positions": torch.tensor([data.positions[row] for row in rows], dtype=torch.int64),
             "labels": torch.tensor([data.labels[row] for row in rows], dtype=torch.int64),
         }
+        if isinstance(data, Completions):
+            found.update(_predicted(data, rows))
         return {name: tensor.to(self.device) for name, tensor in found.items()}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Keyword arguments of the model's forward."""
-        if self.kind in ("causal", "lm"):
+        if self.kind in ("causal", *LANGUAGE):
             # padding stands at the right, where a causal model cannot see it from any token that counts: no mask is
             # needed, and attention takes its plain causal path
             return {"input_ids": batch["ids"], "use_cache": False}
@@ -179,7 +200,7 @@ class Scorer:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross entropy of the batch, a float32 scalar. "log_prior" [C] in the batch is added to the logits before."""
-        if self.kind == "lm":
+        if self.kind in LANGUAGE:
             totals = self.token_losses(model, batch).sum(0)
             return totals[0] / totals[1]
         logits = self.logits(model, batch)
@@ -189,8 +210,46 @@ class Scorer:
 
     def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """float32 [B, 2]: for every row the sum of its next-token losses in nats, and how many tokens were predicted."""
+        if self.kind == "completion":
+            with label_logits(model, batch["places"], None, self.norm):
+                logits = model(**self.inputs(batch)).logits.float()
+            return _summed(logits, batch["targets"])
         logits = model(**self.inputs(batch)).logits[:, :-1].float()
         counted = batch["mask"][:, 1:]
         targets = batch["ids"][:, 1:].masked_fill(counted == 0, -100)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
-        return torch.stack([losses.view(targets.shape).sum(1), counted.sum(1).float()], dim=1)
+        return _summed(logits, targets)
+
+    def terms(self, batch: Batch) -> float:
+        """What the loss of a batch is a mean over: rows, or tokens that are predicted."""
+        if self.kind == "completion":
+            return int((batch["targets"] != IGNORED).sum())
+        return int(batch["mask"][:, 1:].sum()) if self.kind == "lm" else batch["ids"].shape[0]
+
+    def measured(self, model: nn.Module, data: Encoded, rows: Sequence[int]) -> Tensor:
+        """What held-out scores are made of (`metrics.measure`), float32 [rows, N] on the CPU."""
+        inputs = self.batch(data, rows)
+        if self.kind not in LANGUAGE:
+            return self.logits(model, inputs).cpu()
+        found = self.token_losses(model, inputs).cpu()
+        if self.writer is None or not self.writer.figures:
+            return found
+        assert isinstance(data, Completions)
+        return torch.cat([found, self.writer.measured(model, data, rows)], dim=1)
+
+
+def _summed(logits: Tensor, targets: Tensor) -> Tensor:
+    """[B, K, V] logits and [B, K] targets -> [B, 2]: sum of the losses of each row, and how many they are."""
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return torch.stack([losses.view(targets.shape).sum(1), (targets != IGNORED).sum(1).float()], dim=1)
+
+
+def _predicted(data: Completions, rows: Sequence[int]) -> dict[str, Tensor]:
+    """places [B, K]: tokens that predict one that counts; targets [B, K]: these, IGNORED where a row has fewer; rows [B]."""
+    every = [data.predicted(row) for row in rows]
+    most = max(map(len, every))
+    places = torch.zeros(len(rows), most, dtype=torch.int64)
+    targets = torch.full((len(rows), most), IGNORED, dtype=torch.int64)
+    for i, (row, found) in enumerate(zip(rows, every, strict=True)):
+        places[i, : len(found)] = torch.tensor(found) - 1
+        targets[i, : len(found)] = torch.tensor([data.ids[row][place] for place in found])
+    return {"places": places, "targets": targets, "rows": torch.tensor(list(rows), dtype=torch.int64)}

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from blockzo.contract import DISTRIBUTIONS
-from blockzo.finetune.data.tasks import OTHERS, TASKS
+from blockzo.finetune.data.tasks import OTHERS, TASKS, WRITTEN_TASKS
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.built_in import BUILT_IN
 from blockzo.finetune.models.dtypes import AUTO, DTYPES
 from blockzo.finetune.number_lists import counts, numbers, places
 from blockzo.finetune.option import DATA, EVERY, FINETUNE, METHOD, MODEL, RUN, check, listed, option
+from blockzo.finetune.text_figures import TEXT_FIGURES
 from blockzo.journal.outside import MOST_BLOCKS, Refusal, build
 from blockzo.journal.record import float32
 from blockzo.methods import Method, by_option
@@ -33,6 +34,7 @@ OVERFLOWS = {"truncate": "with a warning", "error": ""}
 DTYPE_CHOICES = {AUTO: "float32 on a CPU, bfloat16 on a GPU", **dict.fromkeys(DTYPES, "")}
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 HEADS = {"auto": "", "words": "language-model head", "mean": "pooling and a linear layer"}
+OBJECTIVES = {"loss": "", "accuracy": "of classes", **dict.fromkeys(TEXT_FIGURES, "of written answers")}
 VARIANTS = ("coupled", "crossed", "decoupled")
 MOST_LOSSES = 100_000
 """Of one step; far more than any run has use for."""
@@ -52,11 +54,15 @@ class Settings:
         suggested="smollm2-135m",
         free=True,
     )
-    task: str = option(f"{', '.join(TASKS)}, {listed(OTHERS)}.", DATA, "sst2", commands=EVERY)
+    task: str = option(f"{', '.join([*TASKS, *WRITTEN_TASKS])}, {listed(OTHERS)}.", DATA, "sst2", commands=EVERY)
     train: str | None = option(
-        "Training data: .tsv, .csv or .jsonl (.gz); text for lm.", DATA, None, commands=EVERY, free=True
+        "Training data: .tsv, .csv, .jsonl (.gz) or .parquet, hub:OWNER/NAME:SPLIT; text for lm.",
+        DATA,
+        None,
+        commands=EVERY,
+        free=True,
     )
-    validation: str | None = option("Held-out data: .tsv, .csv or .jsonl (.gz).", DATA, None, commands=EVERY, free=True)
+    validation: str | None = option("Held-out data, as --train.", DATA, None, commands=EVERY, free=True)
     data_dir: str | None = option("Folder with the data of ready-made tasks.", DATA, None, commands=EVERY, free=True)
     template: str | None = option('Prompt, for example "{text} It was {label}."', DATA, None, commands=EVERY)
     labels: str | None = option('Label words: "0=terrible,1=great".', DATA, None, commands=EVERY)
@@ -64,6 +70,13 @@ class Settings:
     text_column: str | None = option(
         "Column that the template's text stands for; the text of lm rows.", DATA, None, commands=EVERY
     )
+    columns: str | None = option(
+        "Columns by other names than the task's: question=query,answer=reply.", DATA, None, commands=EVERY
+    )
+    metrics: str | None = option(
+        f"Of written answers: {', '.join(TEXT_FIGURES)}, with commas.", DATA, None, commands=EVERY
+    )
+    max_new_tokens: int | None = option("Most tokens of a written answer; 32.", DATA, None, commands=EVERY, least=1)
     control_tokens: bool = option(
         "Let </s> and the like in the data become control tokens.", DATA, False, commands=EVERY
     )
@@ -87,6 +100,10 @@ class Settings:
         "Run Python code that comes with the model.", MODEL, False, commands=EVERY, free=True
     )
     trainable: str | None = option("Train only parameters with such names: *norm*,lm_head*.", METHOD, None)
+    objective: str = option("What is made better: {choices}.", METHOD, "loss", commands=(FINETUNE,), choices=OBJECTIVES)
+    reward: str | None = option(
+        "Own objective of written answers: FILE.py:FUNCTION (its code runs).", METHOD, None, commands=(FINETUNE,)
+    )
     method: str = option("{choices}.", METHOD, "spzo", choices=METHODS, page="One of [methods](methods.md), or auto.")
     blocks: int | None = option("Cut the layers into so many equal blocks.", METHOD, None, least=1, most=MOST_BLOCKS)
     split: str | None = option(
@@ -143,6 +160,8 @@ class Settings:
             raise UserError(f"--seed is {self.seed}; expected an integer in [0, 2**64)")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UserError(f"--weight-decay is {self.weight_decay}; expected a finite number that is not negative")
+        if self.reward is not None and self.objective != "loss":
+            raise UserError(f"--reward and --objective {self.objective} both say what is made better; give one of them")
         if self.shots is not None and self.train_rows is not None:
             raise UserError("--shots and --train-rows both choose training rows; give one of them")
         if self.blocks is not None and self.split is not None:

@@ -24,7 +24,7 @@ from blockzo.optim.micro_batches import Part, Sum
 from blockzo.optim.ranks import Ranks
 from blockzo.optim.shared_examples import SharedExamples
 from blockzo.optim.zo import ZO, Run
-from blockzo.perturb.losses import LossFunction, evaluation_mode
+from blockzo.perturb.losses import LossFunction, as_tensor, evaluation_mode
 
 SPLITS = ("directions", "batch")
 
@@ -216,9 +216,9 @@ class DistributedZO(ZO):
 
         def evaluate() -> float:
             with evaluation_mode(self.model):
-                loss = self.loss_fn(self.model, batch)
+                loss = as_tensor(self.loss_fn(self.model, batch))
             # a loss an example will do
-            return float((loss.full_tensor() if is_dtensor(loss) else loss).double().mean())  # type: ignore[attr-defined]
+            return float((loss.full_tensor() if is_dtensor(loss) else loss).double().mean())
 
         losses = [row[0] for row in self.ranks.gather([self.ranks.together(evaluate)])]
         bound = 1e-5 if all(p.dtype == torch.float32 for p in self.model.parameters()) else 2e-2

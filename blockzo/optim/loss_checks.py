@@ -13,7 +13,7 @@ from blockzo.optim.evaluation import Evaluation
 from blockzo.optim.repeatable import check_repeatable
 from blockzo.perturb import check_reads
 from blockzo.perturb.blocks import Blocks
-from blockzo.perturb.losses import LossFunction, evaluation_mode
+from blockzo.perturb.losses import LossFunction, as_tensor, evaluation_mode
 
 
 class LossChecks:
@@ -76,4 +76,5 @@ class LossChecks:
 
 def _number(loss: Any) -> Any:
     """What can be compared of it, of a loss an example their mean; what is no loss is refused where it is read."""
+    loss = as_tensor(loss)
     return loss.double().mean() if isinstance(loss, Tensor) and loss.is_floating_point() and loss.numel() else math.nan

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from blockzo.perturb.losses import as_tensor
+
 Weight = Callable[[Any], float]
 """Batch -> the number that its loss is a mean over."""
 IGNORED = -100
@@ -150,7 +152,7 @@ def as_one_loss(forwards: Sequence[Callable[[], Any]], weights: Sequence[float])
     total = math.fsum(weights)
 
     def forward() -> Tensor:
-        return torch.stack([f().double() * w for f, w in zip(forwards, weights, strict=True)]).sum() / total
+        return torch.stack([as_tensor(f()).double() * w for f, w in zip(forwards, weights, strict=True)]).sum() / total
 
     return forward
 

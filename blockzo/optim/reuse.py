@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from blockzo.methods.tree import EvaluationTree, Node
 from blockzo.perturb.blocks import Blocks
+from blockzo.perturb.losses import as_tensor
 from blockzo.perturb.passes import ROUNDED, Path, PathChanged
 
 ROUNDING = 2e-6
@@ -151,7 +152,8 @@ def whole(tree: EvaluationTree) -> EvaluationTree:
 
 
 def _numbers(value: Any) -> list[Tensor]:
-    return [leaf.detach().reshape(-1).double().cpu() for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    leaves = map(as_tensor, tree_leaves(value))
+    return [leaf.detach().reshape(-1).double().cpu() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _bounds(expected: Any, other: Any) -> list[float]:

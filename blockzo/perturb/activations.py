@@ -12,6 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from blockzo.ops.distributed import is_dtensor
 from blockzo.ops.packed import upload
+from blockzo.perturb.losses import as_tensor
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,14 @@ def group_losses(result: Activations, groups: int) -> Tensor:
     Raises:
         ValueError: it is not one number a group.
     """
-    value = result.leaves[0] if len(result.leaves) == 1 else result.tree()
+    value = as_tensor(result.leaves[0] if len(result.leaves) == 1 else result.tree())
     own = result.own == [True]
     if not isinstance(value, Tensor) or value.numel() != (groups if own else 1):
         shape = tuple(value.shape[1:] if own else value.shape) if isinstance(value, Tensor) else None
         found = f"a {type(value).__name__}" if shape is None else f"shape {shape}"
-        raise ValueError(f"loss_fn returned {found}; expected a tensor with one element, the mean loss of the batch")
+        raise ValueError(
+            f"loss_fn returned {found}; expected a tensor with one element (or a number), the mean loss of the batch"
+        )
     if is_dtensor(value):
         # tensor parallelism may leave a loss as one; all ranks are here
         value = value.full_tensor()  # type: ignore[attr-defined]

@@ -6,10 +6,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+def as_tensor(value: Any) -> Any:
+    """A loss that is a Python number or an array (NumPy's, or whatever NumPy takes for one) as a tensor; else what it is.
+
+    Such a loss cannot come from a batched evaluation: none lets its numbers out to Python. So its evaluations run one after the
+    other, each with the model as it is.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.tensor(value, dtype=torch.float64)
+    if not isinstance(value, Tensor) and hasattr(value, "__array__"):
+        array = np.asarray(value)
+        if array.dtype.kind in "fiu":
+            return torch.from_numpy(array.astype(np.float64))
+    return value
 
 
 def hugging_face_loss(model: nn.Module, batch: Any) -> Tensor:

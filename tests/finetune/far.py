@@ -99,5 +99,21 @@ def _fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
 _setup_privateuseone_for_python_backend()
 LIBRARY = torch.library.Library("_", "IMPL")
 LIBRARY.fallback(_fallback, "PrivateUse1")
-# a tied weight that moves stays one
-torch.__future__.set_swap_module_params_on_conversion(True)
+
+
+def put(model: Any, device: torch.device, *others: Any) -> None:
+    """Moves a model so that a tied weight stays one, as it does on the way to a GPU."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.to(device)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+_tensor = torch.tensor
+
+
+def tensor(data: Any, *, device: Any = None, **options: Any) -> torch.Tensor:
+    """`torch.tensor`, which backends in Python do not have."""
+    made = _tensor(data, **options)
+    return made if device is None else made.to(device)

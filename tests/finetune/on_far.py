@@ -29,6 +29,7 @@ HOLDERS = ("prepare", "rebuild", "models.devices")
 def there(device: str) -> Iterator[None]:
     """Inside, every name of a device means this one."""
     with ExitStack() as stack:
+        stack.enter_context(patch("blockzo.finetune.models.loading.put", far.put))
         for holder in HOLDERS:
             stack.enter_context(patch(f"blockzo.finetune.{holder}.find_device", lambda name: torch.device(device)))
         yield
@@ -50,9 +51,9 @@ def run(settings: Settings, folder: Path, device: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def score(settings: Settings) -> dict[str, float]:
-    """Loss of a batch, with the shares of labels that virtual clients add to the logits."""
-    found = {}
+def score(settings: Settings) -> dict[str, Any]:
+    """Loss of a batch, with the shares of labels that virtual clients add to the logits; what is written where answers are."""
+    found: dict[str, Any] = {}
     for name, device in DEVICES.items():
         with there(device):
             prepared = prepare(settings)
@@ -61,6 +62,10 @@ def score(settings: Settings) -> dict[str, float]:
             batch["log_prior"] = log_prior(prepared.train.labels, len(prepared.task.words))
         assert prepared.loaded.device.type == torch.device(device).type
         found[name] = float(prepared.scorer.loss(prepared.model, batch))
+        writer = prepared.scorer.writer
+        if writer is not None:
+            with patch("torch.tensor", far.tensor):
+                found[f"{name} writes"] = writer.write(prepared.model, [prepared.train.ids[row][:9] for row in (0, 1)])
     return found
 
 

@@ -110,11 +110,13 @@ def test_runs_elsewhere_leave_no_tensor_behind(tiny: Tiny, rows: Rows, tmp_path:
         "lr": "1e-3",
     }
     text = {"task": "lm", "train": own["train"], "max_length": 16}
+    columns = "prompt=text,completion=label"
+    written = {"task": "sft", "train": own["train"], "columns": columns, "metrics": "f1", "max_new_tokens": 2}
     asked = {
         "folder": str(tmp_path),
         "finetune": [{"model": str(tiny("llama")), **own}],
         "score": [{"model": str(tiny(name)), **own} for name in ("opt", "roberta", "encoder")]
-        + [{"model": str(tiny("gpt2")), **text}],
+        + [{"model": str(tiny("gpt2")), **text}, {"model": str(tiny("llama")), **written}],
     }
     called = subprocess.run(
         [sys.executable, "-m", "tests.finetune.on_far", json.dumps(asked)],
@@ -134,4 +136,5 @@ def test_runs_elsewhere_leave_no_tensor_behind(tiny: Tiny, rows: Rows, tmp_path:
         for scored in (near["after"], far["scored"]):
             assert far["after"] == pytest.approx(scored, rel=1e-5)
     for case in found["score"]:
-        assert case["far"] == pytest.approx(case["near"], rel=1e-5)
+        assert case["far"] == pytest.approx(case["near"], rel=1e-4)
+    assert found["score"][-1]["far writes"] == found["score"][-1]["near writes"] and found["score"][-1]["far writes"][0]

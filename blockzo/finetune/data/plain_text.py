@@ -54,6 +54,10 @@ class PlainText:
         """Whether the text has the unknown token's own text in it, which would become that token."""
         return self.unknown is not None and self.unknown in text
 
+    def names_control(self, text: str) -> bool:
+        """Whether a control token (or the unknown one) is spelled out in the text."""
+        return self.names_unknown(text) or bool(self._found and self._found.search(text))
+
     def split(self, template: str) -> list[str | int]:
         """A template's literal text, with the control tokens that its author wrote as ids."""
         parts: list[str | int] = []
@@ -65,13 +69,17 @@ class PlainText:
 
     def row(self, parts: Sequence[str | int]) -> list[int]:
         """Ids of text (str) and control tokens (int) in order, between what the tokenizer puts around every text."""
+        return self.start + self.joined(parts) + self.end
+
+    def joined(self, parts: Sequence[str | int]) -> list[int]:
+        """The same without what stands around every text."""
         merged: list[str | int] = []
         for part in parts:
             if isinstance(part, str) and merged and isinstance(merged[-1], str):
                 merged[-1] += part
             else:
                 merged.append(part)
-        ids = list(self.start)
+        ids: list[int] = []
         for place, part in enumerate(merged):
             if isinstance(part, int):
                 ids.append(part)
@@ -82,7 +90,7 @@ class PlainText:
             if place and self._stripped.get(merged[place - 1], (False, False))[1]:
                 part = part.lstrip()
             ids += self.ids(part)
-        return ids + self.end
+        return ids
 
     def ids(self, text: str) -> list[int]:
         """Ids of the text alone."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from blockzo.finetune.data.plain_text import PlainText
 from blockzo.finetune.data.read import Example
 from blockzo.finetune.data.task import PromptTask
 from blockzo.finetune.data.templates import pieces, render
 from blockzo.finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,19 @@ class Encoded:
     def digest(self) -> str:
         """SHA-256 over ids, positions and labels: equal exactly where training would see the same data."""
         found = hashlib.sha256()
-        for row, position, label in zip(self.ids, self.positions, self.labels, strict=True):
-            found.update(repr((row, position, label)).encode())
+        for row in range(len(self.ids)):
+            found.update(repr(self.facts(row)).encode())
         return found.hexdigest()
+
+    def facts(self, row: int) -> tuple[Any, ...]:
+        """All that training sees of a row."""
+        return self.ids[row], self.positions[row], self.labels[row]
+
+    def chosen(self, rows: Sequence[int]) -> Self:
+        """These rows alone."""
+        lists: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "truncated"}
+        part: dict[str, Any] = {name: [held[row] for row in rows] for name, held in lists.items()}
+        return replace(self, **part)
 
 
 class Encoder:

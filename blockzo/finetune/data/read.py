@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from blockzo.finetune.data.columns import renamed
 from blockzo.finetune.data.order import shuffled
 from blockzo.finetune.data.rows import column, read_rows
 from blockzo.finetune.data.task import ALIASES, PromptTask
@@ -13,6 +15,7 @@ from blockzo.finetune.errors import UserError
 
 NAMES = "name the columns in --template as they are named in the file, or the one text with --text-column"
 LABEL = "name the label's column with --label-column"
+Row = TypeVar("Row")
 WHERE = "--train-where takes names of columns"
 
 
@@ -26,11 +29,17 @@ class Example:
     """`file, line n`, for messages."""
 
 
-def read_examples(path: Path, task: PromptTask, where: Mapping[str, str] | None = None) -> list[Example]:
+def read_examples(
+    path: Path,
+    task: PromptTask,
+    where: Mapping[str, str] | None = None,
+    mapping: Mapping[str, str] | None = None,
+) -> list[Example]:
     """All rows of a file as examples of `task`.
 
     Args:
         where: only rows whose columns have these values.
+        mapping: name that the task uses -> column of the file.
 
     Raises:
         UserError: no rows, a missing column, a label that the task does not have.
@@ -38,7 +47,7 @@ def read_examples(path: Path, task: PromptTask, where: Mapping[str, str] | None 
     classes = {label: number for number, label in enumerate(task.words)}
     result = []
     seen = 0
-    for number, row in read_rows(path):
+    for number, row in renamed(read_rows(path), mapping or {}, path):
         place = f"{path}, line {number}"
         seen += 1
         if where and any(column(row, key, place, advice=WHERE).strip() != value for key, value in where.items()):
@@ -76,7 +85,7 @@ def parse_where(text: str | None) -> dict[str, str]:
     return result
 
 
-def limit(examples: Sequence[Example], rows: int | None, seed: int, purpose: str) -> list[Example]:
+def limit(examples: Sequence[Row], rows: int | None, seed: int, purpose: str) -> list[Row]:
     """`rows` examples chosen by seed (all where None), in file order."""
     if rows is None or rows >= len(examples):
         return list(examples)
@@ -97,7 +106,7 @@ def shots(examples: Sequence[Example], count: int, task: PromptTask, seed: int, 
     return [examples[i] for i in sorted(chosen)]
 
 
-def hold_out(examples: Sequence[Example], rows: int, seed: int, path: Path) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: Sequence[Row], rows: int, seed: int, path: Path) -> tuple[list[Row], list[Row]]:
     """Splits off `rows` examples chosen by seed: (the rest, those)."""
     if not 0 < rows < len(examples):
         raise UserError(f"{path} has {len(examples)} rows; --holdout {rows} must leave at least one row to train on")

@@ -6,6 +6,7 @@ can be made to end with the label word.
 
 from __future__ import annotations
 
+from blockzo.finetune.data.completion_task import CompletionTask
 from blockzo.finetune.data.task import PromptTask
 
 _ENTAILMENT = {"entailment": "Yes", "not_entailment": "No"}
@@ -82,3 +83,24 @@ READY = (
         validation="test.tsv.gz",
     ),
 )
+WRITTEN = (
+    CompletionTask(
+        "squad",
+        "{passage}\nQuestion: {question}\nAnswer:",
+        answer="answer",
+        stop="\n",
+        metrics=("f1", "exact_match"),
+        train="train.jsonl.gz",
+        holdout=100,
+        folder="squad_small",
+    ),
+    CompletionTask(
+        "drop",
+        "{passage}\nQuestion: {question}\nAnswer:",
+        answer="answer",
+        stop="\n",
+        metrics=("f1", "exact_match"),
+    ),
+    CompletionTask("summary", "{document}\nIn short:", answer="summary", stop="\n", metrics=("rouge_l",)),
+)
+"""Tasks whose answer is written; `drop` and `summary` have no data of their own."""

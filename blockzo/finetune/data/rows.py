@@ -1,4 +1,7 @@
-"""Rows of TSV, CSV and JSONL files and lines of plain text (plain or gzip), as they are written. Errors name file and line."""
+"""Rows of TSV, CSV, JSONL and Parquet files and of the hub, and lines of plain text (plain or gzip), as they are written.
+
+Errors name file and line.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from blockzo.finetune.data.columnar import HUB, hub_rows, parquet_rows
+from blockzo.finetune.data.values import Number, flat
 from blockzo.finetune.errors import UserError
 
-TABLES = ("tsv", "csv", "jsonl")
+TABLES = ("tsv", "csv", "jsonl", "parquet")
 CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
 LINE_END = re.compile(r"\r\n|\r|\n")
 LARGEST_CELL = 1 << 30
 """Characters; csv's own limit of 131,072 is less than a long document."""
 Row = Mapping[str, Any]
-
-
-class Number(str):
-    """A number of a JSON file, as it is written there."""
 
 
 def kind_of(path: Path) -> str:
@@ -101,10 +102,13 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         UserError: a line that is not a row, a column that is there twice, an unknown kind of file.
     """
-    kind = kind_of(path)
+    kind = HUB if str(path).startswith(HUB) else kind_of(path)
+    if kind in (HUB, "parquet"):
+        return hub_rows(str(path)) if kind == HUB else parquet_rows(path)
     if kind not in TABLES:
         raise UserError(
-            f"{path}: files of kind {kind!r} are not read; expected .tsv, .csv or .jsonl, plain or with .gz"
+            f"{path}: files of kind {kind!r} are not read; expected .tsv, .csv or .jsonl, plain or with .gz, .parquet, or "
+            "a data set of the hub, hub:OWNER/NAME:SPLIT"
         )
     return _objects(path) if kind == "jsonl" else _table(path, kind)
 
@@ -131,7 +135,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: {type(row).__name__} found; expected one JSON object a line")
         try:
-            columns = _flat(row)
+            columns = flat(row)
         except RecursionError:
             raise UserError(
                 f"{path}, line {number}: brackets inside brackets too deep; expected a flat object"
@@ -139,17 +143,6 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}") from None
         yield number, columns
-
-
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """With what is inside objects by names with dots: `{"target": {"word": "it"}}` has the column `target.word`, too."""
-    found = dict(row)
-    for name, value in row.items():
-        for key, held in _flat(value).items() if isinstance(value, dict) else ():
-            if f"{name}.{key}" in row:
-                raise ValueError(f"{name}.{key} is there twice, once inside {name!r}; give every name once")
-            found[f"{name}.{key}"] = held
-    return found
 
 
 def _constant(text: str) -> Any:
@@ -230,10 +223,9 @@ def column(row: Row, name: str, place: str, others: tuple[str, ...] = (), advice
     chat = next((key for key in CHATS if isinstance(row.get(key), list)), None)
     if chat is not None:
         raise UserError(
-            f"{place}: a conversation ({chat!r}), which is not read yet; write every row as text, with the model's chat template "
-            f"(tokenizer.apply_chat_template(..., tokenize=False)), in a column {name!r}"
+            f"{place}: a conversation ({chat!r}) and no column {name!r}; --task sft trains on the answers of conversations"
         )
-    raise UserError(f"{place}: no column {name!r} (columns here: {', '.join(map(_shown, row))}); {advice}")
+    raise UserError(f"{place}: no column {name!r} (columns here: {', '.join(map(shown_name, row))}); {advice}")
 
 
 def cell(value: Any, name: str, place: str) -> str:
@@ -246,21 +238,21 @@ def cell(value: Any, name: str, place: str) -> str:
         return "true" if value else "false"
     if not isinstance(value, str):
         found = {list: "a list", dict: "an object", type(None): "null"}.get(type(value), type(value).__name__)
-        raise UserError(f"{place}: {_shown(name)} is {found}; expected a text in quotes (or leave the row out)")
+        raise UserError(f"{place}: {shown_name(name)} is {found}; expected a text in quotes (or leave the row out)")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"\\u{ord(value[error.start]):04x}"
         raise UserError(
-            f"{place}: {_shown(name)} has half of a surrogate pair ({half}), which is no character; write the character whole, "
+            f"{place}: {shown_name(name)} has half of a surrogate pair ({half}), which is no character; write it whole, "
             "or take it out"
         ) from None
     if "\0" in value:
-        raise UserError(f"{place}: {_shown(name)} has a NUL character; take it out")
+        raise UserError(f"{place}: {shown_name(name)} has a NUL character; take it out")
     return str(value)
 
 
-def _shown(name: object) -> str:
+def shown_name(name: object) -> str:
     return str(name).encode("utf-8", "backslashreplace").decode()
 
 
@@ -271,7 +263,7 @@ def text_lines(path: Path, text_column: str | None = None) -> list[str]:
         UserError: as `read_lines` and `read_rows`; no text at all, or a column where the file has none.
     """
     kind = kind_of(path)
-    if kind in TABLES:
+    if kind in TABLES or str(path).startswith(HUB):
         lines = []
         for number, row in read_rows(path):
             advice = "--task lm reads the column text of a table; name another with --text-column, or give a .txt file"

@@ -15,6 +15,16 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "description": ("text",),
 }
 """Other column names that stand for a template's field where the data has no column of that name."""
+ANSWER_ALIASES: dict[str, tuple[str, ...]] = {
+    "passage": ("context",),
+    "question": ("query",),
+    "answer": ("answers.text", "answers"),
+    "document": ("article", "text", "dialogue"),
+    "summary": ("highlights",),
+    "completion": ("response", "output"),
+    "prompt": ("instruction",),
+}
+"""The same of tasks whose answer is written."""
 
 
 @dataclass(frozen=True)

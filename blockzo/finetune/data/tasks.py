@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from blockzo.finetune.data.ready import READY
+from blockzo.finetune.data.completion_task import CompletionTask
+from blockzo.finetune.data.ready import READY, WRITTEN
 from blockzo.finetune.data.task import PromptTask
 from blockzo.finetune.data.templates import ANSWER
 from blockzo.finetune.errors import UserError
@@ -13,8 +14,10 @@ Task = PromptTask
 """Its name in blockzo 0.1.0."""
 TASKS: dict[str, PromptTask] = {task.name: task for task in READY}
 """Whatever lists, reads or documents tasks walks these."""
-OTHERS = {"custom": "own data", "lm": "plain text"}
-"""Names that are no entry: a task that the options describe, and language modelling."""
+WRITTEN_TASKS: dict[str, CompletionTask] = {task.name: task for task in WRITTEN}
+"""Those whose answer is written."""
+OTHERS = {"custom": "own data", "sft": "own conversations, or prompts and answers", "lm": "plain text"}
+"""Names that are no entry: tasks that the options describe, and language modelling."""
 
 
 def register_task(task: PromptTask) -> PromptTask:
@@ -23,7 +26,7 @@ def register_task(task: PromptTask) -> PromptTask:
     Raises:
         UserError: the name is taken, or is none that can be typed.
     """
-    if task.name in TASKS or task.name in OTHERS:
+    if task.name in TASKS or task.name in WRITTEN_TASKS or task.name in OTHERS:
         raise UserError(f"there is a task {task.name!r} already; give yours another name")
     if not task.name or not all(letter.isalnum() or letter in "-_" for letter in task.name):
         raise UserError(f"the task's name is {task.name!r}; expected letters, digits, - and _")
@@ -58,7 +61,7 @@ def find_task(
     if name not in TASKS:
         told = " or ".join(f"{other} ({note})" for other, note in OTHERS.items())
         raise UserError(
-            f"task is {name!r}; expected one of {', '.join(TASKS)}, {told}. A task of your own has to "
+            f"task is {name!r}; expected one of {', '.join([*TASKS, *WRITTEN_TASKS])}, {told}. A task of your own has to "
             "be registered first (blockzo.finetune.register_task)"
         )
     ready = TASKS[name]
@@ -70,6 +73,22 @@ def find_task(
         label_column=label_column or ready.label_column,
         text_column=text_column or ready.text_column,
     )
+
+
+def find_written_task(name: str, template: str | None = None, metrics: str | None = None) -> CompletionTask | None:
+    """A task whose answer is written, with another prompt or other metrics where given; None where the name is of another kind.
+
+    Raises:
+        UserError: a metric that there is not.
+    """
+    if name not in WRITTEN_TASKS and name != "sft":
+        return None
+    task = WRITTEN_TASKS.get(name) or CompletionTask("sft")
+    if template is not None:
+        task = replace(task, template=template.replace("\\n", "\n"))
+    if metrics is not None:
+        task = replace(task, metrics=tuple(entry.strip() for entry in metrics.split(",") if entry.strip()))
+    return task
 
 
 def parse_labels(text: str) -> dict[str, str]:

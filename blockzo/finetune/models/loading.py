@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from blockzo.finetune.data.tasks import find_written_task
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.built_in import BUILT_IN
 from blockzo.finetune.models.checkpoint import fitted
@@ -97,8 +98,8 @@ def load(
         trust = {"trust_remote_code": trust_remote_code}
         config = attempt(source, lambda: transformers.AutoConfig.from_pretrained(source, **trust))
         kind = _kind(config, source, head)
-        if task == "lm" and kind != "causal":
-            raise UserError(f"{source} is not a causal model; --task lm needs one that predicts the next token")
+        if (task == "lm" or find_written_task(task) is not None) and kind != "causal":
+            raise UserError(f"{source} is not a causal model; --task {task} needs one that predicts the next token")
         tokenizer = attempt(source, lambda: transformers.AutoTokenizer.from_pretrained(source, **trust))
         auto, options = _how(transformers, kind, config)
         options.update(dtype=TORCH_DTYPES[dtype], config=config, **trust)

@@ -1,0 +1,124 @@
+"""Rows of tasks whose answer is written: prompts and answers, or conversations. Errors name file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blockzo.finetune.data.columns import renamed
+from blockzo.finetune.data.completion_task import COMPLETION, MESSAGES, PROMPT, CompletionTask
+from blockzo.finetune.data.read import WHERE
+from blockzo.finetune.data.rows import CHATS, cell, column, read_rows
+from blockzo.finetune.errors import UserError
+
+ADVICE = "name the columns with --columns prompt=...,completion=..., or in --template as they are named in the file"
+ROLES = {"human": "user", "gpt": "assistant"}
+"""Names of ShareGPT's format."""
+ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True)
+class WrittenExample:
+    """One row.
+
+    Attributes:
+        columns: what the prompt's template reads; the prompt itself as `prompt` where there is no template.
+        answers: right answers, the first to be trained on.
+        messages: a conversation in place of both, and in `counted` the numbers of the messages that are trained on.
+        place: `file, line n`, for messages of errors.
+    """
+
+    columns: Mapping[str, str]
+    answers: tuple[str, ...]
+    place: str
+    messages: tuple[Mapping[str, str], ...] = ()
+    counted: tuple[int, ...] = ()
+    label: int = field(default=0)
+
+
+def read_written(
+    path: Path, task: CompletionTask, mapping: Mapping[str, str], where: Mapping[str, str] | None = None
+) -> list[WrittenExample]:
+    """All rows of a file as examples of `task`.
+
+    Args:
+        mapping: name that the task uses -> column of the file.
+        where: only rows whose columns have these values.
+
+    Raises:
+        UserError: no rows, a missing column, a conversation without an answer.
+    """
+    result, seen = [], 0
+    for number, row in renamed(read_rows(path), mapping, path):
+        place = f"{path}, line {number}"
+        seen += 1
+        if where and any(column(row, key, place, advice=WHERE).strip() != value for key, value in where.items()):
+            continue
+        result.append(_example(row, task, place))
+    if not result:
+        found = f"none of its {seen} rows is chosen by --train-where" if seen else "it has no rows"
+        raise UserError(f"{path}: no data, {found}; expected at least one row")
+    return result
+
+
+def _example(row: Mapping[str, Any], task: CompletionTask, place: str) -> WrittenExample:
+    if task.template is None:
+        chat = next((name for name in (MESSAGES, *CHATS) if isinstance(row.get(name), list)), None)
+        if chat is not None:
+            said = messages(row[chat], chat, place)
+            return conversation(said, [i for i, one in enumerate(said) if one["role"] == ASSISTANT], chat, place)
+        if isinstance(row.get(PROMPT), list) and isinstance(row.get(COMPLETION), list):
+            before, after = messages(row[PROMPT], PROMPT, place), messages(row[COMPLETION], COMPLETION, place)
+            chosen = [len(before) + i for i, one in enumerate(after) if one["role"] == ASSISTANT]
+            return conversation([*before, *after], chosen, COMPLETION, place)
+    names = task.columns or (PROMPT,)
+    columns = {name: column(row, name, place, task.others(name), ADVICE) for name in names}
+    if task.template is not None:
+        columns = {name: text.strip() for name, text in columns.items()}
+    if not any(text.strip() for text in columns.values()):
+        raise UserError(f"{place}: the prompt is empty; expected something in {', '.join(columns)}")
+    return WrittenExample(columns, _answers(row, task, place), place)
+
+
+def _answers(row: Mapping[str, Any], task: CompletionTask, place: str) -> tuple[str, ...]:
+    there = [name for name in (task.answer, *task.others(task.answer)) if name in row]
+    held = row[there[0]] if there else None
+    if isinstance(held, list):
+        texts = [cell(one, there[0], place) for one in held]
+    else:
+        texts = [column(row, task.answer, place, tuple(there[:1]), ADVICE)]
+    if task.template is not None:
+        texts = [text.strip() for text in texts]
+    if not texts or not texts[0].strip():
+        raise UserError(f"{place}: the answer ({task.answer!r}) is empty; expected a text, or leave the row out")
+    return tuple(texts)
+
+
+def messages(found: Any, name: str, place: str) -> list[dict[str, str]]:
+    """A conversation as role and content of every message.
+
+    Raises:
+        UserError: it is none.
+    """
+    result = []
+    for number, one in enumerate(found, 1):
+        where = f"{place}: message {number} of {name!r}"
+        if not isinstance(one, Mapping):
+            raise UserError(f'{where} is no object; expected {{"role": "user", "content": "..."}}')
+        role, content = one.get("role", one.get("from")), one.get("content", one.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str):
+            told = "role" if not isinstance(role, str) else "content"
+            raise UserError(f'{where} has no text as its {told}; expected {{"role": "user", "content": "..."}}')
+        result.append({"role": ROLES.get(role, role), "content": cell(content, "content", where)})
+    return result
+
+
+def conversation(said: list[dict[str, str]], counted: list[int], name: str, place: str) -> WrittenExample:
+    if not counted:
+        roles = ", ".join(dict.fromkeys(one["role"] for one in said)) or "none"
+        raise UserError(
+            f"{place}: {name!r} has no message of the role {ASSISTANT!r} (roles here: {roles}); expected one to train on"
+        )
+    return WrittenExample({}, (said[counted[-1]]["content"],), place, tuple(said), tuple(counted))

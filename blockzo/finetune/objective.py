@@ -1,0 +1,115 @@
+"""What a step makes smaller: the loss, or what has no gradient: accuracy, figures of written answers, a user's reward."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from blockzo.finetune.data.completions import Completions
+from blockzo.finetune.data.prompts import Encoded
+from blockzo.finetune.errors import UserError
+from blockzo.finetune.scoring import LANGUAGE, Batch, Scorer
+from blockzo.finetune.settings import Settings
+from blockzo.finetune.text_figures import TEXT_FIGURES, best
+
+Reward = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], Any]
+"""(prompts, written answers, right answers of each) -> one number a row; larger is better."""
+
+
+class Objective:
+    """A loss function of a run; `writes`: it reads what the model writes, so its evaluations run whole and one after the other.
+
+    Args:
+        data: the rows that batches are made of.
+
+    Raises:
+        UserError: the task has no such objective, or the reward's file no such function.
+    """
+
+    def __init__(self, settings: Settings, scorer: Scorer, data: Encoded) -> None:
+        self.scorer, self.data, self.name = scorer, data, settings.objective
+        self.reward = None if settings.reward is None else load_reward(settings.reward)
+        self.writes = self.reward is not None or self.name in TEXT_FIGURES
+        if self.writes and scorer.kind != "completion":
+            told = "--reward" if self.reward else f"--objective {self.name}"
+            raise UserError(
+                f"{told} reads written answers; --task {settings.task} has none: use sft, squad or another that has"
+            )
+        if self.name == "accuracy" and scorer.kind in LANGUAGE:
+            raise UserError(
+                f"--objective accuracy is of tasks with classes; --task {settings.task} has none: use loss, or where answers are "
+                f"written {', '.join(TEXT_FIGURES)}"
+            )
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Any:
+        """A number that the step makes smaller: a tensor, or of written answers a float."""
+        if self.writes:
+            return -self._gain(model, batch)
+        if self.name == "accuracy":
+            return 1.0 - (self.scorer.logits(model, batch).argmax(1) == batch["labels"]).float().mean()
+        return self.scorer.loss(model, batch)
+
+    def terms(self, batch: Batch) -> float:
+        """What it is a mean over."""
+        return self.scorer.terms(batch) if self.name == "loss" and not self.writes else batch["ids"].shape[0]
+
+    def _gain(self, model: nn.Module, batch: Batch) -> float:
+        """Mean over the rows; a figure is less 1, so that what is made smaller is 1 - F1."""
+        writer, data, rows = self.scorer.writer, self.data, batch["rows"].tolist()
+        assert writer is not None and isinstance(data, Completions)
+        prompts = [data.prompt(row) for row in rows]
+        texts = writer.write(model, prompts)
+        right = [data.answers[row] for row in rows]
+        if self.reward is None:
+            return math.fsum(best(self.name, *pair) for pair in zip(texts, right, strict=True)) / len(rows) - 1.0
+        told = [str(writer.tokenizer.decode(prompt)) for prompt in prompts]
+        return math.fsum(rewards_of(self.reward(told, texts, right), len(rows))) / len(rows)
+
+
+def rewards_of(found: Any, rows: int) -> list[float]:
+    """
+    Raises:
+        UserError: they are not one finite number a row.
+    """
+    try:
+        values = [float(value) for value in found]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"--reward: the function returned {found!r} ({error}); expected {rows} numbers, one a row"
+        ) from None
+    if len(values) != rows or not all(map(math.isfinite, values)):
+        raise UserError(f"--reward: the function returned {values}; expected {rows} finite numbers, one a row")
+    return values
+
+
+def load_reward(name: str) -> Reward:
+    """The function that `FILE.py:NAME` names; the file's code runs.
+
+    Raises:
+        UserError: there is none.
+    """
+    path, found, function = name.rpartition(":")
+    if not found or not function.isidentifier() or not path.endswith(".py"):
+        raise UserError(f"--reward is {name!r}; expected FILE.py:FUNCTION, such as rewards.py:short")
+    if not Path(path).is_file():
+        raise UserError(f"--reward: {path} does not exist; give the path of a Python file")
+    spec = importlib.util.spec_from_file_location("blockzo_reward", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--reward: {path} cannot be run ({type(error).__name__}: {error}); mend it") from error
+    if not callable(getattr(module, function, None)):
+        raise UserError(
+            f"--reward: {path} has no function {function!r}; expected def {function}(prompts, answers, right)"
+        )
+    made: Reward = getattr(module, function)
+    return made

@@ -1,0 +1,121 @@
+"""Objectives without a gradient: what they are, that a step follows them, and rewards that are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blockzo import Journal
+from blockzo.finetune import Settings, finetune, resume
+from blockzo.finetune.errors import UserError
+from blockzo.finetune.objective import Objective, load_reward, rewards_of
+from blockzo.finetune.prepare import Prepared, prepare
+
+Tiny = Callable[[str], Path]
+Rows = Callable[..., Path]
+REWARD = """
+def long(prompts, answers, right):
+    assert all(isinstance(one, str) for one in [*prompts, *answers])
+    return [len(answer) + len(own[0]) for answer, own in zip(answers, right)]
+def none(prompts, answers, right):
+    return None
+"""
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> dict[str, Any]:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"story {i}", "completion": " yes"}) + "\n" for i in range(12)))
+    (tmp_path / "own.py").write_text(REWARD)
+    return {"task": "sft", "train": str(path), "metrics": "f1", "max_new_tokens": 3, "holdout": 2, "batch": 3}
+
+
+def made(settings: Settings) -> tuple[Prepared, Objective]:
+    prepared = prepare(settings)
+    return prepared, Objective(settings, prepared.scorer, prepared.train)
+
+
+@torch.no_grad()
+def test_a_figure_is_what_it_is_of_the_batch(tiny: Tiny, questions: Any) -> None:
+    prepared, objective = made(Settings(str(tiny("llama")), **questions, objective="f1"))
+    writer = prepared.scorer.writer
+    assert writer is not None
+    expected = 1.0 - float(writer.measured(prepared.model, prepared.train, [1, 4, 5]).mean())  # type: ignore[arg-type]
+    batch = prepared.scorer.batch(prepared.train, [1, 4, 5])
+    found = objective(prepared.model, batch)
+    assert isinstance(found, float) and found == pytest.approx(expected) and objective.terms(batch) == 3
+
+
+@torch.no_grad()
+def test_accuracy_is_what_it_is_of_the_batch(tiny: Tiny, rows: Rows) -> None:
+    own = {"task": "custom", "template": "{text} it was {label}.", "labels": "0=bad,1=good", "train": str(rows(20))}
+    prepared, objective = made(Settings(str(tiny("llama")), **own, objective="accuracy"))
+    batch = prepared.scorer.batch(prepared.train, range(8))
+    right = prepared.scorer.logits(prepared.model, batch).argmax(1) == batch["labels"]
+    assert float(objective(prepared.model, batch)) == pytest.approx(1 - float(right.float().mean()))
+
+
+def test_a_run_by_a_reward_of_ones_own(tiny: Tiny, questions: Any, tmp_path: Path) -> None:
+    told = Settings(
+        str(tiny("llama")),
+        **questions,
+        reward=f"{tmp_path / 'own.py'}:long",
+        method="rank-es",
+        directions=4,
+        eps="1e-1",
+        lr="1e-2",
+        steps=2,
+    )
+    result = finetune(told, tmp_path / "out")
+    losses = [record.losses for record in Journal.open(tmp_path / "out" / "journal.bz").records()]
+    assert result["exact"] and len(losses) == 2 and len(losses[0]) == 4
+    # answers have a letter or more, " yes" has four
+    assert all(loss < -4 for step in losses for loss in step) and len(set(losses[0])) > 1
+    with pytest.raises(
+        UserError, match="a reward of its own, .*own.py:long, whose code would run; .*again with --reward"
+    ):
+        resume(tmp_path / "out", {})
+    assert resume(tmp_path / "out", {"reward": told.reward})["final_digest"] == result["final_digest"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"objective": "accuracy"}, "--objective accuracy is of tasks with classes; --task sft has none"),
+        ({"objective": "bleu"}, "--objective is 'bleu'; expected one of loss, accuracy, f1"),
+        ({"objective": "f1", "reward": "own.py:long"}, "--reward and --objective f1 both say"),
+        ({"reward": "own.py"}, "expected FILE.py:FUNCTION"),
+        ({"reward": "gone.py:long"}, "gone.py does not exist"),
+        ({"reward": "own.py:other"}, "has no function 'other'"),
+        ({"reward": "own.py:none"}, "the function returned None .*expected 3 numbers, one a row"),
+    ],
+)
+def test_what_is_no_objective_is_refused(
+    tiny: Tiny, questions: Any, tmp_path: Path, monkeypatch: Any, options: Any, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=told):
+        finetune(Settings(str(tiny("llama")), **questions, **options, steps=1), tmp_path / "out")
+    if "none" not in str(options):
+        assert not (tmp_path / "out").exists()
+
+
+def test_written_objectives_need_written_answers(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    own = {"task": "custom", "template": "{text} it was {label}.", "labels": "0=bad,1=good", "train": str(rows(20))}
+    with pytest.raises(UserError, match="--objective f1 reads written answers; --task custom has none"):
+        made(Settings(str(tiny("llama")), **own, objective="f1"))
+
+
+def test_code_that_does_not_run_and_numbers_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(UserError, match="bad.py cannot be run .ModuleNotFoundError"):
+        load_reward(f"{tmp_path / 'bad.py'}:f")
+    assert rewards_of(torch.tensor([1.0, 2.0]), 2) == [1.0, 2.0]
+    for found in ([1.0], [1.0, float("nan")], [1.0, "x"], 3):
+        with pytest.raises(UserError, match="expected 2 "):
+            rewards_of(found, 2)
