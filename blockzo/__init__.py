@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from blockzo.methods.spzo import SPZO
     from blockzo.methods.whole import SPSA, MeZO, OneSided
     from blockzo.noise import Noise, stream_id
-    from blockzo.ops import perturb_, project, replay_, shift_, update_
+    from blockzo.ops import fill_, perturb_, project, replay_, shift_, update_
     from blockzo.ops.digest import digest
     from blockzo.ops.shards import Shard
     from blockzo.optim.costs import Cost, cost
@@ -60,6 +60,7 @@ __all__ = [
     "Tree",
     "cost",
     "digest",
+    "fill_",
     "ops",
     "perturb_",
     "perturbed",
@@ -95,6 +96,7 @@ _HOMES = {
     "ZO": "blockzo.optim.zo",
     "cost": "blockzo.optim.costs",
     "digest": "blockzo.ops.digest",
+    "fill_": "blockzo.ops",
     "perturb_": "blockzo.ops",
     "perturbed": "blockzo.perturb",
     "perturbed_losses": "blockzo.perturb.groups",

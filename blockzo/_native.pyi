@@ -2,7 +2,7 @@
 
 _View = tuple[int, int, int, list[int], list[int]]
 _Shard = tuple[_View, int, list[int]]
-_Step = tuple[int, int, list[int], list[float], float, bool, int, int]
+_Step = tuple[int, int, list[int], list[float], float, bool, bool, int, int]
 
 def compiled() -> list[str]: ...
 def available() -> list[str]: ...

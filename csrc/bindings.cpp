@@ -15,7 +15,7 @@ namespace {
 typedef std::tuple<uintptr_t, int, uint32_t, std::vector<int64_t>, std::vector<int64_t>> ViewTuple;
 typedef std::tuple<ViewTuple, int64_t, std::vector<int64_t>> ShardTuple;
 // coefficients come as double, which holds every float32 and which no float mode flushes to 0
-typedef std::tuple<uint64_t, int, std::vector<uint32_t>, std::vector<double>, double, bool, int, int64_t> StepTuple;
+typedef std::tuple<uint64_t, int, std::vector<uint32_t>, std::vector<double>, double, bool, bool, int, int64_t> StepTuple;
 
 View make_view(const ViewTuple& v) {
   const auto& [data, dtype, stream, sizes, strides] = v;
@@ -25,10 +25,10 @@ View make_view(const ViewTuple& v) {
 Shard make_shard(const ShardTuple& s) { return Shard{make_view(std::get<0>(s)), std::get<1>(s), std::get<2>(s)}; }
 
 Step make_step(const StepTuple& s) {
-  const auto& [seed, distribution, directions, coefficients, factor, stochastic, rank, width] = s;
+  const auto& [seed, distribution, directions, coefficients, factor, stochastic, joins, rank, width] = s;
   const IeeeArithmetic arithmetic;
   std::vector<float> numbers(coefficients.begin(), coefficients.end());
-  return Step{seed, distribution, directions, std::move(numbers), (float)factor, stochastic, rank, width};
+  return Step{seed, distribution, directions, std::move(numbers), (float)factor, stochastic, joins, rank, width};
 }
 
 }  // namespace

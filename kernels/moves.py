@@ -13,8 +13,8 @@ from blockzo.kernels.noise import narrow, narrow_stochastically, rounding_bits, 
 
 PERTURB, SHIFT, UPDATE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 STEP_FIELDS = tl.constexpr(6)
-"""int32 fields of a step: seed low, seed high, first term, end of its terms, bits of the factor, whether rounding is
-stochastic."""
+"""int32 fields of a step: seed low, seed high, first term, end of its terms, bits of the factor, flags: 1 where rounding is
+stochastic, 2 where the sum goes on in the next step, which alone moves and rounds the weight."""
 
 
 @triton.jit
@@ -38,6 +38,7 @@ def move(
     MODE: tl.constexpr,
     GAUSSIAN: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    JOINS: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
     RUNS: tl.constexpr,
@@ -70,6 +71,7 @@ def move(
         stored = tl.load(place)
     else:
         stored = tl.load(place, mask=inside, other=0.0)
+    total = tl.zeros([BLOCK], tl.float32)
     for s in range(step_count):
         step = steps + s * STEP_FIELDS
         key0, key1 = unsigned(step), unsigned(step + 1)
@@ -77,7 +79,8 @@ def move(
         if MODE == PERTURB:
             value += scaled(first, number(terms + 1), key0, key1, stream, unsigned(terms), GAUSSIAN, BLOCK)
         else:
-            total = tl.zeros([BLOCK], tl.float32)
+            if not JOINS:
+                total = tl.zeros([BLOCK], tl.float32)
             for t in range(tl.load(step + 2), tl.load(step + 3)):
                 term = terms + 2 * t
                 total += scaled(first, number(term + 1), key0, key1, stream, unsigned(term), GAUSSIAN, BLOCK)
@@ -85,11 +88,17 @@ def move(
                 value += total
             else:
                 value = value * number(step + 4) - total
-        stored = narrow(value, DTYPE)
+        moved = narrow(value, DTYPE)
         if STOCHASTIC and DTYPE != tl.float32:
-            if tl.load(step + 5) != 0:
+            if (tl.load(step + 5) & 1) != 0:
                 bits = rounding_bits(first, key0, key1, stream, BLOCK)
-                stored = narrow_stochastically(value, bits, DTYPE)
+                moved = narrow_stochastically(value, bits, DTYPE)
+        if JOINS:
+            last = (tl.load(step + 5) & 2) == 0
+            stored = tl.where(last, moved, stored)
+            total = tl.where(last, 0.0, total)
+        else:
+            stored = moved
     if whole:
         tl.store(place, stored)
     else:

@@ -1,6 +1,7 @@
 """The operations that other ZO projects build on; each reads and writes every weight at most once.
 
-`params` is a mapping name -> tensor or an `nn.Module` (its trainable parameters under their canonical names). Tensors are
+`params` is a mapping name -> tensor, an `nn.Module` (its trainable parameters under their canonical names), or a list of tensors,
+whose names are "0", "1", ... in its order. Tensors are
 float32, bfloat16 or float16, of any size and stride. A `Shard`, or a DTensor placed by Shard and Replicate (as the parameters
 of `fully_shard` are), is a part of a tensor: it gets the bits that it has when the whole is moved. CPU tensors go to the
 compiled kernels where they are installed, all else to the torch reference; the bits are the same.
@@ -27,11 +28,12 @@ from blockzo.ops.distributed import Spread, sum_over_ranks
 from blockzo.ops.linear import perturbed_linear
 from blockzo.ops.params import Params, Target, check_finite, check_tensor, targets
 from blockzo.ops.shards import Shard
-from blockzo.ops.steps import Step, make_step
+from blockzo.ops.steps import Step, joined_steps, make_step
 
 __all__ = [
     "Shard",
     "digest",
+    "fill_",
     "perturb_",
     "perturbed_copy",
     "perturbed_linear",
@@ -58,24 +60,54 @@ def shift_(params: Params, noise: Noise, terms: Sequence[tuple[int, float]]) -> 
 
 def update_(
     params: Params,
-    noise: Noise,
+    noise: Noise | Sequence[Noise],
     coefficients: Sequence[float],
     directions: Sequence[int] | None = None,
     decay: float = 0.0,
     stochastic_rounding: bool = False,
 ) -> None:
-    """w <- w * (1 - decay) - sum_k c_k z_k, accumulated in float32 and rounded once.
+    """w <- w * (1 - decay) - sum_k c_k z_k, accumulated in float32 in the order given and rounded once.
 
     Args:
+        noise: one for all terms, or K of one distribution, one a term: members of an evolution strategy, each with its seed. All
+            go by in one pass. `replay_` of K records is another thing: it rounds at every one, as a record has one seed.
         coefficients: K numbers that already hold the learning rate.
-        directions: K directions; 0 .. K-1 where None.
+        directions: K directions. Where None: 0 .. K-1; with K noises direction 0 of each.
         decay: learning rate times weight decay (decoupled).
-        stochastic_rounding: round bfloat16 and float16 weights stochastically; float32 weights are not affected.
+        stochastic_rounding: round bfloat16 and float16 weights stochastically, by bits of the last noise; float32 weights are not
+            affected.
     """
-    directions = range(len(coefficients)) if directions is None else directions
     check_finite("decay", decay)
+    if not isinstance(noise, Noise) and isinstance(noise, Sequence):
+        directions = [0] * len(coefficients) if directions is None else directions
+        steps = joined_steps(noise, directions, coefficients, decay_factor(decay), stochastic_rounding)
+        _replay(targets(params), steps)
+        return
+    directions = range(len(coefficients)) if directions is None else directions
     step = make_step(noise, directions, coefficients, decay_factor(decay), stochastic_rounding)
     _move(targets(params), step, "update")
+
+
+def fill_(tensor: Tensor | Shard, noise: Noise, name: str, direction: int = 0) -> None:
+    """tensor <- z of the parameter `name`, as `Noise.sample` makes it and many times faster: for loops that want noise in memory.
+
+    Values are made in float32 and rounded once to the tensor's dtype. A `Shard` or DTensor gets its part.
+    """
+    found, step = targets({name: tensor}), make_step(noise, [direction], [1.0])
+    with torch.no_grad():
+        for target in found:
+            target.tensor.zero_()
+    # 0 + 1 * z is z to the bit: no value of the noise is 0
+    _move(found, step, "perturb")
+
+
+def _replay(found: list[Target], steps: list[Step]) -> None:
+    with torch.no_grad(), _written(found):
+        for members, own in low_rank.by_form(found, steps):
+            members, direct = _apart(members, own[0])
+            for backend, part in choice.split(direct, own[0].rank):
+                backend.replay_(part, own)
+            torch.ops.blockzo.replay_(*_lists(members), *library.flattened(own))
 
 
 def _move(found: list[Target], step: Step, kind: str) -> None:
@@ -148,12 +180,7 @@ def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int]
         steps = [record_step(record, block) for record in records]
         steps = [step for step in steps if any(step.coefficients) or step.factor != 1.0]
         if steps:
-            with torch.no_grad(), _written(members):
-                for alike, own in low_rank.by_form(members, steps):
-                    alike, direct = _apart(alike, own[0])
-                    for backend, part in choice.split(direct, own[0].rank):
-                        backend.replay_(part, own)
-                    torch.ops.blockzo.replay_(*_lists(alike), *library.flattened(own))
+            _replay(members, steps)
 
 
 def _block_of(name: str, layout: Mapping[str, int], count: int) -> int:

@@ -16,7 +16,7 @@ from blockzo.ops.backends.base import Backend
 from blockzo.ops.digest import digest
 from blockzo.ops.params import Target
 from blockzo.ops.quantized import quantize
-from blockzo.ops.steps import make_step
+from blockzo.ops.steps import joined_steps, make_step
 
 SEED, STREAM, START = 0x0123456789ABCDEF, 0xDEADBEEF, (1 << 34) - 5
 Call = Callable[[Backend, Tensor], Tensor]
@@ -44,6 +44,7 @@ OPERATIONS = {
         Operation("shift_", "shift_"),
         Operation("update_", "replay_"),
         Operation("replay_", "replay_"),
+        Operation("fill_", "perturb_"),
         Operation("project", "project"),
         Operation("perturbed_copy", "perturbed_copy"),
         Operation("perturbed_rows", "perturbed_rows"),
@@ -64,10 +65,13 @@ def cases(distribution: str) -> Iterator[tuple[Operation, str, Call]]:
 def _cases(distribution: str) -> dict[str, dict[str, Call]]:
     """Operation -> case -> what it makes of a tensor on a backend."""
     noise, following = Noise(SEED, distribution), Noise(SEED + 1, distribution)
-    one = make_step(noise, [3], [0.3])
+    one, unit = make_step(noise, [3], [0.3]), make_step(noise, [3], [1.0])
     several = make_step(noise, [0, 5, 1 << 31], [0.3, -1e-3, 0.7])
     decayed = make_step(following, [2, 1], [1e-3, -0.2], factor=0.99609375)
     stochastic = make_step(following, [2, 1], [1e-3, -0.2], factor=0.99609375, stochastic=True)
+
+    members = [Noise(SEED + k, distribution) for k in range(19)]
+    seeds = joined_steps(members, [3] * 19, [0.1 - 0.01 * k for k in range(19)], 0.99609375)
 
     def changed(operation: str, *arguments: Any) -> Call:
         def call(backend: Backend, tensor: Tensor) -> Tensor:
@@ -75,6 +79,10 @@ def _cases(distribution: str) -> dict[str, dict[str, Call]]:
             return tensor
 
         return call
+
+    def filled(backend: Backend, tensor: Tensor) -> Tensor:
+        backend.perturb_([Target("w", STREAM, tensor.zero_())], unit)
+        return tensor
 
     def copied(backend: Backend, tensor: Tensor) -> Tensor:
         out = torch.empty_like(tensor)
@@ -107,7 +115,12 @@ def _cases(distribution: str) -> dict[str, dict[str, Call]]:
     return {
         "perturb_": {"": changed("perturb_", one)},
         "shift_": {"": changed("shift_", several)},
-        "update_": {"": changed("replay_", [decayed]), "stochastic": changed("replay_", [stochastic])},
+        "update_": {
+            "": changed("replay_", [decayed]),
+            "stochastic": changed("replay_", [stochastic]),
+            "of several seeds": changed("replay_", seeds),
+        },
+        "fill_": {"": filled},
         "replay_": {
             "": changed("replay_", [several, decayed, one]),
             "stochastic": changed("replay_", [several, stochastic]),

@@ -33,7 +33,7 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "replay_(Tensor(a!)[] tensors, int[] streams, int[] seeds, str[] distributions, int[] terms, int[] directions, "
-    "float[] coefficients, float[] factors, bool[] stochastic) -> ()"
+    "float[] coefficients, float[] factors, bool[] stochastic, bool[] joins) -> ()"
 )
 LIBRARY.define(f"project(Tensor[] tensors, int[] streams, {NOISE}, int[] directions) -> Tensor")
 
@@ -109,6 +109,7 @@ def flattened(steps: Sequence[Step]) -> tuple[list[Any], ...]:
         [coefficient for step in steps for coefficient in step.coefficients],
         [step.factor for step in steps],
         [step.stochastic for step in steps],
+        [step.joins for step in steps],
     )
 
 
@@ -122,6 +123,7 @@ def _replay(
     coefficients: Sequence[float],
     factors: Sequence[float],
     stochastic: Sequence[bool],
+    joins: Sequence[bool],
 ) -> None:
     ends = list(accumulate(terms, initial=0))
     if ends[-1] != len(directions) or ends[-1] != len(coefficients):
@@ -130,9 +132,9 @@ def _replay(
             "of each a term"
         )
     steps = [
-        Step(seed % (1 << 64), name, tuple(directions[a:b]), tuple(coefficients[a:b]), factor, rounds)
-        for seed, name, a, b, factor, rounds in zip(
-            seeds, distributions, ends[:-1], ends[1:], factors, stochastic, strict=True
+        Step(seed % (1 << 64), name, tuple(directions[a:b]), tuple(coefficients[a:b]), factor, rounds, joins=goes_on)
+        for seed, name, a, b, factor, rounds, goes_on in zip(
+            seeds, distributions, ends[:-1], ends[1:], factors, stochastic, joins, strict=True
         )
     ]
     for backend, part in choice.split(targets_of(tensors, streams)):

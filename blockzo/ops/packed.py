@@ -14,7 +14,7 @@ from blockzo.noise import DISTRIBUTIONS
 from blockzo.ops.steps import Step
 
 LINE_FIELDS = 6
-"""int32: seed low, seed high, first term, end of the terms, bits of the factor, whether rounding is stochastic."""
+"""int32: seed low, seed high, first term, end of the terms, bits of the factor, 1 where rounding is stochastic."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +18,9 @@ from blockzo.ops.distributed import Spread, is_dtensor
 from blockzo.ops.overlap import check_disjoint
 from blockzo.ops.shards import Place, Shard, place_of
 
-Params = Mapping[str, Tensor] | Mapping[str, Shard] | Mapping[str, Tensor | Shard] | nn.Module
+Params = (
+    Mapping[str, Tensor] | Mapping[str, Shard] | Mapping[str, Tensor | Shard] | Sequence[Tensor | Shard] | nn.Module
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -54,8 +56,12 @@ def _named(params: Params, trainable_only: bool = True) -> dict[str, Tensor | Sh
         pairs = [(n, p) for n, p in params.named_parameters() if p.requires_grad or not trainable_only]
     elif isinstance(params, Mapping):
         pairs = list(params.items())
+    elif isinstance(params, (list, tuple)):
+        pairs = [(str(place), tensor) for place, tensor in enumerate(params)]
     else:
-        raise ValueError(f"params is a {type(params).__name__}; expected a mapping of names to tensors or an nn.Module")
+        raise ValueError(
+            f"params is a {type(params).__name__}; expected a mapping of names to tensors, an nn.Module, or a list of tensors"
+        )
     result: dict[str, Tensor | Shard] = {}
     places: dict[tuple[object, ...], str] = {}
     for given, tensor in pairs:

@@ -13,7 +13,8 @@ from blockzo.ops.params import check_finite
 
 @dataclass(frozen=True)
 class Step:
-    """Coefficients are float32 values; `factor` is the float32 `1 - decay`; `stochastic` rounds 16-bit weights so.
+    """Coefficients are float32 values; `factor` is the float32 `1 - decay`; `stochastic` rounds 16-bit weights so. `joins`: the
+    sum goes on in the next step, whose factor, seed and rounding then count; the weight is moved there.
 
     `rank` is that of the noise, 0 where it is full. Backends are given it only for tensors whose noise has it, with the
     `width` (columns) of the whole matrix: `of_shape`.
@@ -27,6 +28,7 @@ class Step:
     stochastic: bool = False
     rank: int = 0
     width: int = 0
+    joins: bool = False
 
     def of_shape(self, shape: Sequence[int]) -> Step:
         """The step for a whole tensor of this shape."""
@@ -57,3 +59,35 @@ def make_step(
         stochastic,
         noise.rank or 0,
     )
+
+
+def joined_steps(
+    noises: Sequence[Noise],
+    directions: Sequence[int],
+    coefficients: Sequence[float],
+    factor: float = 1.0,
+    stochastic: bool = False,
+) -> list[Step]:
+    """One update along directions of several seeds, a noise for each: steps whose terms are summed in one sum.
+
+    Raises:
+        ValueError: as `make_step`, and where there is no noise, the lengths differ, or noises are of several kinds.
+    """
+    if not noises or not all(isinstance(noise, Noise) for noise in noises):
+        kinds = sorted({type(noise).__name__ for noise in noises})
+        raise ValueError(f"noise is a list of {', '.join(kinds) or 'nothing'}; expected at least one blockzo.Noise")
+    if not len(noises) == len(directions) == len(coefficients):
+        raise ValueError(
+            f"{len(noises)} noises for {len(directions)} directions and {len(coefficients)} coefficients; expected one each"
+        )
+    if len({replace(noise, seed=0) for noise in noises}) > 1:
+        raise ValueError(
+            f"noise holds several kinds ({', '.join(sorted({f'{n.distribution} of rank {n.rank}' for n in noises}))}); "
+            "expected one distribution and one rank"
+        )
+    # neighbours of one seed are one step
+    starts = [k for k in range(len(noises)) if k == 0 or noises[k] != noises[k - 1]]
+    parts = [slice(a, b) for a, b in zip(starts, [*starts[1:], len(noises)], strict=True)]
+    steps = [make_step(noises[part.start], directions[part], coefficients[part]) for part in parts]
+    last = replace(steps[-1], factor=check_finite("the decay factor", factor), stochastic=stochastic)
+    return [*(replace(step, joins=True) for step in steps[:-1]), last]

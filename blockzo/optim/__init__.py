@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from blockzo.optim.micro_batches import MicroBatches
     from blockzo.optim.step import StepResult, step_seed
     from blockzo.optim.zo import ZO
+    from blockzo.optim.zosgd import ZOSGD
 
-__all__ = ["ZO", "Cost", "DistributedZO", "GraphedStep", "MicroBatches", "StepResult", "cost", "step_seed"]
+__all__ = ["ZO", "ZOSGD", "Cost", "DistributedZO", "GraphedStep", "MicroBatches", "StepResult", "cost", "step_seed"]
 
 # a server's learning-rate schedule must not load torch
 __getattr__ = names_of(
     __name__,
     {
         "ZO": "blockzo.optim.zo",
+        "ZOSGD": "blockzo.optim.zosgd",
         "Cost": "blockzo.optim.costs",
         "DistributedZO": "blockzo.optim.distributed",
         "GraphedStep": "blockzo.optim.graphed",

@@ -200,14 +200,14 @@ class Mover {
   alignas(64) char buffer_[LOW_RANK_ROWS][LOW_RANK_SPAN * 4];
 };
 
-// As many steps as one pass takes.
+// As many steps as one pass takes; those that are joined are in one.
 int64_t batch_of(const std::vector<Step>& steps, int64_t first) {
   int64_t last = first, held = 0;
   do {
     held += (int64_t)steps[(size_t)last].directions.size() * steps[0].rank;
     ++last;
   } while (last < (int64_t)steps.size() &&
-           held + (int64_t)steps[(size_t)last].directions.size() * steps[0].rank <= MOST_FACTORS);
+           (steps[(size_t)last - 1].joins || held + (int64_t)steps[(size_t)last].directions.size() * steps[0].rank <= MOST_FACTORS));
   return last;
 }
 

@@ -2,7 +2,7 @@
 
 constexpr int WIDE = LOW_RANK_PAD / LANES;  // vectors that one pass over the factors serves
 
-// c z summed over the directions of a step, or of its one direction without the +0 that a sum begins with.
+// total += c z over the directions of a step; or = that of its one direction, without the +0 that a sum begins with.
 template <int ROWS, bool Sum>
 INLINE void low_rank_sums(const LowRankTile& tile, const LowRankStep& s, int row, int at, vf (&total)[ROWS][WIDE]) {
   const vf norm = splat(tile.norm);
@@ -24,15 +24,17 @@ INLINE void low_rank_sums(const LowRankTile& tile, const LowRankStep& s, int row
     for (int r = 0; r < ROWS; ++r)
       for (int v = 0; v < WIDE; ++v) {
         const vf cz = c * (z[r][v] * norm);
-        total[r][v] = Sum ? (k ? total[r][v] : vf{}) + cz : cz;
+        total[r][v] = Sum ? total[r][v] + cz : cz;
       }
   }
 }
 
-// The weights of a pass over the columns, as they lie in memory or as float32 that is rounded to Io at every step.
+// The weights of a pass over the columns, as they lie in memory or as float32 that is rounded to Io at every step. The last of `number`
+// steps, along the sum of all of them: those before it are joined to it.
 template <class Io, int ROWS, bool Sum>
-INLINE void low_rank_step(const LowRankTile& tile, const LowRankStep& s, int row, int first, int last,
+INLINE void low_rank_step(const LowRankTile& tile, const LowRankStep* steps, int64_t number, int row, int first, int last,
                           typename Io::type* const (&in)[ROWS], typename Io::type* const (&out)[ROWS]) {
+  const LowRankStep& s = steps[number - 1];
   const bool stochastic = s.step->stochastic && Io::code != FLOAT32 && tile.mode == UPDATE;
   alignas(64) uint32_t words[ROWS][(LOW_RANK_SPAN + LOW_RANK_PAD) / 2 + 4 * AT_ONCE + LANES];
   if (stochastic)
@@ -44,7 +46,7 @@ INLINE void low_rank_step(const LowRankTile& tile, const LowRankStep& s, int row
   const int64_t ahead = ROWS > 1 ? ROWS * (in[ROWS > 1] - in[0]) : 0;  // the rows that come next
   for (int at = first; at < last; at += LOW_RANK_PAD) {
     vf total[ROWS][WIDE] = {};
-    low_rank_sums<ROWS, Sum>(tile, s, row, at, total);
+    for (int64_t n = 0; n < number; ++n) low_rank_sums<ROWS, Sum>(tile, steps[n], row, at, total);
     for (int r = 0; r < ROWS; ++r)
       for (int v = 0; v < WIDE; ++v) {
         const int place = at + v * LANES;
@@ -77,8 +79,10 @@ inline void low_rank_steps(const LowRankTile& tile, int row, int first) {
       widen(padded, tile.in_dtype, x[r] + whole, LANES);
     }
   }
-  for (int64_t n = 0; n < tile.number; ++n)
-    low_rank_step<Mirror<Io>, ROWS, Sum>(tile, tile.steps[n], row, first, tile.columns, held, held);
+  for (int64_t n = 0, joined; n < tile.number; n += joined) {
+    for (joined = 1; n + joined < tile.number && tile.steps[n + joined - 1].step->joins;) ++joined;
+    low_rank_step<Mirror<Io>, ROWS, Sum>(tile, tile.steps + n, joined, row, first, tile.columns, held, held);
+  }
   for (int r = 0; r < ROWS; ++r) {
     auto* out = (typename Io::type*)tile.out[row + r];
     for (int j = first; j < whole; j += LANES) Io::put(out + j, load<vf>(x[r] + j));
@@ -101,7 +105,7 @@ inline void low_rank_rows(const LowRankTile& tile, int row) {
       out[r] = (typename Io::type*)tile.out[row + r];
     }
     done = tile.columns / LOW_RANK_PAD * LOW_RANK_PAD;
-    low_rank_step<Io, ROWS, Sum>(tile, tile.steps[0], row, 0, done, in, out);
+    low_rank_step<Io, ROWS, Sum>(tile, tile.steps, 1, row, 0, done, in, out);
   }
   if (done < tile.columns) low_rank_steps<Io, ROWS, Sum>(tile, row, done);
 }

@@ -21,6 +21,7 @@ constexpr SignTable SIGN_TABLE;
 
 constexpr int SUMS = LANES == 16 ? 16 : 8;  // vectors of sums in registers
 constexpr int TERMS = 64;                   // directions whose words are made together, a multiple of AT_ONCE
+constexpr int PAIR = 16;                    // room behind the last word, which is read with the one after it
 
 // A coefficient of 0 changes no sum, for none is -0: it fills up the last call of Philox.
 struct Terms {
@@ -41,8 +42,8 @@ struct Terms {
   }
 };
 
-// sum += c z of AT_ONCE directions for SUMS * SIGNS weights. `words`: where the signs of these begin, four words a direction.
-template <class Between>
+// sum += c z of AT_ONCE directions for SUMS * SIGNS weights. `words`: where the signs of these begin, APART words a direction.
+template <int APART, class Between>
 INLINE void add_signs(vs* sum, const uint32_t* words, const float* coefficients, const Between& between) {
 #pragma GCC unroll 16
   for (int d = 0; d < AT_ONCE; ++d) {
@@ -50,7 +51,7 @@ INLINE void add_signs(vs* sum, const uint32_t* words, const float* coefficients,
     for (int v = 0; v < SUMS; ++v) {
       // signs times the bytes of a row, by one rotation and one mask
       constexpr int ROW = (int)sizeof(SIGN_TABLE.row[0]), MASK = ((1 << SIGNS) - 1) * ROW;
-      const uint64_t pair = load<uint64_t>(words + 4 * d + v * SIGNS / 64 * 2);
+      const uint64_t pair = load<uint64_t>(words + APART * d + v * SIGNS / 64 * 2);
       const int turn = (64 + v * SIGNS % 64 - __builtin_ctz(ROW)) % 64;
       const uint64_t at = (turn ? pair >> turn | pair << (64 - turn) : pair) & (uint64_t)MASK;
       sum[v] = multiply_add(load<vs>((const char*)SIGN_TABLE.row + at), c, sum[v]);
@@ -62,7 +63,7 @@ INLINE void add_signs(vs* sum, const uint32_t* words, const float* coefficients,
 // sum += c_k z_k in the order of k, in one pass over the tile for every TERMS directions; while the sums of one block of weights are
 // taken, the words of the next are made.
 inline void sum_signs(float* sum, int64_t base, int size, const Step& step, uint32_t stream) {
-  alignas(64) uint32_t words[2][4 * TERMS];
+  alignas(64) uint32_t words[2][4 * TERMS + PAIR];
   for (size_t first = 0; first < step.directions.size(); first += TERMS) {
     const Terms terms(step, first);
     const uint64_t block = (uint64_t)base / GROUP;
@@ -77,13 +78,55 @@ inline void sum_signs(float* sum, int64_t base, int size, const Step& step, uint
         for (int d = 0; d < terms.count; d += AT_ONCE)
           if (part == 0) {
             Calls next = terms.call(d, block + (uint64_t)b + 1, step, stream);
-            add_signs(held, ready + 4 * d, terms.coefficients + d, [&] { next.step(); });
+            add_signs<4>(held, ready + 4 * d, terms.coefficients + d, [&] { next.step(); });
             next.finish(wanted + 4 * d);
           } else {
-            add_signs(held, ready + 4 * d, terms.coefficients + d, Nothing());
+            add_signs<4>(held, ready + 4 * d, terms.coefficients + d, Nothing());
           }
         for (int v = 0; v < SUMS; ++v) store(place + v * SIGNS, held[v]);
       }
+  }
+}
+
+// sum += c z of steps of one Rademacher direction each, every one with a seed of its own, at most AT_ONCE.
+inline void sum_seeds(float* sum, int64_t base, int size, const Step* steps, int number, uint32_t stream) {
+  constexpr int ROW = BLOCKS * 4;
+  alignas(64) uint32_t words[ROW * AT_ONCE + PAIR] = {};
+  alignas(64) float coefficients[AT_ONCE] = {};  // 0 fills up, as above
+  for (int s = 0; s < number; ++s) {
+    make_words(words + ROW * s, (uint64_t)base / GROUP, size / (int)GROUP, steps[s].seed, stream, steps[s].directions[0]);
+    coefficients[s] = steps[s].coefficients[0];
+  }
+  for (int at = 0; at < size; at += SUMS * SIGNS) {
+    vs held[SUMS];
+    for (int v = 0; v < SUMS; ++v) held[v] = load<vs>(sum + at + v * SIGNS);
+    add_signs<ROW>(held, words + at / 32, coefficients, Nothing());
+    for (int v = 0; v < SUMS; ++v) store(sum + at + v * SIGNS, held[v]);
+  }
+}
+
+INLINE bool one_sign(const Step& step) { return step.distribution == RADEMACHER && step.directions.size() == 1; }
+
+// sum += c z of all directions of a step.
+inline void sum_terms(float* sum, int64_t base, int size, const Step& step, uint32_t stream) {
+  if (step.distribution == RADEMACHER && 2 * (int)step.directions.size() >= AT_ONCE)
+    sum_signs(sum, base, size, step, stream);
+  else
+    for (size_t k = 0; k < step.directions.size(); ++k)
+      generate(step.distribution, base, size, step.seed, stream, step.directions[k], step.coefficients[k], AddSink{sum});
+}
+
+// The sum of `number` steps that are joined, from 0.
+inline void sum_joined(float* sum, int64_t base, int size, const Step* steps, int64_t number, uint32_t stream) {
+  memset(sum, 0, sizeof(float) * (size_t)size);
+  for (int64_t s = 0; s < number;) {
+    int run = 0;
+    while (run < AT_ONCE && s + run < number && one_sign(steps[s + run])) ++run;
+    if (2 * run >= AT_ONCE)
+      sum_seeds(sum, base, size, steps + s, run, stream);
+    else
+      sum_terms(sum, base, size, steps[s], stream), run = 1;
+    s += run;
   }
 }
 
@@ -106,20 +149,17 @@ INLINE vf round_stochastically(vf x, vu random) {
   return finite ? moved : x;
 }
 
+// The last of `number` steps, along the sum of all of them: those before it are joined to it.
 template <class Io>
-inline void one_step(float* x, int64_t base, int size, const Step& step, Mode mode, uint32_t stream) {
+inline void one_step(float* x, int64_t base, int size, const Step* steps, int64_t number, Mode mode, uint32_t stream) {
+  const Step& step = steps[number - 1];
   const bool stochastic = step.stochastic && Io::code != FLOAT32 && mode == UPDATE;
-  if (step.directions.size() == 1 && !stochastic) {
+  if (number == 1 && step.directions.size() == 1 && !stochastic) {
     single_term<Mirror<Io>>(x, x, base, size, step, mode, stream);
     return;
   }
   alignas(64) float sum[TILE];
-  memset(sum, 0, sizeof(float) * (size_t)size);
-  if (step.distribution == RADEMACHER && 2 * (int)step.directions.size() >= AT_ONCE)
-    sum_signs(sum, base, size, step, stream);
-  else
-    for (size_t k = 0; k < step.directions.size(); ++k)
-      generate(step.distribution, base, size, step.seed, stream, step.directions[k], step.coefficients[k], AddSink{sum});
+  sum_joined(sum, base, size, steps, number, stream);
   alignas(64) uint32_t words[TILE / 2];
   if (stochastic) make_words(words, (uint64_t)base >> 3, size >> 3, step.seed, stream, 0xFFFFFFFFu);
   const float factor = mode == UPDATE ? step.factor : 1.0f;
@@ -161,7 +201,7 @@ inline void run_of_steps(float* x, int64_t base, int size, const Step* steps, in
 // With a coefficient of 0 the sum is +0 and not the signed 0 that c * z would be.
 template <class Io>
 INLINE bool runs(const Step& step) {
-  return step.distribution == RADEMACHER && step.directions.size() == 1 && step.coefficients[0] != 0.0f &&
+  return step.distribution == RADEMACHER && step.directions.size() == 1 && step.coefficients[0] != 0.0f && !step.joins &&
          !(step.stochastic && Io::code != FLOAT32);
 }
 
@@ -178,19 +218,22 @@ inline void steps_typed(typename Io::type* weights, int64_t base, int64_t count,
     for (int j = 0; j < size; j += LANES) store(x + j, Io::get(weights + at + j));
     int64_t s = 0;
     while (s < number) {
-      int run = 0;
+      int64_t run = 0;
       bool scaled = false;
       while (mode == UPDATE && run < RUN && s + run < number && runs<Io>(steps[s + run])) {
         scaled |= steps[s + run].factor != 1.0f;
         ++run;
       }
       if (run > 0 && scaled)
-        run_of_steps<Io, true>(x, base + at, size, steps + s, run, stream);
+        run_of_steps<Io, true>(x, base + at, size, steps + s, (int)run, stream);
       else if (run > 0)
-        run_of_steps<Io, false>(x, base + at, size, steps + s, run, stream);
-      else
-        one_step<Io>(x, base + at, size, steps[s], mode, stream);
-      s += run > 0 ? run : 1;
+        run_of_steps<Io, false>(x, base + at, size, steps + s, (int)run, stream);
+      else {
+        run = 1;
+        while (s + run < number && steps[s + run - 1].joins) ++run;
+        one_step<Io>(x, base + at, size, steps + s, run, mode, stream);
+      }
+      s += run;
     }
     for (int j = 0; j < size; j += LANES) Io::put(weights + at + j, load<vf>(x + j));
   }

@@ -44,7 +44,7 @@ int blockzo_cuda_move(const BlockzoTensor* tensors, const BlockzoChunk* chunks, 
 }
 
 int blockzo_cuda_chunk(void) { return CHUNK; }
-int blockzo_cuda_version(void) { return 1; }
+int blockzo_cuda_version(void) { return 2; }
 
 int blockzo_cuda_devices(void) {
   int count = 0;

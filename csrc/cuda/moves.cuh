@@ -81,14 +81,15 @@ __global__ void __launch_bounds__(WARPS* LANES, 3) move(const BlockzoTensor* ten
     const int64_t base = run + part * LANES * EACH + lane * EACH;
 #pragma unroll
     for (int p = 0; p < PART; ++p) load<EACH>(value[p], data, base + p * LANES * EACH, tensor.count, aligned);
+    float total[PART][EACH];
+    bool joined = false;
     for (int s = 0; s < step_count; ++s) {
       const BlockzoStep step = steps[s];
       const Noise noise = {((uint64_t)step.seed_high << 32) | step.seed_low, stream};
-      float total[PART][EACH];
 #pragma unroll
       for (int p = 0; p < PART; ++p)
 #pragma unroll
-        for (int j = 0; j < EACH; ++j) total[p][j] = 0.0f;
+        for (int j = 0; j < EACH; ++j) total[p][j] = MODE == UPDATE && joined ? total[p][j] : 0.0f;
       for (int t = step.first; t < step.end; ++t) {
         const BlockzoTerm term = terms[t];
         if (!GAUSSIAN) fill(words, noise, term.direction, run);
@@ -96,6 +97,8 @@ __global__ void __launch_bounds__(WARPS* LANES, 3) move(const BlockzoTensor* ten
         for (int p = 0; p < PART; ++p)
           accumulate<GAUSSIAN, MODE == PERTURB>(total[p], term, (const uint32_t*)words, noise, base + p * LANES * EACH);
       }
+      joined = MODE == UPDATE && (step.flags & 2);
+      if (joined) continue;
 #pragma unroll
       for (int p = 0; p < PART; ++p)
         settle<T, MODE == UPDATE, EACH>(value[p], total[p], step, noise.seed, stream, base + p * LANES * EACH);

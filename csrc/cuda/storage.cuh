@@ -82,7 +82,7 @@ template <class T, bool UPDATES, int N>
 __device__ __forceinline__ void settle(float (&value)[N], const float (&total)[N], const BlockzoStep& step, uint64_t seed,
                                        uint32_t stream, int64_t index) {
   uint32_t words[4];
-  const bool rounds = UPDATES && sizeof(T) == 2 && step.stochastic;
+  const bool rounds = UPDATES && sizeof(T) == 2 && (step.flags & 1);
   if (rounds) philox_block((uint64_t)index >> 3, seed, stream, 0xFFFFFFFFu, words);
 #pragma unroll
   for (int j = 0; j < N; ++j) {

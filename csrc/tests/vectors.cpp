@@ -8,7 +8,7 @@
 //   project   tensor  steps  float64 bits...
 //
 // tensor: dtype stream ndim sizes... strides... memory-count values...     steps: count step...
-// step: seed distribution[:rank:width] factor-bits stochastic terms (direction coefficient-bits)...
+// step: seed distribution[:rank:width] factor-bits flags (1 stochastic, 2 joins) terms (direction coefficient-bits)...
 //
 // With BLOCKZO_HEADERS_ONLY only the noise headers are used: that is what nvcc compiles.
 #include <cinttypes>
@@ -162,7 +162,9 @@ std::vector<blockzo::Step> read_steps(Case& words) {
             step.width = std::stoll(kind.substr(width + 1));
         }
         step.factor = words.real();
-        step.stochastic = words.number() != 0;
+        const int flags = (int)words.number();
+        step.stochastic = flags & 1;
+        step.joins = flags & 2;
         for (uint64_t terms = words.number(); terms > 0; --terms) {
             step.directions.push_back(static_cast<uint32_t>(words.number()));
             step.coefficients.push_back(words.real());

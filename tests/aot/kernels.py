@@ -65,6 +65,7 @@ def _moves() -> list[Case]:
                     "MODE": mode,
                     "GAUSSIAN": gaussian,
                     "STOCHASTIC": False,
+                    "JOINS": False,
                     "ALIGNED": True,
                     "BLOCK": 4096,
                     "RUNS": False,
@@ -88,8 +89,9 @@ def _moves() -> list[Case]:
                 )
     constants = {"DTYPE": "bf16", "MODE": 2, "GAUSSIAN": False, "ALIGNED": True, "BLOCK": 4096}
     for name, kind, registers in (
-        ("stochastic", {"STOCHASTIC": True, "RUNS": False}, 128),
-        ("of runs", {"STOCHASTIC": False, "RUNS": True}, 128),
+        ("stochastic", {"STOCHASTIC": True, "JOINS": False, "RUNS": False}, 128),
+        ("of runs", {"STOCHASTIC": False, "JOINS": False, "RUNS": True}, 128),
+        ("of seeds", {"STOCHASTIC": False, "JOINS": True, "RUNS": False}, 128),
     ):
         cases.append(
             Case(

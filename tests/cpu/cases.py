@@ -13,7 +13,7 @@ from blockzo import _native
 from blockzo.noise import Noise
 from blockzo.ops.backends import reference
 from blockzo.ops.params import Target
-from blockzo.ops.steps import Step, make_step
+from blockzo.ops.steps import Step, joined_steps, make_step
 
 ISAS: list[str] = _native.available()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -94,6 +94,12 @@ def changes(distribution: str) -> dict[str, Change]:
     def replay(steps: list[Step]) -> Change:
         return lambda backend, found: backend.replay_(found, steps)
 
+    def seeds(number: int, stochastic: bool = False) -> list[Step]:
+        """One update of so many seeds, some with several directions, coefficients of 0 among them."""
+        noises = [Noise((SEED - k // 2 if k % 7 == 0 else k) % 2**64, distribution) for k in range(number)]
+        numbers = [(0.3, -1e-3, 7e-2, 0.0, -0.0)[k % 5] for k in range(number)]
+        return joined_steps(noises, [k % 3 for k in range(number)], numbers, FACTOR, stochastic)
+
     simple = [make_step(Noise(k, distribution), [k], [1e-2 * (-1) ** k]) for k in range(37)]
     return {
         "perturb_": perturb(0.3),
@@ -113,6 +119,9 @@ def changes(distribution: str) -> dict[str, Change]:
         "update_ of none": replay([make_step(noise, [], [])]),
         "update_ of three": replay([make_step(noise, [0, 5, 9], [0.3, -1e-3, 0.7], FACTOR)]),
         "update_ stochastic": replay([make_step(noise, [3], [1e-3], 1.0, True)]),
+        "update_ of seeds": replay(seeds(37)),
+        "update_ of two seeds": replay(seeds(2, stochastic=True)),
+        "replay_ with updates of seeds": replay([*simple[:3], *seeds(5), *simple[3:5], *seeds(18, True), *seeds(1)]),
         "replay_ of plain steps": replay(simple),
         "replay_ of decayed steps": replay([make_step(other, [k], [1e-2], FACTOR) for k in range(5)]),
         "replay_ of all kinds": replay(steps_of(distribution, 23)),

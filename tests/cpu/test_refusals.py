@@ -63,7 +63,8 @@ def test_the_clash_of_names_is_real() -> None:
         (lambda w: bz.update_({"w": w}, bz.Noise(1), [1.0, 2.0], [0]), "2 coefficients for 1 directions"),
         (lambda w: bz.update_({"w": w}, bz.Noise(1), [1.0], decay=float("inf")), "decay is inf"),
         (lambda w: bz.perturb_({"w": w}, 5, 1.0), "noise is a int"),
-        (lambda w: bz.perturb_([w], bz.Noise(1), 1.0), "params is a list"),
+        (lambda w: bz.perturb_(iter([w]), bz.Noise(1), 1.0), "params is a list_iterator"),
+        (lambda w: bz.perturb_([w, None], bz.Noise(1), 1.0), "params holds '1': NoneType"),
         (lambda w: bz.perturb_({3: w}, bz.Noise(1), 1.0), "params holds 3"),
     ],
 )

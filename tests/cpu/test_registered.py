@@ -41,6 +41,7 @@ def test_opcheck(dtype: torch.dtype, distribution: str) -> None:
             [0.5, 0.25],
             [1.0, 0.5],
             [True, False],
+            [True, False],
         ),
         ops.project: ([weight, out], [9, 10], seed, distribution, [1, 2]),
         ops.move_: ([weight, out], [9, 10], "update", seed, distribution, [1, 2], [0.5, 0.25], 0.5, False),
@@ -65,7 +66,16 @@ def test_compiled_whole(distribution: str) -> None:
         moved = ops.perturbed_rows(weight, torch.tensor([3, 1]), 9, seed, distribution, 1, 0.5)
         ops.move_([weight], [9], "perturb", seed, distribution, [2], [0.5], 1.0, False)
         ops.replay_(
-            [weight], [9], [seed, 3], [distribution] * 2, [1, 2], [1, 2, 3], [0.5, 0.25, 0.1], [1.0, 0.5], [False] * 2
+            [weight],
+            [9],
+            [seed, 3],
+            [distribution] * 2,
+            [1, 2],
+            [1, 2, 3],
+            [0.5, 0.25, 0.1],
+            [1.0, 0.5],
+            [False] * 2,
+            [False] * 2,
         )
         slope = ops.project([weight], [9], seed, distribution, [1, 2]).sum()
         found = ops.perturbed_linear(x, weight, None, 0, 9, seed, distribution, [1, 1], [0.5, -0.5])
@@ -81,7 +91,7 @@ def test_compiled_whole(distribution: str) -> None:
 def test_a_replay_whose_lists_do_not_fit_is_refused() -> None:
     w = torch.zeros(3)
     with pytest.raises(ValueError, match="terms add up to 2 for 1 directions and 1 coefficients"):
-        torch.ops.blockzo.replay_([w], [9], [1], ["gaussian"], [2], [0], [0.5], [1.0], [False])
+        torch.ops.blockzo.replay_([w], [9], [1], ["gaussian"], [2], [0], [0.5], [1.0], [False], [False])
     assert not w.any()
 
 

@@ -22,6 +22,7 @@ SHORT = (
     "shift_ of three",
     "update_ with decay",
     "update_ stochastic",
+    "update_ of two seeds",
 )
 
 

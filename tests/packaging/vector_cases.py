@@ -13,7 +13,7 @@ from blockzo.cli import selftest
 from blockzo.noise import Noise
 from blockzo.ops.backends import reference
 from blockzo.ops.params import Target
-from blockzo.ops.steps import Step, make_step
+from blockzo.ops.steps import Step, joined_steps, make_step
 
 SEED, STREAM = 0xFEDCBA9876543210, 0x89ABCDEF
 SIZES = (1, 5, 127, 300, 4099)
@@ -36,7 +36,7 @@ def name_of(dtype: torch.dtype) -> str:
 def step_text(step: Step) -> str:
     terms = " ".join(f"{d} {float_bits(c)}" for d, c in zip(step.directions, step.coefficients, strict=True))
     form = f":{step.rank}:{step.width}" if step.rank else ""
-    head = f"{step.seed} {step.distribution}{form} {float_bits(step.factor)} {int(step.stochastic)}"
+    head = f"{step.seed} {step.distribution}{form} {float_bits(step.factor)} {step.stochastic | step.joins << 1}"
     return f"{head} {len(step.directions)} {terms}"
 
 
@@ -73,9 +73,13 @@ def operation_cases() -> Iterator[str]:
             several = make_step(noise, [0, 9, 1 << 31], [0.3, -1e-3, 0.71])
             decayed = make_step(other, [1], [1e-2], factor=0.99609375)
             stochastic = make_step(other, [4, 1], [1e-3, 2e-4], factor=0.9990234375, stochastic=True)
+            members = [Noise(SEED + k, distribution) for k in range(11)]
+            joined = joined_steps(
+                members, [k % 4 for k in range(11)], [0.1 - 0.02 * k for k in range(11)], 0.9990234375
+            )
             for size in SIZES:
                 memory = weights(size, dtype)
-                yield from moved_cases(memory, memory, one, several, [several, decayed, stochastic, one])
+                yield from moved_cases(memory, memory, one, several, [several, decayed, *joined, stochastic, one])
             memory = weights(35 * 13, dtype)
             yield from moved_cases(memory.view(35, 13).t(), memory, one, several, [stochastic, several])
             yield from rows_and_copies(dtype, one)

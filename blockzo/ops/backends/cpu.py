@@ -55,7 +55,7 @@ def _shard(target: Target) -> tuple[Any, ...]:
 
 def _step(step: Step) -> tuple[Any, ...]:
     distribution = int(step.distribution == "gaussian")
-    numbers = list(step.directions), list(step.coefficients), step.factor, step.stochastic
+    numbers = list(step.directions), list(step.coefficients), step.factor, step.stochastic, step.joins
     return step.seed, distribution, *numbers, step.rank, step.width
 
 

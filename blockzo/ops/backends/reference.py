@@ -68,9 +68,12 @@ def _rounding_bits(where: Where, count: int, step: Step, stream: int, device: to
     return rounding_bits(where, count, step.seed, stream, device)
 
 
-def weighted_sum(where: Where, count: int, step: Step, stream: int, device: torch.device) -> Tensor:
-    """acc = 0; acc = acc + (c_k * z_k) in float32, each operation rounded on its own."""
-    total = torch.zeros(count, dtype=torch.float32, device=device)
+def weighted_sum(
+    where: Where, count: int, step: Step, stream: int, device: torch.device, total: Tensor | None = None
+) -> Tensor:
+    """acc = 0, or `total`; acc = acc + (c_k * z_k) in float32, each operation rounded on its own."""
+    if total is None:
+        total = torch.zeros(count, dtype=torch.float32, device=device)
     for direction, coefficient in zip(step.directions, step.coefficients, strict=True):
         total = total + coefficient * _noise(where, count, step, stream, direction, device)
     return total
@@ -117,15 +120,19 @@ def shift_(found: Sequence[Target], step: Step) -> None:
 
 
 def replay_(found: Sequence[Target], steps: Sequence[Step]) -> None:
-    """w <- round(w * factor - sum_k c_k z_k) for each step in turn, rounded to storage at every step."""
+    """w <- round(w * factor - sum_k c_k z_k) for each step in turn, rounded to storage; a step that joins hands its sum on."""
     for target in found:
 
         def change(where: Where, part: Tensor, stream: int = target.stream) -> Tensor:
+            total: Tensor | None = None
             for step in steps:
+                total = weighted_sum(where, part.numel(), step, stream, part.device, total)
+                if step.joins:
+                    continue
                 value = part.float()
                 if step.factor != 1.0:
                     value = value * step.factor
-                value = value - weighted_sum(where, part.numel(), step, stream, part.device)
+                value, total = value - total, None
                 if step.stochastic and part.dtype != torch.float32:
                     bits = _rounding_bits(where, part.numel(), step, stream, part.device)
                     part = round_stochastically(value, part.dtype, bits)

@@ -19,6 +19,7 @@ struct Step {
   std::vector<float> coefficients;
   float factor = 1.0f;
   bool stochastic = false;
+  bool joins = false;  // UPDATE: the sum goes on in the next step, which alone moves and rounds the weight
   // 0: noise of full rank. Else that of a matrix of `width` columns, alike for all steps of a call
   int rank = 0;
   int64_t width = 0;

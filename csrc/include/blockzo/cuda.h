@@ -21,7 +21,7 @@ struct BlockzoStep {
   uint32_t seed_low, seed_high;
   int32_t first, end;
   float factor;
-  int32_t stochastic;
+  int32_t flags;  // 1: stochastic rounding; 2: the sum goes on in the next step, which alone moves and rounds the weight
 };
 
 struct BlockzoTerm {

@@ -56,6 +56,6 @@ int blockzo_cuda_move(const BlockzoTensor* tensors, const BlockzoChunk* chunks, 
 }
 
 int blockzo_cuda_chunk(void) { return CHUNK; }
-int blockzo_cuda_version(void) { return 1; }
+int blockzo_cuda_version(void) { return 2; }
 int blockzo_cuda_devices(void) { return 1; }
 const char* blockzo_cuda_error(int) { return "no error is known here"; }

@@ -10,7 +10,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 PATH = Path(__file__).resolve().parents[3] / "_cuda.so"
 
 

@@ -76,6 +76,7 @@ def _launch_triton(
         MODE=mode,
         GAUSSIAN=run[0].distribution == "gaussian",
         STOCHASTIC=any(step.stochastic for step in run),
+        JOINS=any(isinstance(step, Step) and step.joins for step in run),
         ALIGNED=aligned,
         BLOCK=block,
         RUNS=runs,

@@ -91,7 +91,7 @@ def step_tables(steps: Sequence[Given], queue: Queue) -> tuple[Tensor, Tensor]:
         assert isinstance(step, Step)
         first = len(terms)
         terms += [(signed(d), bits(c)) for d, c in zip(step.directions, step.coefficients, strict=True)]
-        lines.append((*words(step.seed), first, len(terms), bits(step.factor), int(step.stochastic)))
+        lines.append((*words(step.seed), first, len(terms), bits(step.factor), step.stochastic | step.joins << 1))
     return table(tuple(lines), queue), table(tuple(terms), queue)
 
 

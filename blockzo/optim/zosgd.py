@@ -1,0 +1,287 @@
+"""A `torch.optim.Optimizer` whose gradient comes from losses: parameters, a closure, torch's schedulers; no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockzo import ops
+from blockzo.journal.file import Journal
+from blockzo.journal.record import BlockUpdate, Record, check_record, float32
+from blockzo.methods import Method, Scalars
+from blockzo.methods.tree import BlockMove
+from blockzo.methods.whole import MeZO
+from blockzo.noise import Noise
+from blockzo.ops.params import Target, targets
+from blockzo.optim.evaluation import check_loss
+from blockzo.optim.repeatable import check_repeatable, tolerance_of
+from blockzo.optim.step import step_seed
+from blockzo.perturb import Index, PerturbedForward, check_reads, make_move
+
+Closure = Callable[[], Any]
+Terms = list[tuple[Noise, int, float]]
+"""Noise, direction and coefficient of what an update subtracts."""
+
+
+class ZOSGD(torch.optim.Optimizer):
+    """Zeroth-order SGD for a loop that is written for `torch.optim`: `loss = optimizer.step(closure)`, nothing is backpropagated.
+
+    Each group of parameters is a block of the method, with a learning rate, eps and weight decay of its own. A step has the bits
+    of `blockzo.ZO` with the same method, seed and blocks.
+
+    Args:
+        named_parameters: `model.named_parameters()`, or groups `{"params": ..., "lr": ...}` of such pairs. Those that require no
+            gradient are left out. Tensors without a name are "0", "1", ... in the order given: noise goes by names.
+        lr, eps, weight_decay: defaults of the groups. Decay is decoupled: w * (1 - lr * weight_decay).
+        method: its tree and scalars: `MeZO()` (where None), `SPSA(directions)`, `OneSided(directions)`, `FZOO(directions)`, ...
+        momentum: factor of the velocity, as in `torch.optim.SGD`. Nothing of a weight's size is stored: the velocity is made
+            again from the seeds and scalars of the last `window` steps, in the pass of the update. What is older is left out.
+        distribution, seed: of the noise.
+        evaluate: "perturbed": weights are not written while losses are taken, so there is nothing to restore and no drift.
+            "in_place": they are moved, for losses that read them where torch does not show it (compiled code). The restore
+            rounds: in float32 by about one rounding a step, in 16 bits by more than a small update.
+        check: at the first step, does the loss repeat (no dropout: call `model.eval()`) and read only what is perturbed? Three
+            evaluations more.
+        journal: gets every record before it is applied; `journal.layout` is that of `layout`. Not with momentum or "in_place".
+
+    Attributes:
+        record: of the last step; None before it and with momentum, whose update has several seeds.
+        layout: name -> number of its group.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[Any],
+        lr: float = 1e-6,
+        eps: float = 1e-3,
+        method: Method | None = None,
+        *,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        window: int = 32,
+        distribution: str = "rademacher",
+        seed: int = 0,
+        evaluate: str = "perturbed",
+        check: bool = True,
+        stochastic_rounding: bool = False,
+        journal: Journal | None = None,
+    ) -> None:
+        if evaluate not in ("perturbed", "in_place"):
+            raise ValueError(f'evaluate is {evaluate!r}; expected "perturbed" or "in_place"')
+        if not 0.0 <= momentum < 1.0 or window < 1:
+            raise ValueError(f"momentum is {momentum} and window {window}; expected [0, 1) and at least 1")
+        if journal is not None and (momentum or evaluate == "in_place"):
+            raise ValueError(
+                "a journal cannot hold these steps: with momentum an update has several seeds, in place the weights drift; "
+                "expected momentum=0 and evaluate='perturbed'"
+            )
+        self.method = MeZO() if method is None else method
+        self.distribution = Noise(seed, distribution).distribution
+        self.momentum, self.window = momentum, window
+        self.evaluate, self.stochastic_rounding, self.journal = evaluate, stochastic_rounding, journal
+        self.record: Record | None = None
+        self._unchecked = check
+        super().__init__(named_parameters, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
+        self.state["run"] = {"seed": seed, "step": 0, "past": []}  # type: ignore[index]
+        self._groups()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """A group of (name, parameter) pairs or of parameters; one more block from the next step on."""
+        given = param_group["params"]
+        before = sum(len(group["params"]) for group in self.param_groups)
+        pairs = [given] if isinstance(given, Tensor) else list(given)
+        named = [pair if isinstance(pair, tuple) else (str(before + k), pair) for k, pair in enumerate(pairs)]
+        trained = [(name, tensor) for name, tensor in named if tensor.requires_grad]
+        if not trained:
+            raise ValueError(
+                f"a group of {len(named)} parameters has none that requires a gradient; expected one or more"
+            )
+        names, tensors = zip(*trained, strict=True)
+        super().add_param_group({**param_group, "params": list(tensors), "names": list(names)})
+
+    def _groups(self) -> list[list[Target]]:
+        """Checked; a tensor belongs to the group that names it."""
+        named = [
+            (n, p, g)
+            for g, group in enumerate(self.param_groups)
+            for n, p in zip(group["names"], group["params"], strict=True)
+        ]
+        groups: list[list[Target]] = [[] for _ in self.param_groups]
+        if len({name for name, _, _ in named}) < len(named):
+            raise ValueError("two parameters have one name; expected a name for each: noise goes by names")
+        owner = {id(tensor): group for _, tensor, group in named}
+        for target in targets({name: tensor for name, tensor, _ in named}):
+            whole = target.owner is None
+            if not whole and self.evaluate == "perturbed":
+                raise ValueError(
+                    f'parameter {target.name!r} is a DTensor; expected evaluate="in_place" or whole parameters'
+                )
+            groups[owner[id(target.tensor if whole else target.owner)]].append(target)
+        return groups
+
+    @property
+    def _run(self) -> dict[str, Any]:
+        """In the state, which `state_dict` holds. `past`: of each step its seed, and by group directions and scalars."""
+        run: dict[str, Any] = self.state["run"]  # type: ignore[index]
+        return run
+
+    @property
+    def layout(self) -> dict[str, int]:
+        return {target.name: number for number, group in enumerate(self._groups()) for target in group}
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> float:  # type: ignore[override]
+        """Takes the losses that the method asks for and updates.
+
+        Args:
+            closure: evaluates the loss of this step's batch: a number or a tensor of one element, the same whenever the weights
+                are. It runs without autograd, once for each leaf of the method's tree (twice for MeZO).
+
+        Returns:
+            The mean of the losses, which lie around the loss of the weights as they were.
+
+        Raises:
+            ValueError: no closure, a loss that is not finite or not repeatable, or a coefficient beyond float32; the weights are
+                as they were, but for the rounding of "in_place".
+        """
+        if closure is None:
+            raise ValueError("step was called without a closure; expected one that returns the loss of the batch")
+        run, groups = self._run, self._groups()
+        self._look(closure, groups)
+        noise = Noise(step_seed(run["seed"], run["step"]), self.distribution)
+        eps = [float(group["eps"]) for group in self.param_groups]
+        leaves = self.method.tree(len(groups)).leaf_moves()
+        taken = _Moved(groups, noise, eps) if self.evaluate == "in_place" else _Seen(groups, noise, eps)
+        try:
+            losses = _numbers([taken.loss(leaf, closure) for leaf in leaves])
+            losses = [float32(check_loss(loss, leaf)) for loss, leaf in zip(losses, leaves, strict=True)]
+            scalars = self.method.scalars(losses, eps)
+            record = check_record(self._record(run["step"], noise, losses, scalars))
+            if self.journal is not None:
+                self.journal.append(record)
+        except BaseException:
+            taken.restore()
+            raise
+        self._update(groups, record, taken.left())
+        self._remember(noise, scalars)
+        self.record = None if self.momentum else record
+        run["step"] += 1
+        return math.fsum(losses) / len(losses)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the other one was: seed, number of the step, past scalars, groups with their settings.
+
+        Raises:
+            ValueError: the groups hold parameters of other names.
+        """
+        saved, own = ([g.get("names") for g in groups] for groups in (state_dict["param_groups"], self.param_groups))
+        if saved != own:
+            raise ValueError(f"the state is of parameters {saved}; expected {own}: noise goes by names")
+        super().load_state_dict(state_dict)
+
+    def _look(self, closure: Closure, groups: Sequence[Sequence[Target]]) -> None:
+        if self._unchecked:
+            tolerance = tolerance_of(nn.ParameterList(self.param_groups[0]["params"][:1]))
+            check_repeatable(lambda: _numbers([closure()])[0], tolerance=tolerance)
+            if self.evaluate == "perturbed":
+                check_reads([target for group in groups for target in group], closure)
+            self._unchecked = False
+
+    def _record(self, step: int, noise: Noise, losses: Sequence[float], scalars: Scalars) -> Record:
+        updates = []
+        for group, block in zip(self.param_groups, scalars, strict=True):
+            lr, eps = float(group["lr"]), float(group["eps"])
+            # a group without directions rests: its weights do not decay either
+            decay = lr * float(group["weight_decay"]) if block else 0.0
+            updates.append(BlockUpdate(tuple(block), tuple(lr * s for s in block.values()), lr, eps, decay))
+        rounding = self.stochastic_rounding
+        return Record(step, noise.seed, self.distribution, tuple(updates), tuple(losses), stochastic_rounding=rounding)
+
+    def _update(self, groups: Sequence[Sequence[Target]], record: Record, left: Sequence[Terms]) -> None:
+        """One pass over each group; `left`: what the evaluations moved, which the update takes back."""
+        past = self._run["past"]
+        for number, (group, update, undo) in enumerate(zip(groups, record.blocks, left, strict=True)):
+            noise = record.noise(number)
+            terms = [(noise, d, c) for d, c in zip(update.directions, update.coefficients, strict=True)]
+            terms += self._velocity(past, number, update.lr)
+            terms += [(noise, d, c * (1.0 - update.decay)) for noise, d, c in undo]
+            if terms:
+                noises, directions, coefficients = zip(*terms, strict=True)
+                ops.update_(_params(group), noises, coefficients, directions, update.decay, self.stochastic_rounding)
+
+    def _remember(self, noise: Noise, scalars: Scalars) -> None:
+        if self.momentum:
+            past = self._run["past"]
+            past.append([noise.seed, [[list(block), list(block.values())] for block in scalars]])
+            del past[: max(0, len(past) - self.window + 1)]
+
+    def _velocity(self, past: Sequence[Any], number: int, lr: float) -> Terms:
+        """The terms of the steps before this one, the last of them first."""
+        factors = accumulate([self.momentum] * len(past), lambda a, b: a * b)
+        terms: Terms = []
+        for factor, (seed, slopes) in zip(factors, reversed(past), strict=True):
+            if number < len(slopes):
+                noise = Noise(seed, self.distribution)
+                terms += [(noise, d, factor * lr * s) for d, s in zip(*slopes[number], strict=True)]
+        return terms
+
+
+class _Seen:
+    """Losses at weights that a torch function mode hands out moved: nothing is written."""
+
+    def __init__(self, groups: Sequence[Sequence[Target]], noise: Noise, eps: Sequence[float]) -> None:
+        self.groups, self.noise, self.eps = groups, noise, eps
+
+    def loss(self, leaf: Sequence[BlockMove], closure: Closure) -> Any:
+        moves = {m.block: make_move(self.noise, [m.direction], [m.sign * self.eps[m.block]]) for m in leaf}
+        with PerturbedForward(Index({block: self.groups[block] for block in moves}), moves):
+            return closure()
+
+    def restore(self) -> None:
+        """There is nothing to restore."""
+
+    def left(self) -> list[Terms]:
+        return [[] for _ in self.groups]
+
+
+class _Moved:
+    """Losses at weights that are moved in place, one pass from each state to the next."""
+
+    def __init__(self, groups: Sequence[Sequence[Target]], noise: Noise, eps: Sequence[float]) -> None:
+        self.params = [_params(group) for group in groups]
+        self.noise, self.eps = noise, eps
+        self.now: list[dict[int, float]] = [{} for _ in groups]
+
+    def loss(self, leaf: Sequence[BlockMove], closure: Closure) -> Any:
+        self._go({m.block: {m.direction: m.sign * self.eps[m.block]} for m in leaf})
+        return closure()
+
+    def _go(self, wanted: dict[int, dict[int, float]]) -> None:
+        for block, params in enumerate(self.params):
+            now, then = self.now[block], wanted.get(block, {})
+            if now != then:
+                terms = {d: then.get(d, 0.0) - now.get(d, 0.0) for d in {**now, **then}}
+                ops.shift_(params, self.noise, list(terms.items()))
+                self.now[block] = then
+
+    def restore(self) -> None:
+        self._go({})
+
+    def left(self) -> list[Terms]:
+        return [[(self.noise, d, scale) for d, scale in now.items()] for now in self.now]
+
+
+def _params(group: Sequence[Target]) -> dict[str, Tensor]:
+    return {t.name: t.tensor if t.owner is None else t.owner for t in group}
+
+
+def _numbers(losses: Sequence[Any]) -> list[float]:
+    """All read in one copy, so that the device is waited for once."""
+    if all(isinstance(loss, Tensor) and loss.numel() == 1 for loss in losses):
+        return [float(x) for x in torch.stack([loss.detach().reshape(()).double() for loss in losses]).tolist()]
+    return [float(loss) for loss in losses]
