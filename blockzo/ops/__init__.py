@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ __all__ = [
     "shift_",
     "update_",
 ]
+
+Filled = TypeVar("Filled", Tensor, Shard)
 
 
 def perturb_(params: Params, noise: Noise, scale: float, direction: int = 0) -> None:
@@ -88,10 +91,10 @@ def update_(
     _move(targets(params), step, "update")
 
 
-def fill_(tensor: Tensor | Shard, noise: Noise, name: str, direction: int = 0) -> None:
+def fill_(tensor: Filled, noise: Noise, name: str, direction: int = 0) -> Filled:
     """tensor <- z of the parameter `name`, as `Noise.sample` makes it and many times faster: for loops that want noise in memory.
 
-    Values are made in float32 and rounded once to the tensor's dtype. A `Shard` or DTensor gets its part.
+    Values are made in float32 and rounded once to the tensor's dtype. A `Shard` or DTensor gets its part. Returns `tensor`.
     """
     found, step = targets({name: tensor}), make_step(noise, [direction], [1.0])
     with torch.no_grad():
@@ -99,6 +102,7 @@ def fill_(tensor: Tensor | Shard, noise: Noise, name: str, direction: int = 0) -
             target.tensor.zero_()
     # 0 + 1 * z is z to the bit: no value of the noise is 0
     _move(found, step, "perturb")
+    return tensor
 
 
 def _replay(found: list[Target], steps: list[Step]) -> None:

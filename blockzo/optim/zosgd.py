@@ -37,11 +37,15 @@ class ZOSGD(torch.optim.Optimizer):
     Args:
         named_parameters: `model.named_parameters()`, or groups `{"params": ..., "lr": ...}` of such pairs. Those that require no
             gradient are left out. Tensors without a name are "0", "1", ... in the order given: noise goes by names.
-        lr, eps, weight_decay: defaults of the groups. Decay is decoupled: w * (1 - lr * weight_decay).
+        lr: of the groups that say no other, as eps and weight decay are.
+        eps: how far the weights are perturbed.
         method: its tree and scalars: `MeZO()` (where None), `SPSA(directions)`, `OneSided(directions)`, `FZOO(directions)`, ...
+        weight_decay: decoupled: w * (1 - lr * weight_decay).
         momentum: factor of the velocity, as in `torch.optim.SGD`. Nothing of a weight's size is stored: the velocity is made
-            again from the seeds and scalars of the last `window` steps, in the pass of the update. What is older is left out.
-        distribution, seed: of the noise.
+            again from the seeds and scalars of the last steps, in the pass of the update.
+        window: how many steps; what is older is left out.
+        distribution: of the noise.
+        seed: of the run; every step has its own.
         evaluate: "perturbed": weights are not written while losses are taken, so there is nothing to restore and no drift.
             "in_place": they are moved, for losses that read them where torch does not show it (compiled code). The restore
             rounds: in float32 by about one rounding a step, in 16 bits by more than a small update.
