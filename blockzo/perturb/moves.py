@@ -13,6 +13,7 @@ from blockzo import ops
 from blockzo.contract import is_low_rank
 from blockzo.noise import Noise
 from blockzo.ops.backends import choice
+from blockzo.ops.copies import checked_rows
 from blockzo.ops.low_rank import by_form
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.params import Target
@@ -95,7 +96,7 @@ class PackedMove:
         torch.ops.blockzo.perturbed_copy.packed(out, source, start, parameter.stream, *tables)
 
     def rows(self, table: Tensor, rows: Tensor, parameter: Parameter, group: int) -> Tensor:
-        step, flat = self._each[group], ops.checked_rows(table, rows)
+        step, flat = self._each[group], checked_rows(table, rows)
         tables = step.line, step.terms, step.distribution
         out: Tensor = torch.ops.blockzo.perturbed_rows.packed(table, flat, parameter.stream, *tables)
         return out.view(*rows.shape, table.shape[1])

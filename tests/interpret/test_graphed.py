@@ -19,7 +19,7 @@ from blockzo.ops.backends import choice
 from blockzo.ops.backends.gpu import kernels, products, tables
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.steps import make_step
-from blockzo.perturb import parameters
+from blockzo.perturb import moves, parameters
 from tests.cpu.cases import DISTRIBUTIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
@@ -95,7 +95,7 @@ def test_nothing_waits_for_the_device(dtype: torch.dtype, monkeypatch: pytest.Mo
     graphed = bz.GraphedStep(make(dtype, "rademacher", bz.MeZO()))
     graphed.step(torch.tensor([[1, 5, 7], [3, 39, 0]]))
     # what a CUDA tensor is not asked on the host
-    monkeypatch.setattr(bz.ops, "checked_rows", lambda weight, rows: rows.reshape(-1))
+    monkeypatch.setattr(moves, "checked_rows", lambda weight, rows: rows.reshape(-1))
     for module, name in ((kernels, "move_kernel"), (kernels, "rows_kernel"), (products, "products_kernel")):
         monkeypatch.setattr(module, name, _Ignored())
     with Watch() as reading:
