@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -45,6 +46,7 @@ class ZOSGD(torch.optim.Optimizer):
             again from the seeds and scalars of the last steps, in the pass of the update.
         window: how many steps; what is older is left out.
         distribution: of the noise.
+        rank: of the noise of matrices, 1 to 64; full where None.
         seed: of the run; every step has its own.
         evaluate: "perturbed": weights are not written while losses are taken, so there is nothing to restore and no drift.
             "in_place": they are moved, for losses that read them where torch does not show it (compiled code). The restore
@@ -69,6 +71,7 @@ class ZOSGD(torch.optim.Optimizer):
         momentum: float = 0.0,
         window: int = 32,
         distribution: str = "rademacher",
+        rank: int | None = None,
         seed: int = 0,
         evaluate: str = "perturbed",
         check: bool = True,
@@ -85,7 +88,7 @@ class ZOSGD(torch.optim.Optimizer):
                 "expected momentum=0 and evaluate='perturbed'"
             )
         self.method = MeZO() if method is None else method
-        self.distribution = Noise(seed, distribution).distribution
+        self._kind = Noise(seed, distribution, rank)
         self.momentum, self.window = momentum, window
         self.evaluate, self.stochastic_rounding, self.journal = evaluate, stochastic_rounding, journal
         self.record: Record | None = None
@@ -157,7 +160,7 @@ class ZOSGD(torch.optim.Optimizer):
             raise ValueError("step was called without a closure; expected one that returns the loss of the batch")
         run, groups = self._run, self._groups()
         self._look(closure, groups)
-        noise = Noise(step_seed(run["seed"], run["step"]), self.distribution)
+        noise = replace(self._kind, seed=step_seed(run["seed"], run["step"]))
         eps = [float(group["eps"]) for group in self.param_groups]
         leaves = self.method.tree(len(groups)).leaf_moves()
         taken = _Moved(groups, noise, eps) if self.evaluate == "in_place" else _Seen(groups, noise, eps)
@@ -204,7 +207,10 @@ class ZOSGD(torch.optim.Optimizer):
             decay = lr * float(group["weight_decay"]) if block else 0.0
             updates.append(BlockUpdate(tuple(block), tuple(lr * s for s in block.values()), lr, eps, decay))
         rounding = self.stochastic_rounding
-        return Record(step, noise.seed, self.distribution, tuple(updates), tuple(losses), stochastic_rounding=rounding)
+        kind = noise.distribution
+        return Record(
+            step, noise.seed, kind, tuple(updates), tuple(losses), stochastic_rounding=rounding, rank=noise.rank
+        )
 
     def _update(self, groups: Sequence[Sequence[Target]], record: Record, left: Sequence[Terms]) -> None:
         """One pass over each group; `left`: what the evaluations moved, which the update takes back."""
@@ -230,7 +236,7 @@ class ZOSGD(torch.optim.Optimizer):
         terms: Terms = []
         for factor, (seed, slopes) in zip(factors, reversed(past), strict=True):
             if number < len(slopes):
-                noise = Noise(seed, self.distribution)
+                noise = replace(self._kind, seed=seed)
                 terms += [(noise, d, factor * lr * s) for d, s in zip(*slopes[number], strict=True)]
         return terms
 

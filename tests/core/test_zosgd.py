@@ -34,9 +34,12 @@ def steps(optimizer: torch.optim.Optimizer, net: nn.Module, count: int = 4) -> l
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("method", [bz.MeZO(), bz.SPSA(3), bz.OneSided(2), bz.FZOO(3)], ids=repr)
 def test_the_bits_of_zo(method, dtype: torch.dtype) -> None:
+    rank = 2 if isinstance(method, bz.OneSided) else None
     net, other = model(dtype), model(dtype)
-    optimizer = ZOSGD(net.named_parameters(), LR, EPS, method, weight_decay=0.1, seed=7)
-    zo = bz.ZO(other, lambda m, _: loss_of(m), method=method, lr=LR, eps=EPS, weight_decay=0.1, seed=7, max_group=1)
+    optimizer = ZOSGD(net.named_parameters(), LR, EPS, method, weight_decay=0.1, seed=7, rank=rank)
+    zo = bz.ZO(
+        other, lambda m, _: loss_of(m), method=method, lr=LR, eps=EPS, weight_decay=0.1, seed=7, max_group=1, rank=rank
+    )
     assert steps(optimizer, net) == [zo.step(None).loss for _ in range(4)]
     assert bz.digest(net) == bz.digest(other)
 
