@@ -1,4 +1,4 @@
-"""Where people already work: Hugging Face's Trainer and TRL (`transformers`), adapters of PEFT (`peft`).
+"""Where people already work: Hugging Face's Trainer and TRL (`transformers`), adapters of PEFT (`peft`), vLLM's workers (`vllm`).
 
-Each module needs the package it is named after, and nothing here is imported by the rest of blockzo.
+Each module is for the package it is named after, and nothing here is imported by the rest of blockzo.
 """
