@@ -118,6 +118,7 @@ def prepare(
             labels=() if task is None else tuple(task.words),
             trust_remote_code=settings.trust_remote_code,
             device=find_device(settings.device),
+            peft=settings.peft,
         )
     notes += loaded.notes
     if settings.trainable is not None:

@@ -69,6 +69,7 @@ def replay(
         settings.task,
         trust_remote_code=trust_remote_code,
         device=find_device(device),
+        peft=settings.peft,
     )
     for note in loaded.notes:
         reporter.warn(note)

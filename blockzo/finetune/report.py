@@ -46,6 +46,7 @@ def summary(training: Training, journal: Journal, lines: Sequence[Mapping[str, A
         "model": settings.model,
         "kind": training.prepared.loaded.kind,
         "task": settings.task,
+        "peft": None if training.prepared.loaded.adapter is None else training.prepared.loaded.adapter.as_dict(),
         "method": str(settings.estimator()),
         "blocks": block_facts(training.blocks),
         "parameters": training.parameters(),

@@ -13,6 +13,7 @@ from blockzo.finetune.data.tasks import OTHERS, TASKS, WRITTEN_TASKS
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.built_in import BUILT_IN
 from blockzo.finetune.models.dtypes import AUTO, DTYPES
+from blockzo.finetune.models.lora_options import parse_adapter
 from blockzo.finetune.number_lists import counts, numbers, places
 from blockzo.finetune.option import DATA, EVERY, FINETUNE, METHOD, MODEL, RUN, check, listed, option
 from blockzo.finetune.text_figures import TEXT_FIGURES
@@ -100,6 +101,9 @@ class Settings:
         "Run Python code that comes with the model.", MODEL, False, commands=EVERY, free=True
     )
     trainable: str | None = option("Train only parameters with such names: *norm*,lm_head*.", METHOD, None)
+    peft: str | None = option(
+        "Train an adapter, not the weights: lora:r=8,alpha=16,targets=q_proj+v_proj.", METHOD, None
+    )
     objective: str = option("What is made better: {choices}.", METHOD, "loss", commands=(FINETUNE,), choices=OBJECTIVES)
     reward: str | None = option(
         "Own objective of written answers: FILE.py:FUNCTION (its code runs).", METHOD, None, commands=(FINETUNE,)
@@ -160,6 +164,12 @@ class Settings:
             raise UserError(f"--seed is {self.seed}; expected an integer in [0, 2**64)")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UserError(f"--weight-decay is {self.weight_decay}; expected a finite number that is not negative")
+        if self.peft is not None:
+            parse_adapter(self.peft)
+            if self.head == "mean":
+                raise UserError(
+                    "--peft goes with language-model heads; leave --head mean out, or train the head with --trainable"
+                )
         if self.reward is not None and self.objective != "loss":
             raise UserError(f"--reward and --objective {self.objective} both say what is made better; give one of them")
         if self.shots is not None and self.train_rows is not None:

@@ -39,6 +39,7 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--max-length": (*COUNT, "2", "1000000"),
     "--overflow": ("ignore",),
     "--device": ("gpu", "cuda:", "cuda:999", ""),
+    "--peft": ("dora", "", "lora:r=0", "lora:targets=nothing"),
     "--columns": ("text", "=text", "text=nothing"),
     "--metrics": ("bleu", "f1"),
     "--max-new-tokens": COUNT,

@@ -20,6 +20,8 @@ from blockzo.finetune.models.checkpoint import fitted
 from blockzo.finetune.models.devices import put
 from blockzo.finetune.models.gguf import gguf_file, read_gguf
 from blockzo.finetune.models.heads import HEAD_FILE, HeadedEncoder, check_forward, trained_classifier
+from blockzo.finetune.models.lora import ADAPTER, add_lora, merged, save_adapter
+from blockzo.finetune.models.lora_options import LoraOptions, parse_adapter
 from blockzo.finetune.models.packages import fetch
 from blockzo.finetune.models.transformers_library import TORCH_DTYPES, attempt, quiet_transformers
 from blockzo.finetune.models.weight_files import FLOATS, file_entries, weight_entries
@@ -37,6 +39,8 @@ class Loaded:
     """Most tokens that the model takes."""
     notes: list[str] = field(default_factory=list)
     """What was mended or left out."""
+    adapter: LoraOptions | None = None
+    """What is trained in place of the weights."""
 
     @property
     def device(self) -> torch.device:
@@ -72,6 +76,7 @@ def load(
     labels: Sequence[str] = (),
     trust_remote_code: bool = False,
     device: str | torch.device = "cpu",
+    peft: str | None = None,
 ) -> Loaded:
     """Loads a folder, a GGUF file or folder, or a hub name. Two loads give the same bits.
 
@@ -81,6 +86,7 @@ def load(
         labels: of the task, in the order of its classes; a trained classifier that names the same labels gets this order.
         trust_remote_code: run Python code that comes with the model.
         device: where it runs.
+        peft: an adapter to train in place of the weights, as `--peft` says it; its first weights come from `seed`.
 
     Raises:
         UserError: it cannot be found or loaded, its weights are not those of its configuration, or it has no head that the
@@ -115,8 +121,11 @@ def load(
         # an encoder's pooler, where it cannot be left out, is read by no loss here
         parameter.requires_grad_(not (isinstance(model, HeadedEncoder) and ".pooler." in name))
     check_forward(source, model, kind)
+    adapter = None if peft is None else parse_adapter(peft)
+    if adapter is not None:
+        add_lora(model, adapter, seed, source)
     put(model, torch.device(device), source, weight_bytes(model))
-    return Loaded(model, tokenizer, kind, source, _limit(model, tokenizer), notes)
+    return Loaded(model, tokenizer, kind, source, _limit(model, tokenizer), notes, adapter)
 
 
 def _raw_config(folder: Path) -> dict[str, Any]:
@@ -251,12 +260,18 @@ def _limit(model: Any, tokenizer: Any) -> int:
 
 
 def save(loaded: Loaded, folder: Path) -> None:
-    """Weights in safetensors, configuration and tokenizer: `from_pretrained(folder)` loads them."""
-    loaded.model.save_pretrained(folder)
+    """Weights in safetensors, configuration and tokenizer: `from_pretrained(folder)` loads them. With an adapter, they hold
+    it, and the folder `adapter` in there has it alone.
+    """
+    if loaded.adapter is None:
+        loaded.model.save_pretrained(folder)
+    else:
+        loaded.model.save_pretrained(folder, state_dict=merged(loaded.model))
+        save_adapter(loaded.model, loaded.adapter, loaded.source, folder / ADAPTER)
     loaded.tokenizer.save_pretrained(folder)
     mask = os.umask(0)
     os.umask(mask)
-    for file in folder.glob("*.safetensors"):
+    for file in folder.rglob("*.safetensors"):
         # safetensors writes files that only their owner may read
         file.chmod(0o666 & ~mask)
 

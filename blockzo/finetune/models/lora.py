@@ -1,0 +1,82 @@
+"""LoRA on a loaded model (arXiv 2106.09685, through PEFT): first weights from the run's seed, saved merged and apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockzo.finetune.errors import UserError
+from blockzo.finetune.models.lora_options import LoraOptions
+from blockzo.finetune.models.seeded import seeded
+
+ADAPTER = "adapter"
+"""The folder of the adapter alone, inside the model's."""
+NAME = "default"
+
+
+def add_lora(model: Any, options: LoraOptions, seed: int, source: str) -> None:
+    """Wraps linear layers; what they add is trainable, all else is frozen.
+
+    Raises:
+        UserError: PEFT is missing, or the model has no layers of these names.
+    """
+    config = _config(options)
+    from peft import inject_adapter_in_model
+
+    try:
+        with seeded(seed):
+            inject_adapter_in_model(config, model)
+    except ValueError as error:
+        raise UserError(
+            f"--peft cannot be put on {source}: {error}. Name the last parts of its linear layers: targets=q_proj+v_proj"
+        ) from error
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    model.eval()
+
+
+def _config(options: LoraOptions) -> Any:
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise UserError("--peft needs PEFT: pip install peft") from None
+    # scripts and saved adapters of PEFT read the same
+    return LoraConfig(
+        r=options.r, lora_alpha=options.alpha, target_modules=list(options.targets) or None, lora_dropout=0.0
+    )
+
+
+@torch.no_grad()
+def merged(model: Any) -> dict[str, Tensor]:
+    """State of the model without an adapter, in which each wrapped weight has what its adapter adds; the model is not changed."""
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if ".lora_" in name:
+            continue
+        owner = name.rpartition(".base_layer.")[0]
+        if owner in layers and name == f"{owner}.base_layer.weight":
+            tensor = tensor + layers[owner].get_delta_weight(NAME).to(tensor.dtype)
+        state[name.replace(".base_layer.", ".")] = tensor
+    return state
+
+
+def save_adapter(model: Any, options: LoraOptions, base: str, folder: Path) -> None:
+    """As PEFT writes it: `PeftModel.from_pretrained(base, folder)` loads it."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    config = _config(LoraOptions(options.r, options.alpha, tuple(sorted(layers))))
+    config.base_model_name_or_path, config.inference_mode, config.task_type = base, True, "CAUSAL_LM"
+    config.save_pretrained(folder)
+    own = {name: t.detach().contiguous().cpu() for name, t in model.named_parameters() if ".lora_" in name}
+    save_file(
+        {f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor for name, tensor in own.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt", "blockzo": json.dumps(options.as_dict())},
+    )

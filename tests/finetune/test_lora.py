@@ -1,0 +1,82 @@
+"""LoRA by `--peft`: first weights from the seed, rebuilt from base and journal, saved merged and for PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from blockzo import digest
+from blockzo.finetune import Settings, evaluate, finetune, replay
+from blockzo.finetune.errors import UserError
+from blockzo.finetune.models.loading import load
+from blockzo.finetune.models.lora_options import LoraOptions, parse_adapter
+
+Tiny = Callable[[str], Path]
+Rows = Callable[..., Path]
+
+
+def test_what_an_adapter_is() -> None:
+    assert parse_adapter("lora") == parse_adapter("lora:r=8,alpha=16") == LoraOptions(8, 16, ())
+    assert parse_adapter("lora:targets=q_proj+v_proj, r=4").targets == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    "text", ["dora", "", "lora:r", "lora:r=0", "lora:r=x", "lora:r=1,r=2", "lora:rank=4", "lora:targets=a+"]
+)
+def test_what_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--peft (is|has) .*expected"):
+        Settings("m", peft=text)
+
+
+def test_the_first_weights_are_a_function_of_the_seed(tiny: Tiny) -> None:
+    def made(seed: int) -> str:
+        torch.manual_seed(torch.seed())
+        return digest(load(str(tiny("llama")), "float32", seed=seed, peft="lora:r=2").model)
+
+    assert made(3) == made(3) != made(4)
+
+
+def test_layers_that_are_not_there_are_named(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match="--peft cannot be put on .*targets=q_proj"):
+        load(str(tiny("llama")), "float32", peft="lora:targets=nothing")
+
+
+def test_a_run_its_replay_and_what_others_load(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    import peft
+    import transformers
+
+    own: dict[str, Any] = {
+        "task": "custom",
+        "template": "{text} it was {label}.",
+        "labels": "0=bad,1=good",
+        "train": str(rows(20)),
+        "validation": str(rows(8, "held.tsv")),
+    }
+    told = Settings(
+        str(tiny("llama")), **own, peft="lora:r=2,targets=q_proj+down_proj", batch=4, steps=2, lr="1e-1", eps="1e-2"
+    )
+    result = finetune(told, tmp_path / "out")
+    assert result["peft"] == {"kind": "lora", "r": 2, "alpha": 16, "targets": ["q_proj", "down_proj"]}
+    assert result["parameters"] == 4 * 2 * ((32 + 32) + (64 + 32))
+    again = replay(told.model, tmp_path / "out" / "journal.bz", tmp_path / "again", steps=2)
+    assert again["verified"] and again["digest"] == result["final_digest"] != result["base_digest"]
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        one, two = load_file(tmp_path / "out" / "model" / file), load_file(tmp_path / "again" / file)
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    # merging rounds
+    scored = evaluate(Settings(str(tmp_path / "out" / "model"), **own))
+    assert scored["scores"] == pytest.approx(result["after"], rel=1e-4)
+
+    ids = torch.arange(5, 17).unsqueeze(0)
+    base = transformers.AutoModelForCausalLM.from_pretrained(told.model)
+    with torch.no_grad():
+        plain = base(ids).logits
+        adapted = peft.PeftModel.from_pretrained(base, tmp_path / "out" / "model" / "adapter").eval()(ids).logits
+        whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()(ids).logits
+    torch.testing.assert_close(adapted, whole, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(plain, whole, rtol=1e-4, atol=1e-5)
