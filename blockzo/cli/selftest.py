@@ -27,6 +27,7 @@ from blockzo.ops.catalogue import KNOWN, Call, cases
 from blockzo.ops.steps import make_step
 
 VECTORS = "noise-v1-vectors.json"
+LOW_RANK_VECTORS = "noise-v1-low-rank-vectors.json"
 KNOWN_ANSWERS = (
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
@@ -107,11 +108,11 @@ def _philox() -> str:
     return ""
 
 
-def vectors() -> list[dict[str, Any]]:
-    """The cases of the packaged vectors file."""
-    loaded = json.loads(resources.files("blockzo").joinpath(VECTORS).read_text(encoding="utf-8"))
+def vectors(name: str = VECTORS) -> list[dict[str, Any]]:
+    """The cases of a packaged file of vectors."""
+    loaded = json.loads(resources.files("blockzo").joinpath(name).read_text(encoding="utf-8"))
     if loaded["contract"] != CONTRACT:
-        raise ValueError(f"{VECTORS} is for {loaded['contract']!r}; expected {CONTRACT!r}")
+        raise ValueError(f"{name} is for {loaded['contract']!r}; expected {CONTRACT!r}")
     cases: list[dict[str, Any]] = loaded["cases"]
     return cases
 
@@ -143,6 +144,8 @@ def _first(found: list[Any], expected: list[Any]) -> str:
 def _comparisons(backend: Backend, device: str) -> Iterator[tuple[str, Callable[[], str]]]:
     """Every operation of a backend against the reference, and the vectors by way of 0 + 1 * z."""
     yield "vectors", partial(_vectors_of_backend, backend, device)
+    if backend.LOW_RANK:
+        yield "vectors of low rank", partial(_low_rank_vectors, backend, device)
     for dtype in DTYPES:
         text = str(dtype).removeprefix("torch.")
         for distribution in ("rademacher", "gaussian"):
@@ -159,6 +162,20 @@ def _vectors_of_backend(backend: Backend, device: str) -> str:
         backend.perturbed_copy(out, zeros, case["start"], step, case["stream"])
         if bits_of(out) != case["bits"]:
             return f"{case['distribution']} {case['name']!r} from {case['start']}: {_first(bits_of(out), case['bits'])}"
+    return ""
+
+
+def _low_rank_vectors(backend: Backend, device: str) -> str:
+    """A block of a matrix, row by row."""
+    for case in vectors(LOW_RANK_VECTORS):
+        step = make_step(Noise(case["seed"], case["distribution"], case["rank"]), [case["direction"]], [1.0])
+        for number, bits in enumerate(case["bits"], case["row"]):
+            zeros = torch.zeros(len(bits), device=device)
+            out = torch.full_like(zeros, float("nan"))
+            start = number * case["shape"][1] + case["column"]
+            backend.perturbed_copy(out, zeros, start, step.of_shape(case["shape"]), case["stream"])
+            if bits_of(out) != bits:
+                return f"{case['distribution']} rank {case['rank']}, row {number}: {_first(bits_of(out), bits)}"
     return ""
 
 

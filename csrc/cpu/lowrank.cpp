@@ -68,6 +68,17 @@ void each_run(const Shard& part, int64_t width, int64_t first, int64_t last, con
   }
 }
 
+// The columns that local elements [first, last) of a part have, from `begin` to before `end`.
+struct Columns {
+  int64_t begin, end = 0;
+  Columns(const Shard& part, int64_t width, int64_t first, int64_t last) : begin(width) {
+    each_run(part, width, first, last, [&](int64_t, int64_t, int64_t, int64_t column, int64_t count) {
+      begin = std::min(begin, column);
+      end = std::max(end, column + count);
+    });
+  }
+};
+
 // What one thread holds: factors of a range of columns and of some rows, and runs that wait to be moved together.
 class Mover {
  public:
@@ -228,9 +239,10 @@ void low_rank_apply(const std::vector<Shard>& parts, const std::vector<Step>& st
         before += elements(local);
         if (from == to) continue;
         Mover mover(steps.data() + first, end - first, mode, local.stream, local.dtype, local.dtype, ROWS_AHEAD);
-        const int64_t span = mover.span(width), item = size_of(local.dtype);
-        for (int64_t column = 0; column < width; column += span) {
-          mover.take_columns(column, std::min(width, column + span));
+        const Columns columns(part, width, from, to);
+        const int64_t span = mover.span(columns.end - columns.begin), item = size_of(local.dtype);
+        for (int64_t column = columns.begin; column < columns.end; column += span) {
+          mover.take_columns(column, std::min(columns.end, column + span));
           each_run(part, width, from, to, [&](int64_t offset, int64_t stride, int64_t row, int64_t begin, int64_t count) {
             char* place = (char*)local.data + offset * item;
             mover.take({place, place, stride, row, begin, count});
@@ -249,9 +261,10 @@ void low_rank_copy(void* out, int out_dtype, const void* source, int dtype, int6
     const auto [from, to] = share(0, count, count, number, of);
     if (from == to) return;
     Mover mover(&step, 1, PERTURB, stream, dtype, out_dtype, ROWS_AHEAD);
-    const int64_t span = mover.span(step.width);
-    for (int64_t column = 0; column < step.width; column += span) {
-      mover.take_columns(column, std::min(step.width, column + span));
+    const Columns columns(part, step.width, from, to);
+    const int64_t span = mover.span(columns.end - columns.begin);
+    for (int64_t column = columns.begin; column < columns.end; column += span) {
+      mover.take_columns(column, std::min(columns.end, column + span));
       each_run(part, step.width, from, to, [&](int64_t offset, int64_t, int64_t row, int64_t begin, int64_t n) {
         mover.take({(const char*)source + offset * size_of(dtype), (char*)out + offset * size_of(out_dtype), 1, row, begin, n});
       });
@@ -278,6 +291,9 @@ void low_rank_rows(void* out, const void* weight, int dtype, int64_t width, cons
 void low_rank_project(const Shard& part, const Step& step, double* totals, int threads) {
   const int64_t size = elements(part.local), item = size_of(part.local.dtype), chunks = (size + CHUNK - 1) / CHUNK;
   const KernelTable* table = chosen_table();
+  std::fill(totals, totals + step.directions.size(), 0.0);
+  if (!size) return;
+  const Columns columns(part, step.width, 0, size);
   std::vector<double> sums((size_t)chunks);
   for (size_t k = 0; k < step.directions.size(); ++k) {
     Step one = step;
@@ -285,7 +301,7 @@ void low_rank_project(const Shard& part, const Step& step, double* totals, int t
     one.coefficients = {1.0f};
     in_parallel(size, threads, [&](int number, int of) {
       Mover mover(&one, 1, PERTURB, part.local.stream, FLOAT32, FLOAT32, ROWS_AHEAD);
-      mover.take_columns(0, step.width);
+      mover.take_columns(columns.begin, columns.end);
       alignas(64) float x[CHUNK], z[CHUNK];
       alignas(64) char raw[CHUNK * 4];
       for (int64_t c = chunks * number / of; c < chunks * (number + 1) / of; ++c) {
@@ -304,7 +320,6 @@ void low_rank_project(const Shard& part, const Step& step, double* totals, int t
         sums[(size_t)c] = table->dot(x, z);
       }
     });
-    totals[k] = 0.0;
     for (double sum : sums) totals[k] += sum;
   }
 }

@@ -56,11 +56,28 @@ def check_tensors(ranks: int) -> None:
                 assert bz.digest({"w": spread}) == bz.digest({"w": whole})
                 found, want = (bz.project({"w": w}, NOISE, [0, 7]) for w in (spread, whole))
                 assert torch.allclose(found, want, rtol=1e-12), (found, want)
+        check_low_rank(mesh, placements)
     # alike in everything but their memory
     pair = {name: distribute_tensor(torch.ones(8, 4), line, (Shard(0),)) for name in "ab"}
     bz.perturb_(pair, NOISE, 1.0)
     for name in "ab":
         assert torch.equal(pair[name].full_tensor(), 1 + NOISE.sample(name, (8, 4)))
+
+
+def check_low_rank(mesh, placements) -> None:  # type: ignore[no-untyped-def]
+    """What a part's noise is follows from the whole's shape, however few rows and columns this rank has."""
+    if any(getattr(placement, "dim", 0) > 1 for placement in placements):
+        return
+    noise, record = bz.Noise(3, "gaussian", 4), bz.Record(0, 1, "rademacher", RECORDS[0].blocks, rank=3)
+    for shape in ((5, 40), (37, 50), (4, 30)):
+        whole = torch.nan_to_num(weights(shape, torch.bfloat16))
+        spread = distribute_tensor(whole.clone(), mesh, placements)
+        for params in ({"w": spread}, {"w": whole}):
+            bz.update_(params, noise, [0.1, 0.2], decay=0.01, stochastic_rounding=True)
+            bz.replay_(params, [record])
+        assert same(spread, whole), (mesh.shape, placements, shape)
+        found, want = (bz.project({"w": w}, noise, [0, 7]) for w in (spread, whole))
+        assert torch.allclose(found, want, rtol=1e-12), (found, want)
 
 
 def check_autograd(ranks: int) -> None:
