@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ OF_METHOD = ("directions", "outer", "inner", "variant", "one_sided")
 """Settings that go to the method where they are given."""
 LACKS = {
     "fp16": "evaluations run in the model's own dtype, and nothing is scaled: load the model with dtype=torch.float16",
+    "fp8": "evaluations run in the model's own dtype: leave it out",
     "bf16": "evaluations run in the model's own dtype: load the model with dtype=torch.bfloat16",
     "fsdp": "each process holds the whole model; sharded models step with blockzo.DistributedZO (docs/distributed.md)",
     "deepspeed": "there is no optimizer state to spread: leave it out",
@@ -66,7 +68,7 @@ class ZOSettings:
             self.learning_rate = 1.0 if self.method == "auto" else 1e-6
         if self.bf16 is None:
             self.bf16 = False
-        refuse(self)
+        refuse(vars(self))
         self.estimator()
         super().__post_init__()  # type: ignore[misc]
 
@@ -93,8 +95,8 @@ class ZOSettings:
         if self.blocks is None:
             return None
         parts = [part.strip() for part in str(self.blocks).split(",") if part.strip()]
-        if parts == ["none"]:
-            return Blocks(model, [])
+        if parts in (["none"], ["auto"]):
+            return Blocks(model, [] if parts == ["none"] else "auto")
         return Blocks(model, [_boundary(part) for part in parts])
 
     def described(self) -> dict[str, Any]:
@@ -126,10 +128,10 @@ def _boundary(text: str) -> Any:
         return text
 
 
-def refuse(args: Any) -> None:
+def refuse(given: Mapping[str, Any]) -> None:
     """Raises ValueError where an argument does not go with evaluations alone."""
     for name, reason in LACKS.items():
-        if value := getattr(args, name, None):
+        if value := given.get(name):
             raise ValueError(f"{name}={value!r} does not go with a zeroth-order Trainer: {reason}")
 
 

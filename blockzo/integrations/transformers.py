@@ -51,7 +51,6 @@ class _ZerothOrder:
 
     def __init__(self, model: Any = None, args: Any = None, *rest: Any, **options: Any) -> None:
         args = converted(args, _arguments_of(type(self)))
-        refuse(args)
         if options.get("optimizers", (None, None))[0] is not None or options.get("optimizer_cls_and_kwargs"):
             raise ValueError("an optimizer was given; expected none, as steps are those of ZOConfig(method=...)")
         if (
@@ -68,11 +67,18 @@ class _ZerothOrder:
         self._place: Place | None = None
         self._flops, self._trial, self._checkpoint = 0.0, None, None
         super().__init__(model, args, *rest, **options)  # type: ignore[call-arg]
+        self._check_process()
+
+    def _check_process(self) -> None:
+        """What a launcher may ask for, past the arguments."""
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs in one process; expected one a process: `accelerate launch` or torchrun, or "
                 "CUDA_VISIBLE_DEVICES with one of them"
             )
+        refuse({"fsdp": self.is_fsdp_enabled, "deepspeed": self.is_deepspeed_enabled})  # type: ignore[attr-defined]
+        if self.accelerator.mixed_precision != "no":
+            refuse({self.accelerator.mixed_precision: True})
 
     # a step
 

@@ -214,6 +214,10 @@ def test_what_else_is_refused(tmp_path: Path) -> None:
         ZOTrainer(models.make("llama"), settings(tmp_path), optimizers=(adam, None))
     with pytest.raises(ValueError, match="3 numbers for 2 blocks"):
         trainer(tmp_path, blocks="2", method="spzo", block_rates=[1.0, 1.0, 1.0]).train()
+    run = trainer(tmp_path)
+    run.is_fsdp_enabled = True  # as `accelerate launch --use_fsdp` sets it
+    with pytest.raises(ValueError, match="fsdp=True does not go"):
+        run._check_process()
     with pytest.raises(TypeError, match="subclass of transformers.Trainer"):
         zo(nn.Linear)
     with pytest.raises(RuntimeError, match="training_step"):
@@ -253,6 +257,8 @@ def test_arguments_of_a_command_line() -> None:
     line = "--output_dir out --method spzo --inner 3 --blocks 0.5 --block_rates 1e-4 1e-2 --eps 1e-2 --use_cpu"
     (found,) = parser.parse_args_into_dataclasses(line.split())
     assert found.estimator() == bz.SPZO(1, 3) and found.block_rates == [1e-4, 1e-2]
+    cuts = [settings(Path("out"), blocks=text).cut(models.make("llama")).starts for text in ("none", "auto", "1,0.5")]
+    assert cuts == [[0], [0, 2], [0, 1, 2]]
     assert found.learning_rate == 1e-6 and found.described()["method"]["name"] == "SPZO"
 
 

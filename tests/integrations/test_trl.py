@@ -152,6 +152,12 @@ def test_the_page_runs(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch:
     exec(first.replace("=1000", "=2").replace("=100", "=1").replace("directions=8", "directions=2"), held)
     exec(second, held)
     assert bz.digest(held["model"]) == bz.digest(held["trainer"].model)
+    digest = bz.digest(held["trainer"].model)
+    # a checkpoint of an adapter, gone on with on the base
+    held["model"] = loaded(tiny("llama"))[0]
+    resumed = first.replace("=False", '="runs/chat/checkpoint-1"')
+    exec(resumed.replace("=1000", "=2").replace("=100", "=1").replace("directions=8", "directions=2"), held)
+    assert bz.digest(held["trainer"].model) == digest
     ids = torch.arange(12).view(2, 6)
     model = loaded(tiny("llama"))[0]
     again: dict[str, Any] = {"model": model, "batches": [{"input_ids": ids + i, "labels": ids + i} for i in range(2)]}
