@@ -82,6 +82,31 @@ def test_a_file_says_what_typed_options_say(call: Call, config: Any, tmp_path: P
     assert one == two
 
 
+def test_written_answers_adapters_and_devices_from_a_file(call: Call, config: Any, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "story {i} ?", "answer": "yes"}}\n' for i in range(9)))
+    path = config("columns: [prompt=question, completion=answer]", "metrics: [f1, rouge_l]", "max-new-tokens: 2")
+    kept = [
+        line for line in path.read_text().splitlines() if not line.startswith(("template", "labels", "train", "valid"))
+    ]
+    own = (
+        "device: cpu",
+        "dtype: auto",
+        'peft: "lora:r=2,targets=q_proj"',
+        "objective: f1",
+        f"train: {rows}",
+        "lr: 1e-2",
+    )
+    kept = [line.replace("task: custom", "task: sft") for line in kept if not line.startswith("lr")]
+    path.write_text("\n".join((*kept, *own, "method: mezo", "")))
+    code, text, err = call("finetune", "-c", path, "--steps", 1, "--output", tmp_path / "out", "--json")
+    assert code == 0, err
+    found = json.loads(text)
+    assert found["peft"]["targets"] == ["q_proj"] and found["device"] == "cpu"
+    assert found["settings"]["columns"] == "prompt=question,completion=answer"
+    assert found["settings"]["dtype"] == "float32" and {"f1", "rouge_l"} <= found["after"].keys()
+
+
 def test_a_simulation_from_a_file(call: Call, config: Any, tmp_path: Path) -> None:
     path = config("clients: 4", "seed-pool: 0", "sample: 0")
     path.write_text(path.read_text().replace("steps: 2", "rounds: 1"))
