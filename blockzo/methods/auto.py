@@ -56,7 +56,7 @@ class Auto:
     """
 
     explore: float = 0.25
-    most: int = 32
+    most: int = 64
     memory: float = 8.0
     step_weight: float = 0.25
     eps_loss: float = 0.005

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -19,6 +20,11 @@ class Mean:
         self.value += (value - self.value) * weight / self.weight
 
 
+LEAST_SHARE = 0.03
+"""Of the energy, that is taken to be confirmed at least, and where nothing is known. Half of the best rate still gives three
+quarters of its decrease, twice the best none."""
+
+
 @dataclass
 class BlockState:
     """What is known of one block; the means go back `memory` probes."""
@@ -33,16 +39,19 @@ class BlockState:
     weight: Mean = field(init=False)
     confirmed: Mean = field(init=False)
     tried: Mean = field(init=False)
+    asked: Mean = field(init=False)
     probes: int = 0
     since: int = 0
+    paid: float = 0.0
     usual: float = 0.0
     usual_gain: float = 1.0
+    usual_share: float = LEAST_SHARE
 
     def __post_init__(self) -> None:
         self.energy, self.own = Mean(self.memory), Mean(self.memory)
         # of curvature: itself, its square, its product with the energy of the same direction, and that energy
         self.plain, self.squared, self.along, self.weight = (Mean(2 * self.memory) for _ in range(4))
-        self.confirmed, self.tried = Mean(2 * self.memory), Mean(2 * self.memory)
+        self.confirmed, self.tried, self.asked = (Mean(SHARE_MEMORY) for _ in range(3))
 
     def examples(self, energy: float, weight: float) -> None:
         """Takes sum_b w_b^2 s_b^2 of slopes s_b of examples, each along a direction of its own. How it changes from step to step
@@ -103,45 +112,85 @@ class BlockState:
 
     @property
     def sharpness(self) -> float:
-        """S, curvature along the gradient, which averaging over directions does not lower: sqrt(tr H^2) at most, where the
-        variance of the curvature along a direction is 2 tr H^2.
+        """S, curvature along the gradient, which averaging over directions does not lower. What examples do not share lies where
+        the loss is curved (for a log-likelihood the mean of g g^T is H): tr H^2 / tr H. What batches share may lie where it is
+        curved most: sqrt(tr H^2). The variance along directions is 2 tr H^2.
         """
         mean = self.plain.value
-        found = math.sqrt(max(0.0, self.squared.value - mean * mean) / 2)
-        drawn = (PRIOR * self.curvature / 4 + self.probes * found) / (PRIOR + self.probes)
-        return min(self.curvature, drawn)
+        squares = max(0.0, self.squared.value - mean * mean) / 2
+        common = self.confidence
+        found = common * math.sqrt(squares) + (1 - common) * squares / self.curvature
+        return min(self.curvature, (PRIOR * self.curvature / SHARPNESS + self.probes * found) / (PRIOR + self.probes))
+
+    def confirm(self, first: Sequence[float], second: Sequence[float]) -> None:
+        """Takes slopes along the same directions on two batches, in units of the energy then."""
+        now, count = max(self.energy.value, 1e-30), len(first)
+        weight = 1 / (BATCHES + 1 / count)
+        self.confirmed.add(math.fsum(s * t for s, t in zip(first, second, strict=True)) / count / now, weight)
+        self.tried.add(math.fsum(s * s + t * t for s, t in zip(first, second, strict=True)) / (2 * count) / now, weight)
+        self.asked.add(now)
+        self.probes, self.since, self.paid = self.probes + 1, 0, 0.0
+
+    @property
+    def looks(self) -> tuple[float, float]:
+        """What a second batch confirmed, and of how much. Looks at far more energy than there is now count little: what is gone
+        since was what batches had in common.
+        """
+        fresh = min(1.0, self.energy.value / self.asked.value) ** 2 if self.asked.value > 0 else 0.0
+        weight = fresh * self.confirmed.weight
+        return self.confirmed.value * weight, self.tried.value * weight
 
     @property
     def confidence(self) -> float:
-        """Share of the energy that another batch confirms, drawn to 1/2 while there are few probes."""
-        found = self.confirmed.value / self.tried.value if self.tried.value > 0 else 0.0
-        weight = self.confirmed.weight
-        return min(1.0, max(0.05, (PRIOR / 2 + found * weight) / (PRIOR + weight)))
+        """Share of the energy that another batch confirms, drawn to what all blocks have in common: it hangs on how much examples
+        differ more than on the block, and a few hundredths are beyond what the probes of one block can tell.
+        """
+        product, energy = self.looks
+        return min(1.0, max(LEAST_SHARE, (SHARE_PRIOR * self.usual_share + product) / (SHARE_PRIOR + energy)))
 
-    def rate(self, directions: float, factor: float = 1.0) -> float:
+    def rate(self, directions: float, factor: float = 1.0, batches: int = 1) -> float:
         """`caution` times the best rate, less after few probes: scalars and curvature have heavy tails, which few probes do not
         show. A fraction f of the best rate still gives f (2 - f) of the best decrease. `factor` multiplies it up to that fraction
         and not beyond: the best rate is an estimate, and past it steps soon lose more than they win.
 
         Args:
             directions: that all examples share; of those of their own, as many as have the same noise.
+            batches: that the scalars are means over; the more, the larger is the confirmed share of what is left.
         """
         fraction = self.caution * min(1.0, factor * self.probes / (self.probes + LAG))
-        return fraction * self.confidence * directions / (self.curvature + (directions - 1) * self.sharpness)
+        confirmed = self.confidence * batches / (1 + (batches - 1) * self.confidence)
+        return fraction * confirmed * directions / (self.curvature + (directions - 1) * self.sharpness)
 
-    def decrease(self, directions: float) -> float:
-        return self.confidence * self.energy.value * self.rate(directions) / 2
+    def decrease(self, directions: float, batches: int = 1) -> float:
+        """What a step at that rate lowers the loss by; what is confirmed of the energy does not depend on the batches."""
+        return self.confidence * self.energy.value * self.rate(directions, batches=batches) / 2
+
+
+def share(looks: Sequence[tuple[float, float]]) -> float:
+    """What all blocks have in common, less its standard error."""
+    confirmed, tried = math.fsum(c for c, _ in looks), math.fsum(t for _, t in looks)
+    if tried <= 0:
+        return LEAST_SHARE
+    return min(1.0, max(LEAST_SHARE, confirmed / tried - 1 / math.sqrt(tried)))
 
 
 PRIOR = 4.0
 """Probes that a first guess counts for."""
+SHARE_PRIOR, SHARE_MEMORY, BATCHES = 24.0, 300.0, 1 / 16
+"""In directions: what the share common to all blocks counts for, how far back looks go; and the square of the error that two
+batches make along however many directions.
+"""
+SHARPNESS = 16.0
+"""T over S where nothing is known."""
 LAG = 3.0
 """Probes after which half of the rate is taken."""
 GAIN_PRIOR, MOST_GAIN = 2.0, 64.0
 """Steps along directions of examples' own that a first guess counts for, and how far from 1 their gain is believed."""
 PROBE = 2
 """Directions of a probe at least."""
-UNSEEN = 0.5
+WASTE = 0.1
+"""Part of what steps win that may be lost by looking at the block in use again."""
+UNSEEN = 0.25
 """Share of the cost that goes to probes while a block was never visited."""
 LEAST_PROBES, MOST_PROBES, AGAIN = 2, 6, 16
 """A block is not moved by fewer probes than the first number, nor by fewer than the second where they disagree on the curvature;

@@ -20,10 +20,12 @@ from collections.abc import Sequence
 from blockzo.journal.record import Record
 from blockzo.methods.auto import Auto, SeedOf, StepPlan, planned_method
 from blockzo.methods.base import Scalars
-from blockzo.methods.block_state import AGAIN, PROBE, UNSEEN, BlockState
+from blockzo.methods.block_state import PROBE, UNSEEN, WASTE, BlockState, share
 from blockzo.methods.decoupled import Decoupled
 from blockzo.methods.guard import Guard
 
+FEW = 16
+"""Directions whose mean energy is half as much worth as that of very many: batches differ, too."""
 OWN_CLIP = 1.5
 """How much later scalars of single examples are cut: examples differ."""
 
@@ -63,7 +65,7 @@ class Planner:
             # the same directions on the next batch, applied with the mean of both scalars
             block, eps = self._block(self._pending), tuple(u.eps for u in self._pending.blocks)
             count = len(self._pending.blocks[block].directions)
-            rate = self.guard.factor * self.blocks[block].rate(count, scale[block])
+            rate = self.guard.factor * self.blocks[block].rate(count, scale[block], batches=2)
             return self._move(block, count, self._pending.seed, rate, centre=True, eps=eps)
         unseen = [block for block in self.order if not self.blocks[block].probes]
         # while a block is unknown half of the cost goes to finding out; the last one, the cheapest, is asked first
@@ -83,8 +85,9 @@ class Planner:
         ratios = [self.blocks[b].measured_curvature / max(self.blocks[b].energy.value, 1e-30) for b in self._seen]
         usual = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
         gains = [math.log(self.blocks[b].measured_gain) for b in self._seen if self.blocks[b].own.weight]
+        common = share([self.blocks[b].looks for b in self._seen])
         for block in self.order:
-            self.blocks[block].usual = usual
+            self.blocks[block].usual, self.blocks[block].usual_share = usual, common
             self.blocks[block].usual_gain = math.exp(math.fsum(gains) / len(gains)) if gains else 1.0
 
     def observe(self, record: Record) -> None:
@@ -101,12 +104,13 @@ class Planner:
         # the first of an odd number is the unmoved loss; pairs lie around it
         self.guard.add(losses[0] if len(losses) != 2 * count else math.fsum(losses) / len(losses))
         if len(losses) == 2 * count + 1:
-            # a look at the block in use again is not a visit to the others
-            if state.since < AGAIN:
+            due = block == self.order[self.turn % len(self.order)]
+            if due or not state.probes:
+                # a look at the block in use again is not a visit to the others
                 self.probed += cost
-            self._observe_probe(state, record, block)
+            self._observe_probe(state, record, block, due)
             return
-        state.since += 1
+        state.since, state.paid = state.since + 1, state.paid + cost
         if len(update.directions) > count:
             if update.lr:
                 # scalars hold an example's share in the loss and 1 / count
@@ -120,12 +124,13 @@ class Planner:
             slopes = [(loss - losses[0]) / update.eps for loss in losses[1:]]
             bias = state.squared.value * update.eps**2 / 4
         energy = sum(s * s for s in slopes) / count - bias
-        state.energy.add(max(energy, 0.0), self.settings.step_weight)
+        state.energy.add(max(energy, 0.0), max(self.settings.step_weight, count / (count + FEW)))
 
-    def _observe_probe(self, state: BlockState, record: Record, block: int) -> None:
+    def _observe_probe(self, state: BlockState, record: Record, block: int, due: bool) -> None:
         values = self._probe_values(record, block)
+        count = len(values)
         for slope, curvature in values:
-            state.energy.add(slope * slope, 0.5 / len(values))
+            state.energy.add(slope * slope, max(0.5, count / (count + FEW)) / count)
             state.plain.add(curvature, 0.5)
             state.squared.add(curvature * curvature, 0.5)
             state.along.add(slope * slope * curvature, 0.5)
@@ -133,12 +138,10 @@ class Planner:
         if self._pending is None:
             self._pending = record
             return
-        for (first, _), (second, _) in zip(self._probe_values(self._pending, block), values, strict=True):
-            state.confirmed.add(first * second, 1 / len(values))
-            state.tried.add((first * first + second * second) / 2, 1 / len(values))
-        state.probes, state.since = state.probes + 1, 0
+        before = self._probe_values(self._pending, block)
+        state.confirm([slope for slope, _ in before], [slope for slope, _ in values])
         self._pending = None
-        if all(self.blocks[b].probes for b in self.order):
+        if due and all(self.blocks[b].probes for b in self.order):
             self.turn += 1
 
     def _probe_values(self, record: Record, block: int) -> list[tuple[float, float]]:
@@ -165,10 +168,10 @@ class Planner:
             scalars = {k: max(-limit, min(limit, s)) for k, s in scalars.items()}
         return [scalars if b == block else {} for b in range(len(found))]
 
-    def _probe(self, block: int, seed: int) -> StepPlan:
-        """As many directions as cost little beside the blocks before."""
+    def _probe(self, block: int, seed: int, count: int = 0) -> StepPlan:
+        """Where no count is given, as many directions as cost little beside the blocks before."""
         before, after = self._parts(block)
-        count = min(self.settings.most, PROBE + int(before / (4 * after)))
+        count = count or min(self.settings.most, PROBE + int(before / (4 * after)))
         return self._move(block, count, seed, 0.0, centre=True)
 
     def _best(self, seed: int, scale: Sequence[float]) -> StepPlan:
@@ -192,6 +195,9 @@ class Planner:
         state = self.blocks[block]
         if not state.known:
             return self._probe(block, seed)
+        # looks win 1 / (1 + rho) of what steps do; what is lost by that may be a tenth
+        if WASTE * (1 + state.confidence) / state.confidence * state.paid >= 2 * self._cost(block, 2 * count + 1):
+            return self._probe(block, seed, count)
         rate = self.guard.factor * state.rate(count * state.gain if own else count, scale[block])
         return self._move(block, count, seed, rate, one_sided=one_sided, own=own)
 
