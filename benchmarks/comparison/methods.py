@@ -106,7 +106,7 @@ def _auto(per_example: bool) -> Make:
 
 def _fzoo_centre(problem: Problem, pair_rate: float) -> float:
     """FZOO divides by the moved losses' deviation: its centre is a one-sided method's times that deviation at the start."""
-    result = bz.ZO(problem.model, problem.loss_fn, bz.OneSided(8), lr=0.0, eps=EPS, seed=0)._estimate(problem.batch(0))
+    result = bz.ZO(problem.model, problem.loss_fn, bz.OneSided(8), lr=0.0, eps=EPS, seed=0).estimate(problem.batch(0))
     moved = result.losses[1:]
     mean = sum(moved) / len(moved)
     deviation = (sum((loss - mean) ** 2 for loss in moved) / (len(moved) - 1)) ** 0.5

@@ -81,7 +81,7 @@ def agrees(family: str, method: Method, blocks: int) -> None:
     zo = bz.ZO(model, own_loss, method, cut, eps=eps, seed=5, per_example=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error" if family != "bloom" else "ignore")
-        result = zo._estimate(batch)
+        result = zo.estimate(batch)
     # torch.vmap has no rule for Bloom's own activation function
     assert bool(Known.of(zo.blocks).alone) == (family == "bloom")
     noise, tree = Noise(step_seed(5, 0)), method.tree(blocks)
@@ -149,7 +149,7 @@ def test_examples_part_where_the_model_asks_of_them(ask: Callable[[Tensor], Any]
         model.calls, model.ways = 0, []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = zo._estimate(x)
+            result = zo.estimate(x)
         found.append(result.losses)
         if limit == 6:
             assert (model.calls, len(model.ways)) == calls

@@ -119,7 +119,7 @@ def test_any_bytes_are_read_or_refused_with_their_file(content: bytes, name: str
         (
             "a.jsonl",
             b'{"messages": [{"role": "user", "content": "x"}], "label": 1}',
-            "a conversation.*apply_chat_template",
+            "a conversation.*--task sft",
         ),
         ("a.tsv", b"text\ttext\tlabel\nx\ty\t1\n", "line 1: the header has 'text' twice"),
         ("a.csv", b"text, text,label\nx,y,1\n", "line 1: the header has 'text' twice"),

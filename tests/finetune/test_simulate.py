@@ -57,7 +57,7 @@ def settings(model: Path, rows: Rows, **changed: Any) -> Settings:
 
 
 def options(told: Settings) -> list[str]:
-    values = {k: v for k, v in told.as_dict().items() if v not in (None, False) and k != "steps"}
+    values = {k: v for k, v in told.as_dict().items() if v not in (None, False) and k not in ("steps", "objective")}
     return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
 
 
@@ -260,6 +260,7 @@ def test_every_setting_is_compared_when_a_simulation_continues() -> None:
         others[name] = (
             not value if isinstance(value, bool) else "7.5" if value is None or isinstance(value, str) else value + 1
         )
+    others["device"] = "cpu"
     assert set(others) == {field.name for form in (Settings, Federation) for field in fields(form)}
     for name, other in others.items():
         if name in FREE_ON_RESUME:
