@@ -50,8 +50,11 @@ def test_a_run_from_its_command_to_evaluate_and_replay(call: Any, tiny: Tiny, ro
     done = subprocess.run(begun, env=environment(), capture_output=True, text=True, timeout=240, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    expected = "schema command model kind task peft method blocks parameters steps before after best flops forwards seconds signal"
-    expected += " memory base_digest final_digest exact journal_bytes threads device versions settings data warnings output files"
+    expected = (
+        "schema command model kind task peft method blocks parameters steps before after best flops forwards seconds"
+        " signal memory base_digest final_digest exact journal_bytes threads device versions settings data warnings"
+        " output files"
+    )
     assert result.keys() == set(expected.split())
     assert result["before"].keys() == {"rows", "loss", "accuracy", "calibrated_accuracy", "auc"}
     assert all(Path(path).exists() for path in result["files"].values())
