@@ -74,6 +74,9 @@ SHOWN[("fill_ gaussian", "times faster than sample")] = "`fill_` of 16 Mi Gaussi
 SHOWN[("MeZO port, 100 M weights, 4 rows", "times faster than eager")] = (
     "MeZO's loop with blockzo's operations, 24 layers of 2,048 x 2,048, 4 rows, against the loop in eager torch"
 )
+SHOWN[("mezo, 16 x 64 tokens", "Trainer step over plain step")] = (
+    "MeZO step through Hugging Face's Trainer over the plain loop's, SmolLM2-135M, 16 x 64 tokens"
+)
 for _name in ("OPT-125M", "Llama 134M"):
     for _shape in ("16 x 64", "4 x 16"):
         SHOWN[(f"{_name} float32 {_shape} rademacher", "evaluation over two plain forwards")] = (
