@@ -54,8 +54,8 @@ class ZO(Journaled):
 
     Args:
         model: its trainable parameters are float32, bfloat16 or float16.
-        loss_fn: (model, batch) -> tensor with one element (with `per_example`, one an example will do). May be stopped by an
-            exception that passes through it.
+        loss_fn: (model, batch) -> tensor with one element (with `per_example`, one an example will do), or a float or an array
+            with one, whose evaluations then run one after the other. May be stopped by an exception that passes through it.
             Where None: `model(**batch).loss`.
         method: MeZO(), SPSA(n), SPZO(outer, inner, variant), OneSided(n), FZOO(n), Tree(levels), Decoupled(directions), or
             "auto" (`Auto()`): a planner measures the blocks and chooses what to move at every step (docs/planner.md). A name,
