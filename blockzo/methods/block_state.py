@@ -125,7 +125,7 @@ class BlockState:
     def confirm(self, first: Sequence[float], second: Sequence[float]) -> None:
         """Takes slopes along the same directions on two batches, in units of the energy then."""
         now, count = max(self.energy.value, 1e-30), len(first)
-        weight = 1 / (BATCHES + 1 / count)
+        weight = FEW * worth(count)
         self.confirmed.add(math.fsum(s * t for s, t in zip(first, second, strict=True)) / count / now, weight)
         self.tried.add(math.fsum(s * s + t * t for s, t in zip(first, second, strict=True)) / (2 * count) / now, weight)
         self.asked.add(now)
@@ -161,9 +161,13 @@ class BlockState:
         confirmed = self.confidence * batches / (1 + (batches - 1) * self.confidence)
         return fraction * confirmed * directions / (self.curvature + (directions - 1) * self.sharpness)
 
-    def decrease(self, directions: float, batches: int = 1) -> float:
-        """What a step at that rate lowers the loss by; what is confirmed of the energy does not depend on the batches."""
-        return self.confidence * self.energy.value * self.rate(directions, batches=batches) / 2
+    def decrease(self, directions: float) -> float:
+        return self.confidence * self.energy.value * self.rate(directions) / 2
+
+
+def worth(directions: int) -> float:
+    """Of a mean over so many directions of one batch, beside one over all: batches differ, too."""
+    return directions / (directions + FEW)
 
 
 def share(looks: Sequence[tuple[float, float]]) -> float:
@@ -176,10 +180,10 @@ def share(looks: Sequence[tuple[float, float]]) -> float:
 
 PRIOR = 4.0
 """Probes that a first guess counts for."""
-SHARE_PRIOR, SHARE_MEMORY, BATCHES = 24.0, 300.0, 1 / 16
-"""In directions: what the share common to all blocks counts for, how far back looks go; and the square of the error that two
-batches make along however many directions.
-"""
+SHARE_PRIOR, SHARE_MEMORY = 24.0, 300.0
+"""In directions: what the share common to all blocks counts for, and how far back looks go."""
+FEW = 16
+"""Directions along which the error of a mean is due to them and to the batch in equal parts."""
 SHARPNESS = 16.0
 """T over S where nothing is known."""
 LAG = 3.0
@@ -190,8 +194,6 @@ PROBE = 2
 """Directions of a probe at least."""
 WASTE = 0.1
 """Part of what steps win that may be lost by looking at the block in use again."""
-UNSEEN = 0.25
-"""Share of the cost that goes to probes while a block was never visited."""
 LEAST_PROBES, MOST_PROBES, AGAIN = 2, 6, 16
 """A block is not moved by fewer probes than the first number, nor by fewer than the second where they disagree on the curvature;
 the block in use is looked at again after AGAIN steps."""

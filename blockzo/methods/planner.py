@@ -20,12 +20,10 @@ from collections.abc import Sequence
 from blockzo.journal.record import Record
 from blockzo.methods.auto import Auto, SeedOf, StepPlan, planned_method
 from blockzo.methods.base import Scalars
-from blockzo.methods.block_state import PROBE, UNSEEN, WASTE, BlockState, share
+from blockzo.methods.block_state import PROBE, WASTE, BlockState, share, worth
 from blockzo.methods.decoupled import Decoupled
 from blockzo.methods.guard import Guard
 
-FEW = 16
-"""Directions whose mean energy is half as much worth as that of very many: batches differ, too."""
 OWN_CLIP = 1.5
 """How much later scalars of single examples are cut: examples differ."""
 
@@ -68,9 +66,8 @@ class Planner:
             rate = self.guard.factor * self.blocks[block].rate(count, scale[block], batches=2)
             return self._move(block, count, self._pending.seed, rate, centre=True, eps=eps)
         unseen = [block for block in self.order if not self.blocks[block].probes]
-        # while a block is unknown half of the cost goes to finding out; the last one, the cheapest, is asked first
-        share = UNSEEN if unseen else self.settings.explore
-        if len(unseen) == len(self.order) or self.probed < share * self.spent:
+        # of blocks that are unknown the last one, the cheapest, is asked first
+        if len(unseen) == len(self.order) or self.probed < self.settings.explore * self.spent:
             return self._probe(unseen[-1] if unseen else self.order[self.turn % len(self.order)], seed_of(step))
         return self._best(seed_of(step), scale)
 
@@ -124,13 +121,13 @@ class Planner:
             slopes = [(loss - losses[0]) / update.eps for loss in losses[1:]]
             bias = state.squared.value * update.eps**2 / 4
         energy = sum(s * s for s in slopes) / count - bias
-        state.energy.add(max(energy, 0.0), max(self.settings.step_weight, count / (count + FEW)))
+        state.energy.add(max(energy, 0.0), max(self.settings.step_weight, worth(count)))
 
     def _observe_probe(self, state: BlockState, record: Record, block: int, due: bool) -> None:
         values = self._probe_values(record, block)
         count = len(values)
         for slope, curvature in values:
-            state.energy.add(slope * slope, max(0.5, count / (count + FEW)) / count)
+            state.energy.add(slope * slope, max(0.5, worth(count)) / count)
             state.plain.add(curvature, 0.5)
             state.squared.add(curvature * curvature, 0.5)
             state.along.add(slope * slope * curvature, 0.5)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import blockzo as bz
 from blockzo.methods.auto import planned_method
-from blockzo.methods.block_state import BlockState
+from blockzo.methods.block_state import LEAST_SHARE, BlockState, share
 from blockzo.methods.guard import Guard
 from blockzo.methods.planner import Planner
 from blockzo.optim.cutting import fine_blocks
@@ -281,6 +281,59 @@ def test_rates_are_halved_while_the_loss_rises_and_not_by_noise(
             guard.add(1.0 + rise * max(0, step - 100) / steps + jump * (step >= 100) + value)
         factors.append(guard.factor)
     assert low <= sorted(factors)[10] <= high
+
+
+def told(first: list[float], second: list[float], times: int, energy: float = 1.0) -> BlockState:
+    """A block of that energy, with so many looks at the same slopes."""
+    state = BlockState(8.0, 0.6)
+    state.energy.add(energy, 8.0)
+    for _ in range(times):
+        state.confirm(first, second)
+    return state
+
+
+def test_batches_are_taken_to_share_little_until_many_looks_say_otherwise() -> None:
+    """A lucky look along two directions is not believed, one along many is; what all blocks share bounds what one is told."""
+    lucky, sure = told([1.0, 1.0], [1.0, 1.0], 1), told([1.0] * 64, [1.0] * 64, 8)
+    assert share([]) == LEAST_SHARE and share([lucky.looks]) < 0.3
+    assert share([sure.looks]) == pytest.approx(1 - sure.looks[1] ** -0.5) and share([sure.looks]) > 0.85
+    assert lucky.confidence < 0.15 and sure.confidence > 0.75
+    against = told([1.0, -1.0] * 32, [1.0, 1.0] * 32, 8)
+    assert share([against.looks]) == against.confidence == LEAST_SHARE
+    # the same looks, where other blocks have shown that batches share much
+    lucky.usual_share = 0.8
+    assert lucky.confidence > 0.7
+
+
+def test_looks_at_far_more_energy_than_there_is_now_count_little() -> None:
+    state = told([1.0] * 64, [1.0] * 64, 8)
+    before, looks = state.confidence, state.looks[1]
+    state.energy.value = 0.1
+    assert state.looks[1] == pytest.approx(looks / 100) and state.confidence < before / 5
+
+
+@pytest.mark.parametrize(("shared", "least", "most"), [(0.03, 0.9, 1.6), (1.0, 2.5, 3.6)])
+def test_sharpness_lies_between_that_of_examples_and_the_largest(shared: float, least: float, most: float) -> None:
+    """Of a Hessian of 9 curvatures 1, from Gaussian directions: tr H = 9, tr H^2 / tr H = 1, sqrt(tr H^2) = 3."""
+    chance = torch.Generator().manual_seed(0)
+    state = BlockState(1000.0, 0.6)
+    state.energy.add(0.1, 8.0)
+    for c in torch.randn(2000, 9, generator=chance).square().sum(1).tolist():
+        for mean, value in ((state.plain, c), (state.squared, c * c), (state.along, c), (state.weight, 1.0)):
+            mean.add(value, 0.5)
+    state.probes, state.usual_share = 1000, shared
+    assert least <= state.sharpness <= most
+
+
+def test_the_block_in_use_is_looked_at_the_more_often_the_less_batches_share() -> None:
+    """With one block there is none to visit in turn: all looks but those of `explore` are at the block in use."""
+    looks = {}
+    for noise in (0.0, 4.0):
+        model, chance = Bowl((3.0,), (1.0,)), torch.Generator().manual_seed(0)
+        zo = bz.ZO(model, lambda m, b: m(b), bz.Auto(costs=(1.0,), explore=0.05), lr=1e-3, eps=1e-2, seed=1)
+        methods = [zo.method_of(zo.step(noise * torch.randn(64, generator=chance)).record) for _ in range(200)]
+        looks[noise] = sum(isinstance(method, bz.Decoupled) and method.centre for method in methods)
+    assert looks[0.0] < 50 < 80 < looks[4.0]
 
 
 def test_a_factor_lifts_a_rate_up_to_caution_times_the_best_and_no_further() -> None:
