@@ -27,7 +27,7 @@ from torch import nn
 import blockzo as bz
 from benchmarks.comparison.eager import EagerMeZO
 from benchmarks.harness import Table, paired, speedup
-from blockzo import _native
+from benchmarks.parts import run
 
 WEIGHTS, SEEDS, LR, EPS = 100_000_000, 30, 1e-6, 1e-3
 KINDS = [
@@ -35,7 +35,7 @@ KINDS = [
 ]
 
 
-def seeds(table: Table, rounds: int) -> None:
+def seeds(table: Table, options: argparse.Namespace) -> None:
     for dtype, distribution in KINDS:
         # what a Gaussian number takes is its making, not the memory
         goal, count = (2.0, WEIGHTS) if distribution == "rademacher" else (None, WEIGHTS // 4)
@@ -47,22 +47,22 @@ def seeds(table: Table, rounds: int) -> None:
                 bz.update_(w, noise, [number])
 
         sides = {"one pass": lambda w=w, n=noises, c=numbers: bz.update_(w, n, c), "one by one": one_by_one}
-        times = paired(sides, rounds=rounds, warmup=1, clock=time.process_time)
+        times = paired(sides, rounds=options.rounds, warmup=1, clock=time.process_time)
         case = f"update_ 30 seeds, {count // 10**6} M {distribution} {str(dtype)[6:]}"
         table.add(case, "times faster than one by one", speedup(times, "one pass", "one by one"), "x", target=goal)
 
 
-def fill(table: Table, rounds: int) -> None:
+def fill(table: Table, options: argparse.Namespace) -> None:
     for distribution in ("rademacher", "gaussian"):
         out, noise = torch.empty(1 << 24), bz.Noise(1, distribution)
         sides = {"fill_": lambda o=out, n=noise: bz.fill_(o, n, "w"), "sample": lambda n=noise: n.sample("w", 1 << 24)}
-        times = paired(sides, rounds=rounds, warmup=1, clock=time.process_time)
+        times = paired(sides, rounds=options.rounds, warmup=1, clock=time.process_time)
         table.add(
             f"fill_ {distribution}", "times faster than sample", speedup(times, "fill_", "sample"), "x", target=10.0
         )
 
 
-def mezo(table: Table, rounds: int) -> None:
+def mezo(table: Table, options: argparse.Namespace) -> None:
     spec = spec_from_file_location("mezo", Path(__file__).resolve().parents[1] / "examples" / "ports" / "mezo.py")
     assert spec is not None and spec.loader is not None
     port = module_from_spec(spec)
@@ -75,7 +75,7 @@ def mezo(table: Table, rounds: int) -> None:
         "port": lambda: port.mezo_step(net, lambda: float(net(x).square().mean()), 1, LR, EPS),
         "eager": lambda: eager.step(x),
     }
-    times = paired(sides, rounds=rounds, warmup=1, clock=time.process_time)
+    times = paired(sides, rounds=options.rounds, warmup=1, clock=time.process_time)
     table.add(
         "MeZO port, 100 M weights, 4 rows", "times faster than eager", speedup(times, "port", "eager"), "x", target=3.0
     )
@@ -84,22 +84,5 @@ def mezo(table: Table, rounds: int) -> None:
 PARTS = {"seeds": seeds, "fill": fill, "mezo": mezo}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--no-save", action="store_true", help="print, and leave results.csv as it is")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_grad_enabled(False)
-    table = Table("backend")
-    print(f"{table.machine}; {options.threads} threads, {_native.chosen()}; load {os.getloadavg()[0]:.1f}")
-    for name in options.only:
-        PARTS[name](table, options.rounds)
-    if not options.no_save:
-        table.save()
-
-
 if __name__ == "__main__":
-    main()
+    run("backend", __doc__, PARTS, rounds=7)

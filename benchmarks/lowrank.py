@@ -29,9 +29,9 @@ import torch.nn.functional as F
 import blockzo as bz
 from benchmarks.harness import Table, paired
 from benchmarks.linear import cold, slower
+from benchmarks.parts import run
 from benchmarks.perturbed import llama_134m, plain_losses, small_batch
 from benchmarks.step import last_token_loss
-from blockzo import _native
 from blockzo.ops import perturbed_linear, update_
 from blockzo.optim.executor import PerturbedExecutor
 
@@ -100,24 +100,5 @@ def update(table: Table, options: argparse.Namespace) -> None:
 PARTS = {"linear": linear, "model": model, "update": update}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-save", action="store_true", help="print, and leave results.csv as it is")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_grad_enabled(False)
-    table = Table("lowrank")
-    print(f"{table.machine}; {options.threads} threads, {_native.chosen()}; load {os.getloadavg()[0]:.1f}", flush=True)
-    for name in options.only:
-        PARTS[name](table, options)
-    if not options.no_save:
-        table.save()
-
-
 if __name__ == "__main__":
-    main()
+    run("lowrank", __doc__, PARTS, rounds=5, layers=30, rank=4)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from benchmarks.harness import Table, paired
 from benchmarks.linear import cold, slower
-from blockzo import _native
+from benchmarks.parts import run
 from blockzo.noise import Noise
 from blockzo.ops import perturbed_linear, update_
 
@@ -56,17 +56,17 @@ def layer(table: Table, rounds: int, shape: tuple[int, int], tokens: int, goals:
         table.add(case, "own directions over F.linear", slower(times, "moved", "plain"), "x", at_most=limit)
 
 
-def linear(table: Table, rounds: int) -> None:
+def linear(table: Table, options: argparse.Namespace) -> None:
     for tokens in (8, 16, 32, 64, 128):
-        layer(table, rounds, (2048, 2048), tokens, True)
+        layer(table, options.rounds, (2048, 2048), tokens, True)
 
 
-def models(table: Table, rounds: int) -> None:
+def models(table: Table, options: argparse.Namespace) -> None:
     for shape in SHAPES:
-        layer(table, max(3, rounds // 3) if shape[0] > 2048 else rounds, shape, 32, False)
+        layer(table, max(3, options.rounds // 3) if shape[0] > 2048 else options.rounds, shape, 32, False)
 
 
-def update(table: Table, rounds: int) -> None:
+def update(table: Table, options: argparse.Namespace) -> None:
     weights = {"w": torch.zeros(WEIGHTS)}
     coefficients = [EPS * (k + 1) for k in range(DIRECTIONS)]
     for distribution in ("rademacher", "gaussian"):
@@ -76,7 +76,7 @@ def update(table: Table, rounds: int) -> None:
                 "one": lambda noise=noise: update_(weights, noise, coefficients[:1]),
                 "many": lambda noise=noise: update_(weights, noise, coefficients),
             },
-            rounds=max(3, rounds // 3),
+            rounds=max(3, options.rounds // 3),
             warmup=1,
             clock=time.process_time,
         )
@@ -87,22 +87,5 @@ def update(table: Table, rounds: int) -> None:
 PARTS = {"linear": linear, "models": models, "update": update}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--no-save", action="store_true", help="print, and leave results.csv as it is")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_grad_enabled(False)
-    table = Table("rows")
-    print(f"{table.machine}; {options.threads} threads, {_native.chosen()}; load {os.getloadavg()[0]:.1f}")
-    for name in options.only:
-        PARTS[name](table, options.rounds)
-    if not options.no_save:
-        table.save()
-
-
 if __name__ == "__main__":
-    main()
+    run("rows", __doc__, PARTS, rounds=9)
