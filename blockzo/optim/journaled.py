@@ -14,21 +14,22 @@ from blockzo.methods.base import Method
 from blockzo.methods.planner import Planner
 from blockzo.optim.decay import Decay
 from blockzo.optim.step import StepResult
+from blockzo.perturb.blocks import Blocks
 
 
 class Journaled:
     """What `ZO` does with records."""
 
     model: nn.Module
+    blocks: Blocks
     method: Method | Auto
     planner: Planner | None
+    eps: list[float]
+    per_example: bool
     decay: Decay
     evaluate: str
     journal: Journal | None
     step_number: int
-
-    def _start_planner(self, costs: Sequence[float], whole: bool = False) -> None:
-        raise NotImplementedError
 
     @property
     def layout(self) -> dict[str, int]:
@@ -128,3 +129,10 @@ class Journaled:
                 self._start_planner(journal.plan["costs"], bool(journal.plan.get("whole", False)))
             elif len(journal):
                 raise JournalError('the journal holds steps but no plan; it was not written with method="auto"')
+
+    def _start_planner(self, costs: Sequence[float], whole: bool = False) -> None:
+        assert isinstance(self.method, Auto)
+        if len(costs) != len(self.blocks):
+            raise ValueError(f"costs has {len(costs)} entries for {len(self.blocks)} blocks; expected one a block")
+        trainable = [block in set(self.blocks.layout.values()) for block in range(len(self.blocks))]
+        self.planner = Planner(self.method, costs, trainable, self.eps, whole, self.per_example)

@@ -277,13 +277,6 @@ class ZO(Journaled):
             assert self.planner is not None
             self.journal.add_plan({"costs": self.planner.costs, **({"whole": True} if whole else {})})
 
-    def _start_planner(self, costs: Sequence[float], whole: bool = False) -> None:
-        assert isinstance(self.method, Auto)
-        if len(costs) != len(self.blocks):
-            raise ValueError(f"costs has {len(costs)} entries for {len(self.blocks)} blocks; expected one a block")
-        trainable = [block in set(self.blocks.layout.values()) for block in range(len(self.blocks))]
-        self.planner = Planner(self.method, costs, trainable, self.eps, whole, self.per_example)
-
     def _noise(self, seed: int) -> Noise | list[Noise]:
         noises = [Noise(seed, distribution, self.rank) for distribution in self.distributions]
         return noises[0] if len(set(noises)) == 1 else noises
