@@ -38,6 +38,9 @@ LEAST_GAIN = {"accuracy": 0.025, "loss": 0.02}
 ACCURACY = Goal()
 GOALS = (ACCURACY, Goal("accuracy", 0.8), Goal("loss"))
 
+SAMPLING_ERROR = 0.026
+"""Standard error of an accuracy of 0.7 on 320 rows."""
+
 Case = tuple[str, str, int, int]
 """(model, task, shots, budget): runs of one case are compared."""
 
@@ -185,6 +188,17 @@ def over_cases(runs: Runs, method: str | None, baseline: str, cost: str, goal: G
         name = method or best_method(by_method, wanted, goal)
         if name in by_method and baseline in by_method:
             found += ratios(by_method[name], by_method[baseline], wanted, cost, goal)
+    return found
+
+
+def ahead(by_method: Mapping[str, Mapping[int, Sequence[Point]]], method: str, others: Sequence[str]) -> list[float]:
+    """Accuracy of a method less that of the best of the others, at each checkpoint after the start of each seed that all have."""
+    if not all(name in by_method for name in (method, *others)):
+        return []
+    found = []
+    for seed in sorted(set.intersection(*(set(by_method[name]) for name in (method, *others)))):
+        rows = zip(by_method[method][seed], *(by_method[name][seed] for name in others), strict=True)
+        found += [own.accuracy - max(other.accuracy for other in rest) for own, *rest in rows if own.checkpoint]
     return found
 
 

@@ -34,6 +34,7 @@ def markdown(runs: Runs, places: Sequence[Mapping[str, str]]) -> str:
     if not analysis.cases(runs):
         return "Nothing has been run yet."
     lines = figures(runs)
+    lines += ["", *_checkpoints(runs)]
     for case in analysis.cases(runs):
         lines += ["", *_case(runs, case)]
     where = sorted({f"{p['cpu']}, {p['workers']} process(es) of {p['threads']} thread(s)" for p in places})
@@ -68,6 +69,21 @@ def figures(runs: Runs) -> list[str]:
         span = f"{found.low:.2g} to {found.high:.2g}"
         counts = f"{found.count} | {found.bounded} | {found.neither}"
         lines.append(f"| {name} | {found.median:.2f} | {span} | {counts} | {wanted} | {met} |")
+    return lines
+
+
+def _checkpoints(runs: Runs) -> list[str]:
+    lines = [
+        "| `auto` at every checkpoint, less the better of n-SPSA and one-sided in the same run | checkpoints | median | lowest "
+        "| more than a sampling error (2.6 points) below |",
+        "|---|---|---|---|---|",
+    ]
+    for case in analysis.cases(runs):
+        found = analysis.ahead(analysis.of_case(runs, case), "auto", ("n-spsa", "one-sided"))
+        if found:
+            below = sum(value < -analysis.SAMPLING_ERROR for value in found)
+            points = f"{100 * statistics.median(found):+.1f} points | {100 * min(found):+.1f}"
+            lines.append(f"| {case[0]}, {case[1]} | {len(found)} | {points} | {below} |")
     return lines
 
 

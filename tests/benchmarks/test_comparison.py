@@ -179,6 +179,16 @@ def test_one_lucky_checkpoint_is_not_an_arrival() -> None:
     assert math.isinf(analysis.reached(points([0.5, 0.5, 0.8, 0.5, 0.5]), 0.75, "spent"))
 
 
+def test_checkpoints_are_compared_with_the_better_of_the_others_in_the_same_run() -> None:
+    found = {
+        "auto": {13: points([0.5, 0.6, 0.7]), 21: points([0.5, 0.5, 0.5]), 42: points([0.5, 0.9, 0.9])},
+        "n-spsa": {13: points([0.9, 0.5, 0.8]), 21: points([0.5, 0.5, 0.5])},
+        "one-sided": {13: points([0.9, 0.7, 0.6]), 21: points([0.5, 0.4, 0.45])},
+    }
+    assert analysis.ahead(found, "auto", ("n-spsa", "one-sided")) == pytest.approx([-0.1, -0.1, 0.0, 0.0])
+    assert analysis.ahead(found, "auto", ("n-spsa", "fzoo")) == []
+
+
 def test_ratios_and_their_bounds() -> None:
     fast, slow = points([0.5, 0.7, 0.7, 0.7, 0.7]), points([0.5, 0.5, 0.5, 0.5, 0.5])
     baseline = points([0.5, 0.7, 0.7, 0.7, 0.7], cost=40.0)
