@@ -25,7 +25,8 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """`settings` of the fine-tune, or `simulation` with those of a simulation; `identity` is None in journals from before it."""
+    """`settings` of the fine-tune, or `simulation` with those of a simulation, and `parts`, a digest of its clients' rows;
+    `identity` and `parts` are None in journals from before them."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[Word, DataFacts] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class RunFacts:
     versions: dict[Word, Word] = field(default_factory=dict)
     identity: Identity | None = None
     simulation: dict[Word, dict[str, Any]] | None = None
+    parts: Word | None = None
 
     @classmethod
     def of(cls, journal: Journal) -> RunFacts:

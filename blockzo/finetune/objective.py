@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,6 +11,7 @@ from torch import nn
 from blockzo.finetune.data.completions import Completions
 from blockzo.finetune.data.prompts import Encoded
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.own_code import load_own
 from blockzo.finetune.scoring import LANGUAGE, Batch, Scorer
 from blockzo.finetune.settings import Settings
 from blockzo.finetune.text_figures import TEXT_FIGURES, best
@@ -94,22 +92,8 @@ def load_reward(name: str) -> Reward:
     Raises:
         UserError: there is none.
     """
-    path, found, function = name.rpartition(":")
-    if not found or not function.isidentifier() or not path.endswith(".py"):
-        raise UserError(f"--reward is {name!r}; expected FILE.py:FUNCTION, such as rewards.py:short")
-    if not Path(path).is_file():
-        raise UserError(f"--reward: {path} does not exist; give the path of a Python file")
-    spec = importlib.util.spec_from_file_location("blockzo_reward", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"--reward: {path} cannot be run ({type(error).__name__}: {error}); mend it") from error
-    if not callable(getattr(module, function, None)):
-        raise UserError(
-            f"--reward: {path} has no function {function!r}; expected def {function}(prompts, answers, right)"
-        )
-    made: Reward = getattr(module, function)
+    wanted = "def NAME(prompts, answers, right)"
+    made: Reward = load_own("--reward", name, wanted)
+    if not callable(made):
+        raise UserError(f"--reward: {name} is no function; expected {wanted.replace('NAME', name.rpartition(':')[2])}")
     return made

@@ -13,7 +13,7 @@ from blockzo import Blocks
 from blockzo.finetune.data.completion_task import CompletionTask
 from blockzo.finetune.data.completions import CompletionEncoder
 from blockzo.finetune.data.order import BatchOrder, shuffled
-from blockzo.finetune.data.prompts import Encoded, Encoder, begin_token, windows
+from blockzo.finetune.data.prompts import Encoded, Encoder, begin_token
 from blockzo.finetune.data.tasks import PromptTask, find_written_task
 from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.generation import MOST_TOKENS, Writer
@@ -22,12 +22,11 @@ from blockzo.finetune.models.devices import find_device, settled
 from blockzo.finetune.models.loading import Loaded, load, resolve
 from blockzo.finetune.scoring import Scorer
 from blockzo.finetune.settings import Settings
-from blockzo.finetune.sources import Source, check_fits, read_task, read_text, task_of
+from blockzo.finetune.sources import Owners, Source, check_fits, read_task, read_text, task_of
+from blockzo.finetune.windows import encode_texts
 from blockzo.optim.cutting import fine_blocks
 
 Say = Callable[[str], None]
-LM_HOLDOUT = 0.1
-"""Share of the windows of a plain text that is held out where no validation file is given."""
 
 
 @dataclass
@@ -40,6 +39,8 @@ class Prepared:
     held_out: Encoded
     source: Source
     notes: list[str]
+    parts: list[list[int]] | None = None
+    """Rows of `train` that each owner has, where `prepare` was told of owners."""
 
     @property
     def model(self) -> Any:
@@ -86,7 +87,11 @@ class Prepared:
 
 
 def prepare(
-    settings: Settings, say: Say = lambda text: None, fallback: str | None = None, training: bool = True
+    settings: Settings,
+    say: Say = lambda text: None,
+    fallback: str | None = None,
+    training: bool = True,
+    owners: Owners | None = None,
 ) -> Prepared:
     """Reads the data, loads the model, encodes the rows.
 
@@ -94,6 +99,7 @@ def prepare(
         say: told of every longer action.
         fallback: see `models.resolve`.
         training: without it, training rows are read only where held-out rows have to be taken from them.
+        owners: whose the training rows are; windows of plain text then hold text of one owner alone.
 
     Raises:
         UserError: data, model and settings do not fit; the message names file and line where there is one.
@@ -103,7 +109,11 @@ def prepare(
     task = None if settings.task == "lm" or written is not None else task_of(settings)
     check_fits(settings, written)
     asked = task or written
-    source = read_text(settings, training) if asked is None else read_task(settings, asked, notes, training)
+    if asked is None:
+        source = read_text(settings, training, owners)
+    else:
+        source = read_task(settings, asked, notes, training, owners)
+    parts = source.parts
     classes = 0 if task is None else len(task.words)
     with about("--model"):
         path = resolve(settings.model, fallback, say)
@@ -141,7 +151,9 @@ def prepare(
         scorer.settle(loaded.model, held_out)
     elif task is None:
         scorer = Scorer("lm", pad=pad, device=loaded.device)
-        train, held_out = _encode_text(settings, source, loaded, min(limit, settings.max_length or 256), begin)
+        length = min(limit, settings.max_length or 256)
+        train, held_out, texts = encode_texts(settings, source, loaded.tokenizer, length, begin)
+        parts = None if owners is None else _parts(texts, len(source.train_texts), notes)
     else:
         encoder = Encoder(loaded.tokenizer, task, loaded.kind, limit, settings.overflow, begin, settings.control_tokens)
         words, told = ([], []) if loaded.kind == "head" else encoder.label_ids()
@@ -160,7 +172,7 @@ def prepare(
         notes.append(
             f"there are only {len(train.ids)} training rows for --batch {settings.batch}; every batch holds them all"
         )
-    return Prepared(loaded, task, written, scorer, train, held_out, source, notes)
+    return Prepared(loaded, task, written, scorer, train, held_out, source, notes, parts)
 
 
 def _limit(settings: Settings, loaded: Loaded, notes: list[str]) -> int:
@@ -173,30 +185,14 @@ def _limit(settings: Settings, loaded: Loaded, notes: list[str]) -> int:
     return settings.max_length
 
 
-def _encode_text(
-    settings: Settings, source: Source, loaded: Loaded, length: int, begin: int | None
-) -> tuple[Encoded, Encoded]:
-    control = settings.control_tokens
-    train = windows(source.train_lines, loaded.tokenizer, length, begin, control)
-    if source.validation_lines:
-        held_out = windows(source.validation_lines, loaded.tokenizer, length, begin, control)
-    else:
-        count = settings.holdout or max(1, round(LM_HOLDOUT * len(train.ids)))
-        if count >= len(train.ids):
-            raise UserError(
-                f"{source.train_path}: {len(train.ids)} windows of {length} tokens, {count} of them held out, leave none to "
-                "train on; give more text, --validation FILE or a smaller --max-length"
-            )
-        # the last part of the text, so that no window overlaps or adjoins what is trained on more than once
-        held_out, train = _part(train, len(train.ids) - count, None), _part(train, 0, len(train.ids) - count)
-    if (source.train_lines and not train.ids) or not held_out.ids:
-        raise UserError(f"{source.train_path}: the text is too short for one window; give more text")
-    chosen = shuffled(len(train.ids), settings.seed, "training rows")[: settings.train_rows or len(train.ids)]
-    return train.chosen(sorted(chosen)), _part(held_out, 0, settings.final_rows)
-
-
-def _part(data: Encoded, start: int, stop: int | None) -> Encoded:
-    return data.chosen(range(len(data.ids))[start:stop])
+def _parts(texts: Sequence[int], owners: int, notes: list[str]) -> list[list[int]]:
+    """Windows of each owner, from whose each is; who has none is left out."""
+    found: dict[int, list[int]] = {}
+    for window, owner in enumerate(texts):
+        found.setdefault(owner, []).append(window)
+    if len(found) < owners:
+        notes.append(f"{owners - len(found)} of {owners} owners have no window of text to train on and are left out")
+    return [found[owner] for owner in sorted(found)]
 
 
 def freeze_others(model: Any, patterns: str) -> None:

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from blockzo.finetune.data import read as rows_of
-from blockzo.finetune.data.columns import parse_columns
+from blockzo.finetune.data.columnar import HUB
+from blockzo.finetune.data.columns import parse_columns, renamed
 from blockzo.finetune.data.completion_task import CompletionTask
-from blockzo.finetune.data.rows import text_lines
+from blockzo.finetune.data.rows import TABLES, kind_of, read_rows, text_lines, text_of
 from blockzo.finetune.data.tasks import PromptTask, find_task
 from blockzo.finetune.data.written import read_written
 from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.option import named
 from blockzo.finetune.settings import Settings
 
+Owners = Callable[[list[dict[str, Any]]], list[list[int]]]
+"""Training rows with all columns of their file -> the numbers of each owner's rows."""
+
 
 @dataclass
 class Source:
-    """Rows as they were read: examples of a task (`Example`, `WrittenExample`), or lines of plain text."""
+    """Rows as they were read: examples of a task (`Example`, `WrittenExample`), or lines of plain text.
+
+    Attributes:
+        parts: numbers of each owner's rows in `train`, where there are owners.
+        train_texts: lines of each text that stands for itself: of each owner, else one.
+    """
 
     train_path: Path
     validation_path: Path
     train: list[Any] = field(default_factory=list)
     validation: list[Any] = field(default_factory=list)
-    train_lines: list[str] = field(default_factory=list)
+    parts: list[list[int]] | None = None
+    train_texts: list[list[str]] = field(default_factory=list)
     validation_lines: list[str] = field(default_factory=list)
 
 
@@ -47,7 +57,13 @@ def task_of(settings: Settings) -> PromptTask:
     return find_task(settings.task, settings.template, settings.labels, settings.label_column, settings.text_column)
 
 
-def read_task(settings: Settings, task: PromptTask | CompletionTask, notes: list[str], training: bool) -> Source:
+def read_task(
+    settings: Settings,
+    task: PromptTask | CompletionTask,
+    notes: list[str],
+    training: bool,
+    owners: Owners | None = None,
+) -> Source:
     mapping = parse_columns(settings.columns)
 
     def read(path: Path, where: Mapping[str, str] | None = None) -> list[Any]:
@@ -89,10 +105,19 @@ def read_task(settings: Settings, task: PromptTask | CompletionTask, notes: list
     else:
         train = rows_of.limit(train, settings.train_rows, settings.seed, "training rows")
     validation = rows_of.limit(validation, settings.final_rows, settings.seed, "held-out rows")
-    return Source(train_path, validation_path, train, validation)
+    parts = None if owners is None else owners(_whole_rows(train_path, [one.place for one in train], mapping))
+    return Source(train_path, validation_path, train, validation, parts)
 
 
-def read_text(settings: Settings, training: bool) -> Source:
+def _whole_rows(path: Path, places: list[str], mapping: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows that examples were made of, with all their columns."""
+    wanted = set(places)
+    every = ((f"{path}, line {number}", row) for number, row in renamed(read_rows(path), mapping, path))
+    found = {place: row for place, row in every if place in wanted}
+    return [found[place] for place in places]
+
+
+def read_text(settings: Settings, training: bool, owners: Owners | None = None) -> Source:
     for name in ("template", "labels", "label_column", "shots", "train_where"):
         if getattr(settings, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} belongs to classification tasks; --task lm reads plain text")
@@ -109,7 +134,26 @@ def read_text(settings: Settings, training: bool) -> Source:
     train_path = Path(settings.train)
     validation_path = Path(settings.validation) if settings.validation is not None else train_path
     source = Source(train_path, validation_path)
-    source.train_lines = text_lines(train_path, column)
+    if owners is None:
+        source.train_texts = [text_lines(train_path, column)]
+    else:
+        source.train_texts = _texts_of(train_path, column, owners)
     if settings.validation is not None:
         source.validation_lines = text_lines(validation_path, column)
     return source
+
+
+def _texts_of(path: Path, column: str | None, owners: Owners) -> list[list[str]]:
+    """The lines of each owner's rows."""
+    if kind_of(path) not in TABLES and not str(path).startswith(HUB):
+        raise UserError(
+            f"{path} is plain text, whose lines have no columns that say whose they are; give a .tsv, .csv, .jsonl or .parquet "
+            "file with the text in one column, or --partition iid"
+        )
+    rows, texts = [], []
+    for number, row in read_rows(path):
+        rows.append(row)
+        texts.append(text_of(row, column, f"{path}, line {number}"))
+    if not any(line.strip() for lines in texts for line in lines):
+        raise UserError(f"{path}: no data, the file has no text; expected at least a line")
+    return [[line for row in part for line in texts[row]] for part in owners(rows)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
+from collections.abc import Sequence
 
 from blockzo.federated.client import partition
 from blockzo.federated.client.finetuning import Batches
@@ -13,8 +15,6 @@ from blockzo.federated.protocol.examples import widths
 from blockzo.federated.protocol.planned import mark_of
 from blockzo.federated.protocol.round_record import scalar_limit
 from blockzo.federated.protocol.settings import RoundPolicy
-from blockzo.finetune.data.rows import column as column_of
-from blockzo.finetune.data.rows import read_rows
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.prepare import Prepared
 from blockzo.simulate.settings import Federation
@@ -26,34 +26,28 @@ def split(prepared: Prepared, federation: Federation, seed: int) -> list[list[in
     Raises:
         UserError: the data cannot be split so.
     """
+    if prepared.parts is not None:
+        return prepared.parts
+    assert federation.clients is not None
     labels = prepared.train.labels
+    if federation.partition == "label" and prepared.task is None:
+        raise UserError(
+            "--partition label is for tasks with labels; give iid, dirichlet (sizes differ), column or your own"
+        )
     try:
-        if federation.partition == "column":
-            assert federation.column is not None
-            return partition.by_column(column_values(prepared, federation.column), federation.clients)
-        assert federation.clients is not None
         if federation.partition == "iid":
             return partition.iid(len(labels), federation.clients, seed)
         if federation.partition == "label":
             return partition.by_label(labels, federation.clients, seed)
         return partition.dirichlet(labels, federation.clients, federation.alpha, seed)
-    except UserError:
-        raise
     except ValueError as error:
-        named = {"dirichlet": "--clients and --alpha", "column": "--clients and --column"}.get(
-            federation.partition, "--clients"
-        )
+        named = "--clients and --alpha" if federation.partition == "dirichlet" else "--clients"
         raise UserError(f"{prepared.source.train_path}: {error} ({named})") from None
 
 
-def column_values(prepared: Prepared, column: str) -> list[str]:
-    """A column of the file that the training rows come from, in their order."""
-    path = prepared.source.train_path
-    values: dict[str, str] = {}
-    for number, row in read_rows(path):
-        place = f"{path}, line {number}"
-        values[place] = column_of(row, column, place, advice="look at --column")
-    return [values[example.place] for example in prepared.source.train]
+def parts_digest(parts: Sequence[Sequence[int]]) -> str:
+    """SHA-256: equal where the same clients have the same rows."""
+    return hashlib.sha256(repr([list(part) for part in parts]).encode()).hexdigest()
 
 
 class Liar(Worker):

@@ -37,7 +37,7 @@ from blockzo.journal.file import Journal, JournalError
 from blockzo.methods.auto import Auto
 from blockzo.ops import digest
 from blockzo.optim.schedules import factor
-from blockzo.simulate.clients import Liar, split
+from blockzo.simulate.clients import Liar, parts_digest, split
 from blockzo.simulate.fedavg import FedAvg
 from blockzo.simulate.lines import Lines
 from blockzo.simulate.local import LocalTransport
@@ -160,6 +160,7 @@ class Simulation:
                 "data": self.prepared.data_facts(),
                 "identity": identity_of(self.prepared.loaded).as_dict(),
                 "versions": {"transformers": transformers.__version__},
+                "parts": parts_digest(self.parts),
             }
             base, layout = self.weights.base_digest, self.blocks.layout
             run = self.run_settings()
@@ -213,6 +214,11 @@ class Simulation:
         if unchecked is not None:
             self.reporter.warn(unchecked)
         facts.check_data(self.prepared.data_facts())
+        if facts.parts not in (None, parts_digest(self.parts)):
+            raise UserError(
+                f"the clients have other rows than when the simulation began ({self.federation.partition}); give --partition "
+                "and its data as they were"
+            )
 
     def _clients(self) -> dict[str, Client]:
         liars = round(self.federation.liars * len(self.parts))

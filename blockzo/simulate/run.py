@@ -17,6 +17,7 @@ from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings
 from blockzo.journal.file import Journal
 from blockzo.methods.auto import Auto
+from blockzo.simulate.partitioner import owners
 from blockzo.simulate.report import write
 from blockzo.simulate.rounds import Simulation
 from blockzo.simulate.settings import Federation, resumed
@@ -51,7 +52,7 @@ def simulate(
     output.check_folder(folder)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    prepared = prepare(settings, reporter.say, fallback)
+    prepared = prepare(settings, reporter.say, fallback, owners=owners(federation))
     return Simulation(settings, federation, folder, prepared, reporter).go(None, write)
 
 
@@ -79,5 +80,5 @@ def resume(
     settings, federation = resumed(*before, given or {})
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    prepared = prepare(settings, reporter.say, fallback)
+    prepared = prepare(settings, reporter.say, fallback, owners=owners(federation))
     return Simulation(settings, federation, folder, prepared, reporter).go(journal, write)

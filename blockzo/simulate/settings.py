@@ -23,6 +23,8 @@ from blockzo.journal.outside import Refusal, build
 CLIENTS, PRIVACY = "Clients and rounds", "Privacy"
 ENGINES = {"zo": "seeds and scalars", "fedavg": "first-order baseline"}
 USUAL_CLIENTS = 8
+SPLIT_BY_CHANCE = ("iid", "dirichlet", "label")
+"""Partitions that make as many clients as they are told."""
 NOT_OF_FEDAVG = (
     *("aggregate", "aggregate_options", "own_directions", "liars", "drop", "seed_pool"),
     *("privacy", "weighting", "secure_sum", "policy"),
@@ -39,10 +41,17 @@ class Federation:
 
     engine: str = option("{choices}.", CLIENTS, "zo", choices=ENGINES)
     clients: int | None = option(
-        "Virtual clients; 8 by default, and with --partition column as many as it has values.", CLIENTS, None, least=1
+        "Virtual clients; 8 by default, with --partition column or FILE.py:NAME as many as there are.",
+        CLIENTS,
+        None,
+        least=1,
     )
     sample: int | None = option("Clients asked in a round; 0 asks all.", CLIENTS, 2, least=1)
-    partition: str = option("Rows of the clients: {choices}.", CLIENTS, "dirichlet", choices=PARTITIONS)
+    partition: str = option(
+        f"Rows of the clients: {', '.join(PARTITIONS)}, or a partitioner of one's own, FILE.py:NAME (its code runs).",
+        CLIENTS,
+        "dirichlet",
+    )
     alpha: float = option("dirichlet: small for few labels a client.", CLIENTS, 0.5)
     column: str | None = option("column: of the training file, one client a value.", CLIENTS, None)
     logit_adjustment: bool = option(
@@ -96,9 +105,13 @@ class Federation:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.partition not in PARTITIONS and not self.own_partition:
+            raise UserError(
+                f"--partition is {self.partition!r}; expected one of {', '.join(PARTITIONS)}, or FILE.py:NAME"
+            )
         if (self.partition == "column") != (self.column is not None):
             raise UserError("--partition column and --column NAME go together; give both or neither")
-        if self.clients is None and self.partition != "column":
+        if self.clients is None and self.partition in SPLIT_BY_CHANCE:
             object.__setattr__(self, "clients", USUAL_CLIENTS)
         if self.clients is not None and self.sample is not None and self.sample > self.clients:
             raise UserError(f"--sample is {self.sample} of {self.clients} clients; expected that many or fewer")
@@ -132,6 +145,11 @@ class Federation:
                 "--engine fedavg is the plain baseline, weighted by examples; leave out "
                 f"{', '.join(map(named, NOT_OF_FEDAVG[:-1]))} and {named(NOT_OF_FEDAVG[-1])}"
             )
+
+    @property
+    def own_partition(self) -> bool:
+        """Is it code of one's own?"""
+        return ".py:" in self.partition
 
     @property
     def combining(self) -> Aggregate:
@@ -200,6 +218,11 @@ def resumed(settings: Settings, federation: Federation, given: Mapping[str, Any]
     """
     before = {**settings.as_dict(), **federation.as_dict()}
     refuse(differences(before, given, FREE_ON_RESUME))
+    if federation.own_partition and "partition" not in given:
+        raise UserError(
+            f"the simulation has a partitioner of its own, {federation.partition}, whose code would run; say so again with "
+            f"--partition {federation.partition}"
+        )
     # that code was trusted once says nothing of the code that is there now
     free = {"trust_remote_code": False, **{k: v for k, v in given.items() if k in FREE_OF_SETTINGS}}
     return replace(settings, **free), replace(federation, **{k: v for k, v in given.items() if k in FREE_OF_FEDERATION})

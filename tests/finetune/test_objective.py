@@ -89,9 +89,9 @@ def test_a_run_by_a_reward_of_ones_own(tiny: Tiny, questions: Any, tmp_path: Pat
         ({"objective": "accuracy"}, "--objective accuracy is of tasks with classes; --task sft has none"),
         ({"objective": "bleu"}, "--objective is 'bleu'; expected one of loss, accuracy, f1"),
         ({"objective": "f1", "reward": "own.py:long"}, "--reward and --objective f1 both say"),
-        ({"reward": "own.py"}, "expected FILE.py:FUNCTION"),
+        ({"reward": "own.py"}, "expected FILE.py:NAME"),
         ({"reward": "gone.py:long"}, "gone.py does not exist"),
-        ({"reward": "own.py:other"}, "has no function 'other'"),
+        ({"reward": "own.py:other"}, "has no 'other'; expected def other"),
         ({"reward": "own.py:none"}, "the function returned None .*expected 3 numbers, one a row"),
     ],
 )

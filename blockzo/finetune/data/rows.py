@@ -205,6 +205,12 @@ def _quoted(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield first, cells
 
 
+def text_of(row: Row, text_column: str | None, place: str) -> list[str]:
+    """The lines of a row's text."""
+    advice = "--task lm reads the column text of a table; name another with --text-column, or give a .txt file"
+    return LINE_END.split(column(row, text_column or "text", place, advice=advice))
+
+
 def column(row: Row, name: str, place: str, others: tuple[str, ...] = (), advice: str = "") -> str:
     """The text of a row's column.
 
@@ -266,9 +272,7 @@ def text_lines(path: Path, text_column: str | None = None) -> list[str]:
     if kind in TABLES or str(path).startswith(HUB):
         lines = []
         for number, row in read_rows(path):
-            advice = "--task lm reads the column text of a table; name another with --text-column, or give a .txt file"
-            found = column(row, text_column or "text", f"{path}, line {number}", advice=advice)
-            lines += LINE_END.split(found)
+            lines += text_of(row, text_column, f"{path}, line {number}")
     elif kind == "json":
         raise UserError(
             f"{path}: .json files are not read; write one object a line into a .jsonl file, with its text in `text`"
