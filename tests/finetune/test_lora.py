@@ -23,10 +23,12 @@ Rows = Callable[..., Path]
 def test_what_an_adapter_is() -> None:
     assert parse_adapter("lora") == parse_adapter("lora:r=8,alpha=16") == LoraOptions(8, 16, ())
     assert parse_adapter("lora:targets=q_proj+v_proj, r=4").targets == ("q_proj", "v_proj")
+    assert parse_adapter("dora:r=2") == LoraOptions(2, 16, (), "dora")
 
 
 @pytest.mark.parametrize(
-    "text", ["dora", "", "lora:r", "lora:r=0", "lora:r=x", "lora:r=1,r=2", "lora:rank=4", "lora:targets=a+"]
+    "text",
+    ["loha", "prefix:r=2", "", "lora:r", "lora:r=0", "lora:r=x", "lora:r=1,r=2", "lora:rank=4", "lora:targets=a+"],
 )
 def test_what_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--peft (is|has) .*expected"):
@@ -46,7 +48,8 @@ def test_layers_that_are_not_there_are_named(tiny: Tiny) -> None:
         load(str(tiny("llama")), "float32", peft="lora:targets=nothing")
 
 
-def test_a_run_its_replay_and_what_others_load(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_run_its_replay_and_what_others_load(kind: str, tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
     import peft
     import transformers
 
@@ -58,11 +61,11 @@ def test_a_run_its_replay_and_what_others_load(tiny: Tiny, rows: Rows, tmp_path:
         "validation": str(rows(8, "held.tsv")),
     }
     told = Settings(
-        str(tiny("llama")), **own, peft="lora:r=2,targets=q_proj+down_proj", batch=4, steps=2, lr="1e-1", eps="1e-2"
+        str(tiny("llama")), **own, peft=f"{kind}:r=2,targets=q_proj+down_proj", batch=4, steps=2, lr="1e-1", eps="1e-2"
     )
     result = finetune(told, tmp_path / "out")
-    assert result["peft"] == {"kind": "lora", "r": 2, "alpha": 16, "targets": ["q_proj", "down_proj"]}
-    assert result["parameters"] == 4 * 2 * ((32 + 32) + (64 + 32))
+    assert result["peft"] == {"kind": kind, "r": 2, "alpha": 16, "targets": ["q_proj", "down_proj"]}
+    assert result["parameters"] == 4 * (2 * ((32 + 32) + (64 + 32)) + (64 if kind == "dora" else 0))
     again = replay(told.model, tmp_path / "out" / "journal.bz", tmp_path / "again", steps=2)
     assert again["verified"] and again["digest"] == result["final_digest"] != result["base_digest"]
     for file in ("model.safetensors", "adapter/adapter_model.safetensors"):

@@ -1,8 +1,10 @@
-"""LoRA on a loaded model (arXiv 2106.09685, through PEFT): first weights from the run's seed, saved merged and apart."""
+"""LoRA and DoRA (arXiv 2106.09685, 2402.09353; through PEFT): first weights from the run's seed, saved merged and apart."""
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,11 @@ def _config(options: LoraOptions) -> Any:
         raise UserError("--peft needs PEFT: pip install peft") from None
     # scripts and saved adapters of PEFT read the same
     return LoraConfig(
-        r=options.r, lora_alpha=options.alpha, target_modules=list(options.targets) or None, lora_dropout=0.0
+        r=options.r,
+        lora_alpha=options.alpha,
+        target_modules=list(options.targets) or None,
+        lora_dropout=0.0,
+        use_dora=options.kind == "dora",
     )
 
 
@@ -60,7 +66,10 @@ def merged(model: Any) -> dict[str, Tensor]:
             continue
         owner = name.rpartition(".base_layer.")[0]
         if owner in layers and name == f"{owner}.base_layer.weight":
-            tensor = tensor + layers[owner].get_delta_weight(NAME).to(tensor.dtype)
+            # PEFT's own way, on a copy: what lies in the model stays as it is
+            layer = copy.deepcopy(layers[owner])
+            layer.merge(adapter_names=[NAME])
+            tensor = layer.get_base_layer().weight
         state[name.replace(".base_layer.", ".")] = tensor
     return state
 
@@ -71,12 +80,18 @@ def save_adapter(model: Any, options: LoraOptions, base: str, folder: Path) -> N
 
     folder.mkdir(parents=True, exist_ok=True)
     layers = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    config = _config(LoraOptions(options.r, options.alpha, tuple(sorted(layers))))
+    config = _config(replace(options, targets=tuple(sorted(layers))))
     config.base_model_name_or_path, config.inference_mode, config.task_type = base, True, "CAUSAL_LM"
     config.save_pretrained(folder)
     own = {name: t.detach().contiguous().cpu() for name, t in model.named_parameters() if ".lora_" in name}
     save_file(
-        {f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor for name, tensor in own.items()},
+        {_as_saved(name): tensor for name, tensor in own.items()},
         folder / "adapter_model.safetensors",
         metadata={"format": "pt", "blockzo": json.dumps(options.as_dict())},
     )
+
+
+def _as_saved(name: str) -> str:
+    """PEFT's name in a file: of a layer's part, without the adapter's; lengths of rows stand for themselves."""
+    plain = name.removesuffix(f".{NAME}.weight")
+    return f"base_model.model.{plain}" + ("" if plain.endswith("lora_magnitude_vector") else ".weight")
