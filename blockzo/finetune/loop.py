@@ -63,6 +63,7 @@ class Training:
             lr=rates(settings.schedule, self._each("lr"), settings.steps, settings.warmup),
             eps=numbers("--eps", settings.eps) if "," in settings.eps else float(settings.eps),
             distribution=settings.distribution,
+            rank=settings.rank,
             seed=settings.seed,
             weight_decay=settings.weight_decay,
             stochastic_rounding=settings.stochastic_rounding,

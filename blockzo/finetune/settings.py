@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from blockzo.contract import DISTRIBUTIONS
+from blockzo.contract import DISTRIBUTIONS, MAX_RANK
 from blockzo.finetune.data.tasks import OTHERS, TASKS, WRITTEN_TASKS
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.built_in import BUILT_IN
@@ -81,10 +81,14 @@ class Settings:
     control_tokens: bool = option(
         "Let </s> and the like in the data become control tokens.", DATA, False, commands=EVERY
     )
-    train_where: str | None = option("Only training rows with these values: k=16,seed=13,split=train.", DATA, None)
+    train_where: str | None = option(
+        "Only training rows with these values: k=16,seed=13,split=train.", DATA, None, commands=EVERY
+    )
     train_rows: int | None = option("So many training rows, chosen by seed.", DATA, None, least=1)
     shots: int | None = option("So many training rows of every label.", DATA, None, least=1)
-    holdout: int | None = option("Rows held out where there is no validation file.", DATA, None, least=1)
+    holdout: int | None = option(
+        "Rows held out where there is no validation file.", DATA, None, commands=EVERY, least=1
+    )
     final_rows: int | None = option(
         "Held-out rows that are used; all by default.", DATA, None, commands=EVERY, least=1, free=True
     )
@@ -102,7 +106,7 @@ class Settings:
     )
     trainable: str | None = option("Train only parameters with such names: *norm*,lm_head*.", METHOD, None)
     peft: str | None = option(
-        "Train an adapter, not the weights: lora:r=8,alpha=16,targets=q_proj+v_proj.", METHOD, None
+        "Train an adapter, not the weights: lora:r=8,alpha=16,targets=q_proj+v_proj, or dora:...", METHOD, None
     )
     objective: str = option("What is made better: {choices}.", METHOD, "loss", commands=(FINETUNE,), choices=OBJECTIVES)
     reward: str | None = option(
@@ -139,6 +143,9 @@ class Settings:
     warmup: int = option("Steps over which the rate rises.", METHOD, 0, least=0)
     eps: str = option("Size of the perturbation, or one a block.", METHOD, "1e-3")
     distribution: str = option("{choices}.", METHOD, "rademacher", choices=DISTRIBUTIONS)
+    rank: int | None = option(
+        "Of the noise of matrices; full noise by default.", METHOD, None, commands=(FINETUNE,), least=1, most=MAX_RANK
+    )
     weight_decay: float = option("Decoupled, times the rate.", METHOD, 0.0)
     stochastic_rounding: bool = option("For 16-bit weights.", METHOD, False)
     in_place: bool = option(

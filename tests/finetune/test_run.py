@@ -16,6 +16,8 @@ from blockzo import Journal, JournalError, digest
 from blockzo.finetune import Settings, UserError, dry_run, evaluate, finetune, loop, replay
 from blockzo.finetune.models.loading import load
 from blockzo.finetune.progress import Reporter
+from blockzo.simulate import simulate
+from blockzo.simulate.settings import Federation
 
 Rows = Callable[..., Path]
 Tiny = Callable[[str], Path]
@@ -62,6 +64,20 @@ def test_a_direction_an_example(tiny: Tiny, rows: Rows, tmp_path: Path, method: 
     replay(str(model), out / "journal.bz", tmp_path / "again")
     first, again = (load_file(folder / "model.safetensors") for folder in (out / "model", tmp_path / "again"))
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("method", [{"method": "auto", "lr": "1"}, {"inner": 2, "split": "0.5", "per_example": True}])
+def test_noise_of_a_low_rank(tiny: Tiny, rows: Rows, tmp_path: Path, method: dict[str, Any]) -> None:
+    model, out = tiny("llama"), tmp_path / "out"
+    told = settings(model, rows, rank=2, **method)
+    result = finetune(told, out)
+    assert {record.rank for record in Journal.open(out / "journal.bz").records()} == {2}
+    again = replay(str(model), out / "journal.bz", tmp_path / "again")
+    assert again["verified"] and again["digest"] == result["final_digest"] != result["base_digest"]
+    with pytest.raises(UserError, match="--rank is 65; expected 64 at most"):
+        settings(model, rows, rank=65)
+    with pytest.raises(UserError, match="federated rounds have noise of full rank; leave out --rank"):
+        simulate(told, Federation(), tmp_path / "rounds")
 
 
 def test_a_real_model_on_real_data(stories: Path, tmp_path: Path) -> None:
