@@ -7,6 +7,7 @@ values with commas.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from blockzo.finetune.errors import UserError
 
 LINES = "blockzo.config"
 """Where a command's context keeps the places of what its file said."""
+PASSED_OVER = "passed_over"
+"""Attribute of a command's function: options of other commands that its file may hold, so that one file serves several."""
 LARGEST = 1 << 20
 
 
@@ -43,10 +46,14 @@ def read_config(context: Any, value: str | None) -> str | None:
         for option in parameter.opts
         if option.startswith("--")
     }
+    passed_over: frozenset[str] = getattr(inspect.unwrap(context.command.callback), PASSED_OVER, frozenset())
     defaults: dict[str, Any] = {}
     places: dict[str, str] = {}
     for entry in entries(Path(value)):
-        parameter = known.get(entry.name.replace("_", "-"))
+        name = entry.name.replace("_", "-")
+        parameter = known.get(name)
+        if parameter is None and name in passed_over:
+            continue
         if parameter is None:
             raise UserError(f"{entry.place}: no option {entry.name!r}; {_nearest(entry.name, list(known))}")
         if parameter.name in places:

@@ -8,8 +8,9 @@ from typer import Argument
 
 from blockzo.cli import shared
 from blockzo.cli.command import Change, options_from
+from blockzo.cli.config_file import PASSED_OVER
 from blockzo.cli.printing import scores, show
-from blockzo.finetune.option import EVALUATE
+from blockzo.finetune.option import EVALUATE, options_of
 from blockzo.finetune.settings import Settings
 
 CHANGED = {
@@ -21,6 +22,7 @@ CHANGED = {
 @options_from(Settings, command=EVALUATE, changed=CHANGED)
 def evaluate(
     model: Annotated[str, Argument(help="Folder, GGUF file, hub name or built-in model.")],
+    config: shared.Config = None,
     fallback_model: shared.Fallback = None,
     as_json: shared.Json = False,
     **chosen: Any,
@@ -31,3 +33,9 @@ def evaluate(
 
     result = tuning.evaluate(Settings(model, **chosen), reporter(), fallback_model)
     show(result, as_json, scores(result["scores"]))
+
+
+# the file of a run says how its model is scored, too
+setattr(
+    evaluate, PASSED_OVER, frozenset(name.replace("_", "-") for name in (*options_of(Settings), "output", "resume"))
+)

@@ -116,6 +116,24 @@ def test_a_simulation_from_a_file(call: Call, config: Any, tmp_path: Path) -> No
     assert found["rounds"] == 1 and found["clients"] == 4 and found["federation"]["sample"] is None
 
 
+def test_a_model_is_scored_with_the_file_of_its_run(call: Call, config: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    # rows that are held out of the training file are not those that were trained on
+    path = config("holdout: 7", "train-where: [label=1]", "seed: 3")
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("validation")]
+    path.write_text("\n".join((*lines, f"output: {out}", "")))
+    code, text, err = call("finetune", "-c", path, "--json")
+    assert code == 0, err
+    code, found, err = call("evaluate", out / "model", "-c", path, "--json")
+    assert code == 0, err
+    told, scored = json.loads(text), json.loads(found)
+    assert scored["data"] == told["data"]["validation"] and scored["data"]["rows"] == 7
+    assert scored["scores"]["loss"] == pytest.approx(told["after"]["loss"], rel=1e-5)
+    path.write_text(path.read_text() + "stepps: 3\n")
+    code, _, err = call("evaluate", out / "model", "-c", path)
+    assert code == 2 and "no option 'stepps'" in err
+
+
 def test_resuming_takes_a_file_as_options_given_again(call: Call, config: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert call("finetune", "--config", config(), "--output", out)[0] == 0

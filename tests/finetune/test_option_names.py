@@ -39,7 +39,7 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--max-length": (*COUNT, "2", "1000000"),
     "--overflow": ("ignore",),
     "--device": ("gpu", "cuda:", "cuda:999", ""),
-    "--peft": ("dora", "", "lora:r=0", "lora:targets=nothing"),
+    "--peft": ("prefix:r=2", "", "lora:r=0", "lora:targets=nothing"),
     "--columns": ("text", "=text", "text=nothing"),
     "--metrics": ("bleu", "f1"),
     "--max-new-tokens": COUNT,
@@ -64,6 +64,7 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--warmup": ("-1", "none"),
     "--eps": ("0", "-1", "nan", "1e-60", "1,2,3", ""),
     "--distribution": ("uniform",),
+    "--rank": (*COUNT, "65"),
     "--weight-decay": ("-1", "nan", "inf", "none"),
     "--stochastic-rounding": ANYTHING,
     "--in-place": ANYTHING,
@@ -126,6 +127,7 @@ WITHOUT = {
     ("", "--holdout"): ["--validation"],
     ("", "--data-dir"): ["--train", "--validation"],
     ("evaluate", "--train"): ["--validation"],
+    ("evaluate", "--train-where"): ["--validation"],
 }
 """What must not be said, as it would go before it."""
 
