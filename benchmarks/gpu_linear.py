@@ -1,4 +1,4 @@
-"""Parts of gpu.py: the moved linear layer against cuBLAS, its three ways against each other, and the table that chooses one."""
+"""Parts of gpu.py: the moved linear layer against cuBLAS, its two ways against each other, and the table that chooses one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 
 import blockzo as bz
 from benchmarks.harness import Table, speedup, timed
+from blockzo.ops.backends.gpu import linear_choice
 
 EPS = 1e-3
 SIZE = 4096
 DEVICE = "cuda"
-CHOICE = Path(bz.__file__).parent / "ops" / "linear_choice.json"
+CHOICE = linear_choice.FILE
 LINEAR = {
     ("rademacher", 16): 0.95,
     ("rademacher", 512): 0.75,
@@ -72,7 +73,6 @@ def products(table: Table, rounds: int) -> None:
             other = partial(gpu.perturbed_linear, own, weight, None, 0, moved, 7)
             sides: dict[str, Callable[[], object]] = {
                 "cuBLAS": lambda own=own: [torch.nn.functional.linear(part, weight) for part in own],  # type: ignore[misc]
-                "fused": partial(other, "fused"),
                 "panels": partial(other, "panels"),
                 "whole K": partial(layer, own, parts=1),
                 "own input": partial(layer, own),
@@ -80,16 +80,15 @@ def products(table: Table, rounds: int) -> None:
             }
             times = timed(sides, rounds)
             case = f"products {distribution} bfloat16 {SIZE} x {SIZE}, {count} directions, both signs, {tokens} tokens"
-            for base in ("cuBLAS", "fused", "panels", "whole K"):
+            for base in ("cuBLAS", "panels", "whole K"):
                 table.add(case, f"own input over {base}", speedup(times, "own input", base), "x")
             for base in ("cuBLAS", "own input"):
                 table.add(case, f"shared input over {base}", speedup(times, "shared input", base), "x")
 
 
 def choice(table: Table, rounds: int, write: Path | None = None) -> None:
-    """Up to how many tokens each way is the fastest, for `blockzo/ops/linear_choice.json`; two signs, inputs of their own."""
+    """Up to how many tokens products are the faster way, for `linear_choice.json`; two signs, inputs of their own."""
     from blockzo.ops.backends.gpu import kernels as gpu
-    from blockzo.ops.backends.gpu import linear_choice
     from blockzo.ops.steps import make_step
 
     row: dict[str, object] = {"measured": True}
@@ -98,26 +97,16 @@ def choice(table: Table, rounds: int, write: Path | None = None) -> None:
         dtype = getattr(torch, name)
         weight = normal(SIZE, SIZE, dtype=dtype) * 0.02
         moved = make_step(bz.Noise(3, distribution), [0, 0], [EPS, -EPS])
-        row |= {key: 0, key + linear_choice.PRODUCTS: 0}
-        leads = {"fused": True, "products": True}
+        row[key] = 0
         for tokens in (16, 32, 64, 128, 256, 512, 1024):
             x = normal(2, tokens, SIZE, dtype=dtype)
             layer = partial(gpu.perturbed_linear, x, weight, None, 0, moved, 7)
-            times = timed({path: partial(layer, path) for path in ("products", "fused", "panels")}, rounds)
-            over = {}
-            for side, base in (("fused", "panels"), ("products", "panels"), ("products", "fused")):
-                won = over[side, base] = speedup(times, side, base)
-                table.add(
-                    f"perturbed_linear {key} {SIZE} x {SIZE}, 2 x {tokens} tokens", f"{side} over {base}", won, "x"
-                )
-            leads["fused"] &= over["fused", "panels"].p50 >= 1
-            leads["products"] &= min(over["products", base].p50 for base in ("fused", "panels")) >= 1
-            if leads["fused"]:
-                row[key] = tokens
-            if leads["products"]:
-                row[key + linear_choice.PRODUCTS] = tokens
-            if not any(leads.values()):
+            times = timed({path: partial(layer, path) for path in ("products", "panels")}, rounds)
+            won = speedup(times, "products", "panels")
+            table.add(f"perturbed_linear {key} {SIZE} x {SIZE}, 2 x {tokens} tokens", "products over panels", won, "x")
+            if won.p50 < 1:
                 break
+            row[key] = tokens
     print(f"choice for {torch.cuda.get_device_name()}: {row}", flush=True)
     if write is not None:
         linear_choice.write(write, torch.cuda.get_device_name(), row)

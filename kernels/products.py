@@ -9,9 +9,8 @@ direction. One load of the weight's tile serves several directions. Every produc
 import triton
 import triton.language as tl
 
-from blockzo.kernels.linear import tile_noise
 from blockzo.kernels.moves import number, unsigned
-from blockzo.kernels.noise import narrow, widen, words_of
+from blockzo.kernels.noise import gaussian_pairs, narrow, words_of
 
 SLOTS = {
     (16, False, False): (1, 2, 2),
@@ -76,13 +75,18 @@ def noise_operand(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """z of ROWS x WIDTH elements in the dtype that is multiplied: signs are exact there, Gaussian numbers are rounded."""
-    if GAUSSIAN or COMPUTE == tl.float32:
-        one = tl.full((), 1.0, tl.float32)
-        return narrow(tile_noise(first, apart, one, key0, key1, stream, direction, GAUSSIAN, ROWS, WIDTH), COMPUTE)
+    """z of ROWS x WIDTH elements in the 16-bit dtype that is multiplied: signs are exact there, Gaussian numbers are rounded.
+    Row r begins at first + r * apart. Philox runs on the small tile of block numbers, or each element would pay for ten rounds.
+    """
+    row = first + tl.arange(0, ROWS).to(tl.int64) * apart
+    if GAUSSIAN:
+        block = (row >> 3)[:, None] + tl.arange(0, WIDTH // 8)[None, :]
+        word = tl.reshape(words_of(block, key0, key1, stream, direction), [ROWS, WIDTH // 2])
+        even, odd = gaussian_pairs(word)
+        return tl.interleave(narrow(even, COMPUTE), narrow(odd, COMPUTE))
     else:
         # two numbers a register, from two bits at once
-        block = ((first + tl.arange(0, ROWS).to(tl.int64) * apart) >> 7)[:, None] + tl.arange(0, WIDTH // 128)[None, :]
+        block = (row >> 7)[:, None] + tl.arange(0, WIDTH // 128)[None, :]
         word = tl.reshape(words_of(block, key0, key1, stream, direction), [ROWS * WIDTH // 32])
         bits = word[:, None] << (30 - 2 * tl.arange(0, 16)).to(tl.uint32)[None, :]
         ONES: tl.constexpr = 0x3F803F80 if COMPUTE == tl.bfloat16 else 0x3C003C00
@@ -96,7 +100,7 @@ def noise_operand(
 def products(
     out,  # [groups, tokens, rows], dense; with parts, float32 [parts, groups, tokens, rows]
     x,  # [groups, tokens, width], strides x_group (not used where SHARED), x_row, 1
-    weight,  # [rows, width], strides apart, 1
+    weight,  # [rows, width] in the dtype of x, strides apart, 1
     bias,  # [rows] or [groups, rows]; not read where BIAS is false
     tasks,  # int32 [tasks, SLOTS, SIDES]: groups of one direction; -1: none
     steps,  # int32 [1, 6] and [groups, 2], as in moves.py
@@ -118,7 +122,6 @@ def products(
     SHARED: tl.constexpr,
     BIAS: tl.constexpr,
     GAUSSIAN: tl.constexpr,
-    COMPUTE: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -153,12 +156,10 @@ def products(
     for k in range(part * span, tl.minimum(part * span + span, width), WIDTH):
         inside = k + column < width
         w = tl.load(w_place + k, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
-        if w.dtype != COMPUTE:
-            w = narrow(widen(w), COMPUTE)
         rights, plain_next, moved_next = (), (), ()
         for s in tl.static_range(SLOTS):
             if s == 0 or not SHARED:
-                rights += (tl.load(x_places[s] + k, mask=inside[:, None] & in_x[s], other=0.0).to(COMPUTE),)
+                rights += (tl.load(x_places[s] + k, mask=inside[:, None] & in_x[s], other=0.0),)
                 plain_next += (tl.dot(w, rights[s], plain[s], input_precision="ieee"),)
             z = noise_operand(
                 first + k,
@@ -168,7 +169,7 @@ def products(
                 stream.to(tl.uint32, bitcast=True),
                 directions[s],
                 GAUSSIAN,
-                COMPUTE,
+                w.dtype,
                 ROWS,
                 WIDTH,
             )

@@ -156,31 +156,6 @@ ALIGNED = (*list(LINEAR)[:7], "rows", "width", "x_group", "x_row", "apart")
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 
-def _linear() -> list[Case]:
-    from blockzo.kernels.linear import tiles
-
-    cases = []
-    for tokens in (16, 32, 64):
-        for gaussian in (False, True):
-            tile = tiles(tokens, gaussian)
-            options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
-            cases.append(
-                Case(
-                    f"linear bf16 {tokens} tokens {'gaussian' if gaussian else 'rademacher'}",
-                    "linear.linear",
-                    LINEAR,
-                    {"BIAS": True, "GAUSSIAN": gaussian, "COMPUTE": "bf16", **tile},
-                    ALIGNED,
-                    loads=8,
-                    needs=MATRIX,
-                    options=options,
-                    # the largest tile needs most registers
-                    short=ARCHES if tokens == 64 else (),
-                )
-            )
-    return cases
-
-
 def _products() -> list[Case]:
     """Each tile that a GPU is given, with as many directions as a program of it takes."""
     from blockzo.kernels.products import SLOTS, tiles
@@ -198,7 +173,7 @@ def _products() -> list[Case]:
                     f"products bf16 {tokens} tokens {kind} {'shared' if shared else 'own'} input, {slots} directions",
                     "products.products",
                     signature,
-                    {"BIAS": True, "GAUSSIAN": gaussian, "COMPUTE": "bf16", **tile},
+                    {"BIAS": True, "GAUSSIAN": gaussian, **tile},
                     (*ALIGNED, "span"),
                     elements=tile["ROWS"] * tile["WIDTH"] * slots // (32 * options["num_warps"]),
                     loads=8,
@@ -225,7 +200,7 @@ def _largest(arch: int, shared: bool, gaussian: bool) -> int:
 
 
 def cases() -> list[Case]:
-    return [*_moves(), *_rows(), *_project(), *_linear(), *_products()]
+    return [*_moves(), *_rows(), *_project(), *_products()]
 
 
 def compile_case(case: Case, arch: int) -> dict[str, object]:

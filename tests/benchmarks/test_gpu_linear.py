@@ -37,20 +37,19 @@ def test_all_sides_of_products_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(choice, "for_tensor", lambda tensor: kernels)
     table = Table("gpu", tmp_path / "results.csv")
     gpu_linear.products(table, 1)
-    assert len({(row["case"], row["metric"]) for row in table.rows}) == len(table.rows) == 36
+    assert len({(row["case"], row["metric"]) for row in table.rows}) == len(table.rows) == 30
 
 
 def test_choice_takes_what_was_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Two products are the fastest up to 32 tokens; the fused layer is faster than panels up to 128."""
+    """Two products are the faster way up to 32 tokens."""
 
     def given(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
         tokens = sides["panels"].args[0].shape[1]  # type: ignore[attr-defined]
-        return {"products": [tokens / 32 * 2.0], "fused": [2.0 if tokens <= 128 else 9.0], "panels": [3.0]}
+        return {"products": [tokens / 32 * 2.0], "panels": [3.0]}
 
     monkeypatch.setattr(gpu_linear, "timed", given)
     path = tmp_path / "choice.json"
     path.write_text(linear_choice.FILE.read_text())
     gpu_linear.choice(Table("gpu", tmp_path / "results.csv"), 1, path)
     row = json.loads(path.read_text())["a GPU"]
-    assert {row[key] for key in linear_choice.KEYS} == {128}
-    assert {row[key + linear_choice.PRODUCTS] for key in linear_choice.KEYS} == {32}
+    assert {row[key] for key in linear_choice.KEYS} == {32}

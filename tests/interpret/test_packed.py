@@ -39,15 +39,14 @@ def test_copies_and_rows(distribution: str) -> None:
         assert same_bits(*copies) and same_bits(*taken)
 
 
-@pytest.mark.parametrize("path", ["fused", "panels"])
+@pytest.mark.parametrize("path", ["products", "panels"])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_linear(distribution: str, path: str) -> None:
     directions = ([3, 4], [0.1, -0.2]), ([9, 2**31], [0.0, 0.3])
     steps = [make_step(Noise(s, distribution), d, c) for s, (d, c) in zip((SEED, OTHER), directions, strict=True)]
     table = packed(steps[0], CPU)
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(70, 256, generator=generator)
-    x, bias = torch.randn(2, 5, 256, generator=generator), torch.randn(70, generator=generator)
+    weight, x, bias = (torch.randn(*s, generator=generator).half() for s in ((70, 256), (2, 5, 256), (70,)))
     for step in steps:
         rewrite(table, step)
         found, want = (kernels.perturbed_linear(x, weight, bias, 256, numbers, 9, path) for numbers in (table, step))

@@ -20,15 +20,13 @@ def test_the_table_of_the_package_serves_every_gpu(monkeypatch: pytest.MonkeyPat
 def test_a_measured_row_goes_before_the_common_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "choice.json"
     path.write_text(linear_choice.FILE.read_text())
-    # one measured before there were products, but for one key
     row = {"measured": True, **dict.fromkeys(linear_choice.KEYS, 16), "float16 gaussian": 512}
-    row["float16 gaussian products"] = 32
     linear_choice.write(path, "NVIDIA H100", row)
     monkeypatch.setenv("BLOCKZO_LINEAR_CHOICE", str(path))
-    found = [linear_choice.choose("NVIDIA H100", "float16", "gaussian", tokens) for tokens in (32, 33, 512, 513)]
-    assert found == ["products", "fused", "fused", "panels"]
+    found = [linear_choice.choose("NVIDIA H100", "float16", "gaussian", tokens) for tokens in (512, 513)]
+    assert found == ["products", "panels"]
     found = [linear_choice.choose("NVIDIA H100", "bfloat16", "rademacher", tokens) for tokens in (1, 16, 17)]
-    assert found == ["fused", "fused", "panels"]
+    assert found == ["products", "products", "panels"]
     assert linear_choice.choose("another", "bfloat16", "rademacher", 64) == "products"
 
 
@@ -40,7 +38,7 @@ def test_a_measured_row_goes_before_the_common_one(tmp_path: Path, monkeypatch: 
         "{}",
         '{"any": {}}',
         json.dumps({"any": dict.fromkeys(linear_choice.KEYS, -1)}),
-        json.dumps({"any": {**dict.fromkeys(linear_choice.KEYS, 1), "float16 gaussian products": "all"}}),
+        json.dumps({"any": {**dict.fromkeys(linear_choice.KEYS, 1), "float16 gaussian": "all"}}),
     ],
 )
 def test_what_is_no_table_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

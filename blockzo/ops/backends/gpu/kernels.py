@@ -21,7 +21,6 @@ from blockzo.kernels.spans import move_rows as rows_kernel
 from blockzo.ops import panels
 from blockzo.ops.backends import reference
 from blockzo.ops.backends.gpu import cuda, linear_choice
-from blockzo.ops.backends.gpu.linear import fused
 from blockzo.ops.backends.gpu.products import products
 from blockzo.ops.backends.gpu.runs import Runs, run_tables
 from blockzo.ops.backends.gpu.tables import DTYPES, EXACT, on_device, queue_of, signed, step_tables, tensor_tables, used
@@ -261,26 +260,26 @@ def perturbed_linear(
     stream: int,
     path: str | None = None,
 ) -> Tensor:
-    """`path`: "products", "fused" or "panels", for tests and benchmarks; None takes the one for this number of tokens."""
+    """`path`: "products" or "panels", for tests and benchmarks; None takes the one for this number of tokens."""
     if isinstance(weight, QuantizedWeight):
         weight = weight.dequantize()
     # the tiles of noise begin where a Philox block does
     unit = 8 if step.distribution == "gaussian" else 128
-    fits = start % unit == 0 and (weight.stride(0) % unit == 0 or weight.shape[0] == 1)
+    placed = start % unit == 0 and (weight.stride(0) % unit == 0 or weight.shape[0] == 1)
+    # float32 products are not for tensor cores, and cuBLAS has the better plain ones
+    fits = placed and x.dtype == weight.dtype != torch.float32
     if path is None:
-        # float32 products are not for tensor cores, and cuBLAS has the better plain ones
-        if fits and x.dtype == weight.dtype != torch.float32:
+        path = "panels"
+        if fits:
             gpu = _gpu_name(weight.device.index) if weight.is_cuda else linear_choice.ANY
-            dtype = str(weight.dtype).removeprefix("torch.")
-            path = linear_choice.choose(gpu, dtype, step.distribution, x.shape[1])
-        else:
-            path = "panels"
+            path = linear_choice.choose(gpu, str(weight.dtype).removeprefix("torch."), step.distribution, x.shape[1])
     if path == "panels":
         narrow = x.dtype == weight.dtype
         with on_device(x):
             return panels.perturbed_linear(x, weight, bias, start, step, stream, narrow, move_panel, PANEL_BYTES)
     if not fits:
         raise ValueError(
-            f"the {path} layer needs a start and rows apart by multiples of {unit}; found {start}, {weight.stride(0)}"
+            f"products need x and weight of one 16-bit dtype, and a start and rows apart by multiples of {unit}; found "
+            f"{x.dtype}, {weight.dtype}, {start}, {weight.stride(0)}"
         )
-    return (products if path == "products" else fused)(x, weight, bias, start, step, stream)
+    return products(x, weight, bias, start, step, stream)

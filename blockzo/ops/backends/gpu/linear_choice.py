@@ -16,14 +16,12 @@ from typing import Any
 FILE = Path(__file__).with_name("linear_choice.json")
 ANY = "any"
 KEYS = tuple(f"{dtype} {kind}" for dtype in ("bfloat16", "float16") for kind in ("rademacher", "gaussian"))
-"""Most tokens a group for which the fused layer is faster than moved panels."""
-PRODUCTS = " products"
-"""With it a key holds the most tokens for which two products apart are faster than both; a row without it has 0."""
+"""Most tokens a group for which two products apart are faster than moved panels."""
 
 
 def choose(gpu: str, dtype: str, distribution: str, tokens: int) -> str:
-    """The way of a layer with so many tokens a group: "products", "fused" or "panels". Not by the number of groups, or a group's
-    values would depend on the others.
+    """The way of a layer with so many tokens a group: "products" or "panels". Not by the number of groups, or a group's values
+    would depend on the others.
 
     Args:
         gpu: as `torch.cuda.get_device_name` gives it.
@@ -34,10 +32,8 @@ def choose(gpu: str, dtype: str, distribution: str, tokens: int) -> str:
     """
     rows = read(Path(os.environ.get("BLOCKZO_LINEAR_CHOICE") or FILE))
     row, key = rows.get(gpu, rows[ANY]), f"{dtype} {distribution}"
-    if tokens <= row.get(key + PRODUCTS, 0):
-        return "products"
     # beyond, each tile of tokens would make the weight's noise again
-    return "fused" if tokens <= row.get(key, 0) else "panels"
+    return "products" if tokens <= row.get(key, 0) else "panels"
 
 
 @lru_cache(maxsize=8)
@@ -48,12 +44,8 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path} cannot be read ({error}); unset BLOCKZO_LINEAR_CHOICE, or measure it again") from None
     rows = {name: row for name, row in table.items() if isinstance(row, dict)} if isinstance(table, dict) else {}
     counts = [row.get(key) for row in rows.values() for key in KEYS]
-    counts += [row.get(key + PRODUCTS, 0) for row in rows.values() for key in KEYS]
     if ANY not in rows or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError(
-            f"{path}: expected a row {ANY!r}, and in every row numbers of tokens for {', '.join(KEYS)} (and, if they are there, "
-            f"for the same with {PRODUCTS.strip()!r} behind)"
-        )
+        raise ValueError(f"{path}: expected a row {ANY!r}, and in every row numbers of tokens for {', '.join(KEYS)}")
     return rows
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blockzo.kernels.products import add_parts, part_count, tiles
 from blockzo.kernels.products import products as products_kernel
-from blockzo.ops.backends.gpu.tables import DTYPES, EXACT, on_device, queue_of, signed, step_tables, table, used
+from blockzo.ops.backends.gpu.tables import EXACT, on_device, queue_of, signed, step_tables, table, used
 from blockzo.ops.packed import Given
 from blockzo.ops.steps import Step
 
@@ -58,7 +58,7 @@ def products(
     stream: int,
     parts: int | None = None,
 ) -> Tensor:
-    """`start` and the distance of rows are multiples of what one Philox block serves.
+    """`start` and the distance of rows are multiples of what one Philox block serves; x and weight have one 16-bit dtype.
 
     Args:
         parts: into which K is cut, for benchmarks; None: by the shape of the weight. They decide the order of the sums.
@@ -72,14 +72,10 @@ def products(
         bias = bias.contiguous()
     bias_group = bias.stride(0) if bias is not None and bias.dim() == 2 else 0
     out = torch.empty(groups, tokens, rows, dtype=x.dtype, device=x.device)
-    compute = x.dtype if x.dtype == weight.dtype else torch.float32
     gaussian = step.distribution == "gaussian"
     pairs = pairs_of(step, groups)
     paired = any(second != NONE for _, second in pairs)
     tile = tiles(tokens, gaussian, len(pairs), paired, shared, _major(x.device.index) if x.is_cuda else INTERPRETED_AS)
-    if compute == torch.float32:
-        # such tiles are twice as large
-        tile["num_stages"] = 1
     parts = part_count(rows, width) if parts is None else parts
     sums = out if parts == 1 else torch.empty(parts, *out.shape, dtype=torch.float32, device=x.device)
     with on_device(x):
@@ -107,7 +103,6 @@ def products(
             signed(stream),
             BIAS=bias is not None and parts == 1,
             GAUSSIAN=gaussian,
-            COMPUTE=DTYPES[compute],
             **{**EXACT, **tile},
         )
         if parts > 1:
