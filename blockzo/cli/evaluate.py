@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from typer import Argument
+from typer import Argument, Option
 
 from blockzo.cli import shared
 from blockzo.cli.command import Change, options_from
 from blockzo.cli.config_file import PASSED_OVER
 from blockzo.cli.printing import scores, show
-from blockzo.finetune.option import EVALUATE, options_of
+from blockzo.finetune.option import EVALUATE, MODEL, options_of
 from blockzo.finetune.settings import Settings
 
 CHANGED = {
@@ -21,7 +21,11 @@ CHANGED = {
 
 @options_from(Settings, command=EVALUATE, changed=CHANGED)
 def evaluate(
-    model: Annotated[str, Argument(help="Folder, GGUF file, hub name or built-in model.")],
+    model: Annotated[str, Argument(help="Folder (of an adapter of PEFT, too), GGUF file, hub name or built-in model.")],
+    base: Annotated[
+        str | None,
+        Option("--base", help="Model of an adapter, where not the one that its folder names.", rich_help_panel=MODEL),
+    ] = None,
     config: shared.Config = None,
     fallback_model: shared.Fallback = None,
     as_json: shared.Json = False,
@@ -31,7 +35,7 @@ def evaluate(
     from blockzo import finetune as tuning
     from blockzo.finetune.progress import reporter
 
-    result = tuning.evaluate(Settings(model, **chosen), reporter(), fallback_model)
+    result = tuning.evaluate(Settings(model, **chosen), reporter(), fallback_model, base)
     show(result, as_json, scores(result["scores"]))
 
 

@@ -14,15 +14,20 @@ from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings
 
 
-def evaluate(settings: Settings, reporter: Reporter | None = None, fallback: str | None = None) -> dict[str, Any]:
+def evaluate(
+    settings: Settings, reporter: Reporter | None = None, fallback: str | None = None, base: str | None = None
+) -> dict[str, Any]:
     """Scores `settings.model` on the held-out rows of its task; returns what `--json` prints.
+
+    Args:
+        base: where the model is a folder of an adapter alone, the model that it belongs to; else the one that it names.
 
     Raises: as `finetune`.
     """
     reporter = reporter or Reporter()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    prepared = prepare(settings, reporter.say, fallback, training=False)
+    prepared = prepare(settings, reporter.say, fallback, training=False, base=base)
     for note in prepared.notes:
         reporter.warn(note)
     data = prepared.held_out

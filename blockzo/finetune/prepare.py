@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from blockzo.finetune.data.tasks import PromptTask, find_written_task
 from blockzo.finetune.errors import UserError, about
 from blockzo.finetune.generation import MOST_TOKENS, Writer
 from blockzo.finetune.metrics import HeldOutScores, scores
+from blockzo.finetune.models.adapter_folder import base_of, is_adapter, with_adapter
 from blockzo.finetune.models.devices import find_device, settled
 from blockzo.finetune.models.loading import Loaded, load, resolve
 from blockzo.finetune.scoring import Scorer
@@ -92,14 +94,17 @@ def prepare(
     fallback: str | None = None,
     training: bool = True,
     owners: Owners | None = None,
+    base: str | None = None,
 ) -> Prepared:
     """Reads the data, loads the model, encodes the rows.
 
     Args:
         say: told of every longer action.
         fallback: see `models.resolve`.
-        training: without it, training rows are read only where held-out rows have to be taken from them.
+        training: without it, training rows are read only where held-out rows have to be taken from them, and the model may be a
+            folder of an adapter.
         owners: whose the training rows are; windows of plain text then hold text of one owner alone.
+        base: model of such an adapter, where not the one that its folder names.
 
     Raises:
         UserError: data, model and settings do not fit; the message names file and line where there is one.
@@ -117,6 +122,11 @@ def prepare(
     classes = 0 if task is None else len(task.words)
     with about("--model"):
         path = resolve(settings.model, fallback, say)
+        adapter = Path(path) if not training and is_adapter(path) else None
+        if base is not None and adapter is None:
+            raise UserError(f"--base names the model of an adapter, and {path} holds none; leave --base out")
+        if adapter is not None:
+            path = resolve(base or base_of(adapter), fallback, say)
         say(f"loading {path}")
         loaded = load(
             path,
@@ -130,6 +140,9 @@ def prepare(
             device=find_device(settings.device),
             peft=settings.peft,
         )
+        if adapter is not None:
+            say(f"adding {adapter}")
+            loaded.model = with_adapter(loaded.model, adapter, path)
     notes += loaded.notes
     if settings.trainable is not None:
         freeze_others(loaded.model, settings.trainable)

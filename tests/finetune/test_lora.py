@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from blockzo import digest
 from blockzo.finetune import Settings, evaluate, finetune, replay
@@ -83,3 +83,42 @@ def test_a_run_its_replay_and_what_others_load(kind: str, tiny: Tiny, rows: Rows
         whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()(ids).logits
     torch.testing.assert_close(adapted, whole, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(plain, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_alone_is_scored_on_its_base(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    import peft
+    import transformers
+
+    own: dict[str, Any] = {
+        "task": "custom",
+        "template": "{text} it was {label}.",
+        "labels": "0=bad,1=good",
+        "validation": str(rows(8, "held.tsv")),
+    }
+    told = Settings(
+        str(tiny("llama")), **own, train=str(rows(20)), peft="lora:r=2,targets=q_proj", batch=4, steps=2, lr="0.3"
+    )
+    result = finetune(told, tmp_path / "out")
+    adapter = tmp_path / "out" / "model" / "adapter"
+    scored = evaluate(Settings(str(adapter), **own))["scores"]
+    assert scored == pytest.approx(result["after"], rel=1e-4) != pytest.approx(result["before"], rel=1e-4)
+    assert scored == evaluate(Settings(str(adapter), **own), base=told.model)["scores"]
+    with pytest.raises(UserError, match="--base names the model of an adapter, and .* holds none"):
+        evaluate(Settings(told.model, **own), base=told.model)
+    with pytest.raises(UserError, match="holds a PEFT adapter .* only evaluate takes such"):
+        finetune(Settings(str(adapter), **own, train=told.train), tmp_path / "no")
+    with pytest.raises(UserError, match="do(es)? not fit.*--base"):
+        evaluate(Settings(str(adapter), **own), base=str(tiny("opt")))
+    # half of it is gone
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file(dict(list(tensors.items())[1:]), adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="1 names are on one side alone"):
+        evaluate(Settings(str(adapter), **own))
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="no adapter_model.safetensors"):
+        evaluate(Settings(str(adapter), **own))
+    model = transformers.AutoModelForCausalLM.from_pretrained(told.model)
+    prefix = peft.PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    peft.get_peft_model(model, prefix).save_pretrained(tmp_path / "prefix")
+    with pytest.raises(UserError, match="PREFIX_TUNING, which is part of the input"):
+        evaluate(Settings(str(tmp_path / "prefix"), **own), base=told.model)

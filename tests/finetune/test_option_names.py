@@ -102,6 +102,7 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--delta": ("0", "-1", "1", "nan", "none"),
     "--secure-sum": ANYTHING,
     "--config": ("gone.yaml",),
+    "--base": ("nothing",),
     "--policy": ("gone.json", ""),
     "--drop": ("-1", "1", "nan", "none"),
     "--liars": ("-1", "1", "nan", "none"),

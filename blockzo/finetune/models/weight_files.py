@@ -42,8 +42,9 @@ def weight_entries(folder: Path, config: dict[str, Any]) -> dict[str, Entry]:
     """
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"{folder} holds a PEFT adapter (adapter_config.json), not a model alone: merge it into its base model "
-            "(model.merge_and_unload().save_pretrained(FOLDER) in PEFT) and give that folder, or move the adapter's files away"
+            f"{folder} holds a PEFT adapter (adapter_config.json), not a model alone, and only evaluate takes such: merge it "
+            "into its base model (model.merge_and_unload().save_pretrained(FOLDER) in PEFT) and give that folder, or move the "
+            "adapter's files away"
         )
     named = config.get("transformers_weights")
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
