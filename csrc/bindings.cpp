@@ -56,6 +56,15 @@ PYBIND11_MODULE(_native, m) {
           py::gil_scoped_release release;
           apply_shards(shards, all, static_cast<Mode>(mode), threads);
         });
+  m.def("apply_scaled", [](const std::vector<std::tuple<ShardTuple, ViewTuple>>& tensors, const std::vector<StepTuple>& steps,
+                           int mode, int threads) {
+    std::vector<Scaled> all;
+    for (const auto& [part, scales] : tensors) all.push_back(Scaled{make_shard(part), make_view(scales)});
+    std::vector<Step> told;
+    for (const auto& s : steps) told.push_back(make_step(s));
+    py::gil_scoped_release release;
+    apply_scaled(all, told, static_cast<Mode>(mode), threads);
+  });
   m.def("copy", [](uintptr_t out, int out_dtype, uintptr_t source, int dtype, int64_t count, int64_t start,
                    const StepTuple& step, uint32_t stream, int threads) {
     const Step s = make_step(step);

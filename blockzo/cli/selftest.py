@@ -149,7 +149,7 @@ def _comparisons(backend: Backend, device: str) -> Iterator[tuple[str, Callable[
     for dtype in DTYPES:
         text = str(dtype).removeprefix("torch.")
         for distribution in ("rademacher", "gaussian"):
-            for operation, case, call in cases(distribution):
+            for operation, case, call in cases(distribution, backend.PER_WEIGHT):
                 compare = partial(_compare, backend, call, dtype, operation.tolerance, device)
                 yield f"{case} {distribution} {text}", compare
 

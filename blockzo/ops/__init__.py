@@ -9,6 +9,10 @@ compiled kernels where they are installed, all else to the torch reference; the 
 Every function raises ValueError, before the first write, for: a dtype or layout it does not support, two parameters that
 share memory or a stream, a DTensor placed otherwise, a coefficient that is not a finite float32, a direction outside
 [0, 2**32 - 1).
+
+`per_weight`, of those that move: name -> a number, or a tensor that broadcasts to the parameter (float32, bfloat16, float16 or
+bool), by which its noise is multiplied while it is added: a mask, or how far each weight may go. A parameter that is not named
+has 1. A weight whose scale is 0 keeps its bits: it does not decay either. One of 1 changes nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from blockzo.ops.digest import digest
 from blockzo.ops.distributed import Spread, sum_over_ranks
 from blockzo.ops.linear import perturbed_linear
 from blockzo.ops.params import Params, Target, check_finite, targets
+from blockzo.ops.per_weight import PerWeight, with_scales
 from blockzo.ops.shards import Shard
 from blockzo.ops.steps import Step, joined_steps, make_step
 
@@ -49,17 +54,22 @@ __all__ = [
 Filled = TypeVar("Filled", Tensor, Shard)
 
 
-def perturb_(params: Params, noise: Noise, scale: float, direction: int = 0) -> None:
+def perturb_(
+    params: Params, noise: Noise, scale: float, direction: int = 0, per_weight: PerWeight | None = None
+) -> None:
     """w <- w + scale * z, in place, one rounding to the storage dtype."""
-    _move(targets(params), make_step(noise, [direction], [scale]), "perturb")
+    _move(with_scales(targets(params), per_weight), make_step(noise, [direction], [scale]), "perturb")
 
 
-def shift_(params: Params, noise: Noise, terms: Sequence[tuple[int, float]]) -> None:
+def shift_(
+    params: Params, noise: Noise, terms: Sequence[tuple[int, float]], per_weight: PerWeight | None = None
+) -> None:
     """w <- w + sum of scale * z over (direction, scale) terms, in one pass: undo one perturbation, apply the next.
 
     The sum is accumulated in float32 in the order given, and the weight is rounded once.
     """
-    _move(targets(params), make_step(noise, [d for d, _ in terms], [s for _, s in terms]), "shift")
+    step = make_step(noise, [d for d, _ in terms], [s for _, s in terms])
+    _move(with_scales(targets(params), per_weight), step, "shift")
 
 
 def update_(
@@ -69,6 +79,7 @@ def update_(
     directions: Sequence[int] | None = None,
     decay: float = 0.0,
     stochastic_rounding: bool = False,
+    per_weight: PerWeight | None = None,
 ) -> None:
     """w <- w * (1 - decay) - sum_k c_k z_k, accumulated in float32 in the order given and rounded once.
 
@@ -82,14 +93,15 @@ def update_(
             affected.
     """
     check_finite("decay", decay)
+    found = with_scales(targets(params), per_weight)
     if not isinstance(noise, Noise) and isinstance(noise, Sequence):
         directions = [0] * len(coefficients) if directions is None else directions
         steps = joined_steps(noise, directions, coefficients, decay_factor(decay), stochastic_rounding)
-        _replay(targets(params), steps)
+        _replay(found, steps)
         return
     directions = range(len(coefficients)) if directions is None else directions
     step = make_step(noise, directions, coefficients, decay_factor(decay), stochastic_rounding)
-    _move(targets(params), step, "update")
+    _move(found, step, "update")
 
 
 def fill_(tensor: Filled, noise: Noise, name: str, direction: int = 0) -> Filled:
@@ -133,10 +145,10 @@ def _move(found: list[Target], step: Step, kind: str) -> None:
 
 
 def _apart(found: list[Target], step: Step) -> tuple[list[Target], list[Target]]:
-    """Whole tensors, which the registered operations take; parts, and noise of a low rank, go straight to the backends."""
-    if step.rank:
-        return [], found
-    return [t for t in found if t.place is None], [t for t in found if t.place is not None]
+    """Whole tensors, which the registered operations take; parts, scales and noise of a low rank go straight to the backends."""
+    plain = [] if step.rank else [t for t in found if t.place is None and t.per_weight is None]
+    held = set(map(id, plain))
+    return plain, [t for t in found if id(t) not in held]
 
 
 @contextmanager
@@ -152,7 +164,12 @@ def _lists(found: list[Target]) -> tuple[list[Tensor], list[int]]:
     return [target.tensor for target in found], [target.stream for target in found]
 
 
-def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int] | None = None) -> None:
+def replay_(
+    params: Params,
+    records: Iterable[Record],
+    layout: Mapping[str, int] | None = None,
+    per_weight: PerWeight | None = None,
+) -> None:
     """Many updates in one pass over the weights, rounded at every record: the very bits that training gave.
 
     All records are checked before the first write: either all of them are applied, or no weight has moved.
@@ -160,12 +177,13 @@ def replay_(params: Params, records: Iterable[Record], layout: Mapping[str, int]
     Args:
         records: `blockzo.Record`s, in order.
         layout: canonical parameter name -> number of its block. Needed where records have more than one block.
+        per_weight: of all records. Records do not hold it: who replays has to have it.
 
     Raises:
         ValueError: a record cannot be applied (the text names step, block and number), or parameters and layout do not fit.
     """
     records = [check_record(record) for record in records]
-    found = targets(params)
+    found = with_scales(targets(params), per_weight)
     blocks = {len(record.blocks) for record in records}
     if len(blocks) > 1:
         raise ValueError(f"records have {sorted(blocks)} blocks; expected the same number in each")

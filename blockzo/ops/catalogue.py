@@ -20,6 +20,7 @@ from blockzo.ops.steps import joined_steps, make_step
 
 SEED, STREAM, START = 0x0123456789ABCDEF, 0xDEADBEEF, (1 << 34) - 5
 Call = Callable[[Backend, Tensor], Tensor]
+SCALED = "with scales"
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,17 @@ OPERATIONS = {
 }
 
 
-def cases(distribution: str) -> Iterator[tuple[Operation, str, Call]]:
-    """For every operation that a backend serves: the operation, the case's name, what it makes of a tensor on a backend."""
+def cases(distribution: str, per_weight: bool = True) -> Iterator[tuple[Operation, str, Call]]:
+    """For every operation that a backend serves: the operation, the case's name, what it makes of a tensor on a backend.
+
+    Args:
+        per_weight: with cases of weights that have a scale each.
+    """
     for name, found in _cases(distribution).items():
         operation = OPERATIONS[name]
         for case, call in found.items():
-            yield operation, f"{name} {case}".strip(), call
+            if per_weight or not case.startswith(SCALED):
+                yield operation, f"{name} {case}".strip(), call
 
 
 def _cases(distribution: str) -> dict[str, dict[str, Call]]:
@@ -76,6 +82,18 @@ def _cases(distribution: str) -> dict[str, dict[str, Call]]:
     def changed(operation: str, *arguments: Any) -> Call:
         def call(backend: Backend, tensor: Tensor) -> Tensor:
             getattr(backend, operation)([Target("w", STREAM, tensor)], *arguments)
+            return tensor
+
+        return call
+
+    def scaled(operation: str, *arguments: Any, mask: bool = False) -> Call:
+        """A few weights have a scale of 0."""
+
+        def call(backend: Backend, tensor: Tensor) -> Tensor:
+            scales = torch.arange(tensor.numel(), device=tensor.device) % 5
+            scales = scales > 0 if mask else (scales / 4).to(torch.bfloat16)
+            target = Target("w", STREAM, tensor, per_weight=scales.view(tensor.shape))
+            getattr(backend, operation)([target], *arguments)
             return tensor
 
         return call
@@ -113,17 +131,19 @@ def _cases(distribution: str) -> dict[str, dict[str, Call]]:
         return call
 
     return {
-        "perturb_": {"": changed("perturb_", one)},
-        "shift_": {"": changed("shift_", several)},
+        "perturb_": {"": changed("perturb_", one), SCALED: scaled("perturb_", one)},
+        "shift_": {"": changed("shift_", several), SCALED: scaled("shift_", several, mask=True)},
         "update_": {
             "": changed("replay_", [decayed]),
             "stochastic": changed("replay_", [stochastic]),
             "of several seeds": changed("replay_", seeds),
+            SCALED: scaled("replay_", seeds),
         },
         "fill_": {"": filled},
         "replay_": {
             "": changed("replay_", [several, decayed, one]),
             "stochastic": changed("replay_", [several, stochastic]),
+            SCALED: scaled("replay_", [several, stochastic], mask=True),
         },
         "project": {"": projected},
         "perturbed_copy": {"": copied},

@@ -29,6 +29,8 @@ class Target:
     """One tensor in this process's memory and the stream of its noise.
 
     `place`: where its elements lie in the whole tensor; None where it is the whole. `spread` and `owner`: of a DTensor.
+    `per_weight`: what its noise is multiplied by, of the shape of `tensor` (expanded, where it is one number): float32, bfloat16,
+    float16 or bool.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Target:
     place: Place | None = None
     spread: Spread | None = None
     owner: Tensor | None = None
+    per_weight: Tensor | None = None
 
 
 def named_tensors(params: Params, trainable_only: bool = True) -> dict[str, Tensor]:

@@ -28,22 +28,6 @@ const KernelTable*& current() {
   return table;
 }
 
-// Joins dimensions that lie one after the other, so that a contiguous tensor has one and a view as few as it can.
-View collapsed(const View& tensor) {
-  View result{tensor.data, tensor.dtype, tensor.stream, {}, {}};
-  for (size_t d = 0; d < tensor.sizes.size(); ++d) {
-    if (tensor.sizes[d] == 1) continue;
-    if (!result.sizes.empty() && result.strides.back() == tensor.sizes[d] * tensor.strides[d]) {
-      result.sizes.back() *= tensor.sizes[d];
-      result.strides.back() = tensor.strides[d];
-    } else {
-      result.sizes.push_back(tensor.sizes[d]);
-      result.strides.push_back(tensor.strides[d]);
-    }
-  }
-  return result;
-}
-
 // in_groups for a kernel that reads one memory and writes another.
 template <class Kernel>
 void in_groups(const char* in, int64_t in_item, char* out, int64_t out_item, int64_t first, int64_t last,
@@ -148,16 +132,6 @@ void gather(void* dense_memory, const View& tensor, int64_t first, int64_t count
 void scatter(const void* dense_memory, const View& tensor, int64_t first, int64_t count) {
   move_strided<false>((char*)dense_memory, tensor, first, count);
 }
-
-namespace {
-
-Shard as_part(const View& tensor) {
-  Shard part{tensor, 0, std::vector<int64_t>(tensor.sizes.size(), 1)};
-  for (size_t d = tensor.sizes.size(); d-- > 1;) part.apart[d - 1] = part.apart[d] * tensor.sizes[d];
-  return part;
-}
-
-}  // namespace
 
 void apply(const std::vector<View>& tensors, const std::vector<Step>& steps, Mode mode, int threads) {
   if (!steps.empty() && steps[0].rank) {

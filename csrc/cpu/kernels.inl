@@ -16,6 +16,7 @@
 #include "noise.inl"
 #include "moves.inl"
 #include "steps.inl"
+#include "scaled.inl"
 #include "sums.inl"
 #include "lowrank.inl"
 #include "linear_move.inl"
@@ -29,5 +30,5 @@ constexpr void (*pack_pairs)(const LinearPlan&, int64_t) = nullptr;
 constexpr void (*signs_rows)(const LinearPlan&, int64_t, int64_t, float*) = nullptr;
 #endif
 
-const KernelTable TABLE = {NAME,   runs_here,   perturb,     steps,    fill,     widen,      dot,
+const KernelTable TABLE = {NAME,   runs_here,   perturb,     steps,    scaled,   fill,     widen,      dot,
                            LANES, TOKENS, linear_pack, linear_rows, low_rank, has_dots, pack_pairs, signs_rows};

@@ -8,7 +8,7 @@
 
 namespace blockzo {
 
-inline int64_t size_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
+inline int64_t size_of(int dtype) { return dtype == FLOAT32 ? 4 : dtype == INT8 ? 1 : 2; }
 
 inline int64_t elements(const View& tensor) {
   int64_t count = 1;
@@ -17,6 +17,29 @@ inline int64_t elements(const View& tensor) {
 }
 
 inline bool dense(const View& tensor) { return tensor.sizes.empty() || (tensor.sizes.size() == 1 && tensor.strides[0] == 1); }
+
+// Joins dimensions that lie one after the other, so that a contiguous tensor has one and a view as few as it can.
+inline View collapsed(const View& tensor) {
+  View result{tensor.data, tensor.dtype, tensor.stream, {}, {}};
+  for (size_t d = 0; d < tensor.sizes.size(); ++d) {
+    if (tensor.sizes[d] == 1) continue;
+    if (!result.sizes.empty() && result.strides.back() == tensor.sizes[d] * tensor.strides[d]) {
+      result.sizes.back() *= tensor.sizes[d];
+      result.strides.back() = tensor.strides[d];
+    } else {
+      result.sizes.push_back(tensor.sizes[d]);
+      result.strides.push_back(tensor.strides[d]);
+    }
+  }
+  return result;
+}
+
+// The whole tensor as a part of itself.
+inline Shard as_part(const View& tensor) {
+  Shard part{tensor, 0, std::vector<int64_t>(tensor.sizes.size(), 1)};
+  for (size_t d = tensor.sizes.size(); d-- > 1;) part.apart[d - 1] = part.apart[d] * tensor.sizes[d];
+  return part;
+}
 
 // Part of [0, count) that thread `number` of `threads` works on, if the whole list has `total` weights and this tensor begins at `before`.
 inline std::pair<int64_t, int64_t> share(int64_t before, int64_t count, int64_t total, int number, int threads) {

@@ -130,6 +130,12 @@ inline void sum_joined(float* sum, int64_t base, int size, const Step* steps, in
   }
 }
 
+// `moved` where the weight has a scale, `before` where that is 0.
+INLINE vf chosen(vf scale, vf moved, vf before) {
+  const vi has = scale != 0.0f;
+  return has ? moved : before;
+}
+
 template <class Io>
 INLINE vf round_stochastically(vf x, vu random) {
   const vu bits = (vu)x;
@@ -149,12 +155,13 @@ INLINE vf round_stochastically(vf x, vu random) {
   return finite ? moved : x;
 }
 
-// The last of `number` steps, along the sum of all of them: those before it are joined to it.
-template <class Io>
-inline void one_step(float* x, int64_t base, int size, const Step* steps, int64_t number, Mode mode, uint32_t stream) {
+// The last of `number` steps, along the sum of all of them: those before it are joined to it. `scales`: of the weights, null but where
+// they are Scaled (scaled.inl).
+template <class Io, bool Scaled = false>
+inline void one_step(float* x, const float* scales, int64_t base, int size, const Step* steps, int64_t number, Mode mode, uint32_t stream) {
   const Step& step = steps[number - 1];
   const bool stochastic = step.stochastic && Io::code != FLOAT32 && mode == UPDATE;
-  if (number == 1 && step.directions.size() == 1 && !stochastic) {
+  if (!Scaled && number == 1 && step.directions.size() == 1 && !stochastic) {
     single_term<Mirror<Io>>(x, x, base, size, step, mode, stream);
     return;
   }
@@ -164,12 +171,13 @@ inline void one_step(float* x, int64_t base, int size, const Step* steps, int64_
   if (stochastic) make_words(words, (uint64_t)base >> 3, size >> 3, step.seed, stream, 0xFFFFFFFFu);
   const float factor = mode == UPDATE ? step.factor : 1.0f;
   for (int j = 0; j < size; j += LANES) {
-    const vf w = load<vf>(x + j) * factor, s = load<vf>(sum + j), moved = mode == SHIFT ? w + s : w - s;
+    const vf before = load<vf>(x + j), w = before * factor, scale = Scaled ? load<vf>(scales + j) : splat(1.0f);
+    const vf s = Scaled ? scale * load<vf>(sum + j) : load<vf>(sum + j);
+    vf moved = mode == SHIFT ? w + s : w - s;
     // the words of rounding, read as 16-bit numbers, are the bits of one element after the other
-    if (stochastic)
-      store(x + j, Io::round(round_stochastically<Io>(moved, widen_16((const uint16_t*)words + j))));
-    else
-      store(x + j, Io::round(moved));
+    if (stochastic) moved = round_stochastically<Io>(moved, widen_16((const uint16_t*)words + j));
+    moved = Io::round(moved);
+    store(x + j, Scaled ? chosen(scale, moved, before) : moved);
   }
 }
 
@@ -231,7 +239,7 @@ inline void steps_typed(typename Io::type* weights, int64_t base, int64_t count,
       else {
         run = 1;
         while (s + run < number && steps[s + run - 1].joins) ++run;
-        one_step<Io>(x, base + at, size, steps + s, run, mode, stream);
+        one_step<Io>(x, nullptr, base + at, size, steps + s, run, mode, stream);
       }
       s += run;
     }

@@ -19,6 +19,9 @@ struct KernelTable {
                   uint32_t stream, float scale);
   void (*steps)(void* weights, int dtype, int64_t base, int64_t count, const Step* steps, int64_t number, Mode mode,
                 uint32_t stream);
+  // the same on at most TILE weights, with a scale for each
+  void (*scaled)(void* weights, int dtype, const float* scales, int64_t base, int64_t count, const Step* steps, int64_t number,
+                 Mode mode, uint32_t stream);
   void (*fill)(float* out, int64_t base, int64_t count, uint64_t seed, int distribution, uint32_t stream, uint32_t direction);
   void (*widen)(const void* in, int dtype, float* out, int64_t count);
   double (*dot)(const float* x, const float* z);  // CHUNK elements

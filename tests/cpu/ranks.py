@@ -57,11 +57,31 @@ def check_tensors(ranks: int) -> None:
                 found, want = (bz.project({"w": w}, NOISE, [0, 7]) for w in (spread, whole))
                 assert torch.allclose(found, want, rtol=1e-12), (found, want)
         check_low_rank(mesh, placements)
+        check_scales(mesh, placements)
     # alike in everything but their memory
     pair = {name: distribute_tensor(torch.ones(8, 4), line, (Shard(0),)) for name in "ab"}
     bz.perturb_(pair, NOISE, 1.0)
     for name in "ab":
         assert torch.equal(pair[name].full_tensor(), 1 + NOISE.sample(name, (8, 4)))
+
+
+def check_scales(mesh, placements) -> None:  # type: ignore[no-untyped-def]
+    """A mask that is placed as the parameter, a number for all; a mask that is placed otherwise is refused."""
+    whole, mask = torch.nan_to_num(weights((6, 5, 40), torch.bfloat16)), torch.rand(6, 5, 40) < 0.5
+    dist.broadcast(mask, 0)
+    spread = distribute_tensor(whole.clone(), mesh, placements)
+    for params, held in (({"w": spread}, distribute_tensor(mask, mesh, placements)), ({"w": whole}, mask)):
+        bz.update_(params, NOISE, [0.1, 0.2], decay=0.01, stochastic_rounding=True, per_weight={"w": held})
+        bz.perturb_(params, NOISE, 0.5, per_weight={"w": 0.25})
+    assert same(spread, whole), (mesh.shape, placements)
+    others = [Replicate() if type(p) is Shard else Shard(0) for p in placements]
+    for held, text in ((mask, "a plain tensor"), (distribute_tensor(mask, mesh, others), "placed otherwise")):
+        try:
+            bz.perturb_({"w": spread}, NOISE, 0.5, per_weight={"w": held})
+        except ValueError as error:
+            assert text in str(error), error
+        else:
+            raise AssertionError(f"{text} was taken")
 
 
 def check_low_rank(mesh, placements) -> None:  # type: ignore[no-untyped-def]

@@ -73,7 +73,8 @@ def test_no_operation_is_missing_from_the_registry() -> None:
 
 def test_a_backend_says_what_it_has_no_kernel_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is missing silently: what it takes from the reference is told from its own."""
-    part = SimpleNamespace(**{name: getattr(cpu, name) for name in FUNCTIONS}, READS_PACKED=False, LOW_RANK=False)
+    flags = dict.fromkeys(("READS_PACKED", "LOW_RANK", "PER_WEIGHT"), False)
+    part = SimpleNamespace(**{name: getattr(cpu, name) for name in FUNCTIONS}, **flags)
     monkeypatch.setitem(registry.BACKENDS, "part", Entry("part", "some kernels", ("cpu",), lambda: part))
     part.project = reference.project
     found = environment.operations()

@@ -76,6 +76,32 @@ def test_perturb_shift_update(dtype: torch.dtype, distribution: str) -> None:
     assert equal(moved, wide(once) * np.float32(factor) - total)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_a_scale_for_every_weight(dtype: torch.dtype, distribution: str) -> None:
+    noise, w = Noise(SEED, distribution), weights(dtype)
+    scales = torch.rand(SIZE, generator=torch.Generator().manual_seed(1)) * (torch.arange(SIZE) % 3)
+    s, still = wide(scales), wide(scales) == 0
+    z = contract.noise(0, SIZE, SEED, distribution, STREAM, 7)
+    total = contract.weighted_sum(0, SIZE, TERMS, SEED, distribution, STREAM)
+
+    moved = w.clone()
+    reference.perturb_([Target("w", STREAM, moved, per_weight=scales)], make_step(noise, [7], [0.3]))
+    assert equal(moved, np.where(still, wide(w), wide(w) + s * (np.float32(0.3) * z)))
+
+    moved = w.clone()
+    step = make_step(noise, *zip(*TERMS, strict=True))
+    reference.shift_([Target("w", STREAM, moved, per_weight=scales)], step)
+    assert equal(moved, np.where(still, wide(w), wide(w) + s * total))
+
+    moved = w.clone()
+    factor = float(np.float32(1 - 0.01))
+    decayed = make_step(noise, *zip(*TERMS, strict=True), factor)
+    reference.replay_([Target("w", STREAM, moved, per_weight=scales)], [decayed, decayed])
+    once = torch.from_numpy(wide(w) * np.float32(factor) - s * total).to(dtype)
+    assert equal(moved, np.where(still, wide(w), wide(once) * np.float32(factor) - s * total))
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_stochastic_rounding(dtype: torch.dtype) -> None:
     w = weights(dtype)

@@ -25,6 +25,9 @@ class Backend(Protocol):
     """Whether every `step` may be a `PackedStep`, whose numbers the kernels read from device memory."""
     LOW_RANK: bool
     """Whether a `step` may have a rank; where not, the reference serves those."""
+    PER_WEIGHT: bool
+    """Whether a target of `perturb_`, `shift_` and `replay_` may have scales; where not, or where the step has a rank too, the
+    reference serves it."""
 
     def perturb_(self, found: Sequence[Target], step: Step) -> None: ...
 

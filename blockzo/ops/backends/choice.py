@@ -41,6 +41,12 @@ def for_rank(tensor: Tensor, rank: int) -> Backend:
     return reference if rank and not backend.LOW_RANK else backend
 
 
+def for_target(target: Target, rank: int) -> Backend:
+    """The same for operations that move; of scales and a rank together nobody has kernels."""
+    backend = for_rank(target.tensor, rank)
+    return reference if target.per_weight is not None and (rank or not backend.PER_WEIGHT) else backend
+
+
 def factors_on(device: torch.device) -> Callable[..., Tensor]:
     """`blockzo.noise.factors`, or kernels with the same bits."""
     return getattr(serving(device.type), "factors", noise.factors)
@@ -50,7 +56,7 @@ def split(found: Iterable[Target], rank: int = 0) -> Iterator[tuple[Backend, lis
     """Groups targets by the backend that serves them, each group in the given order."""
     groups: dict[int, tuple[Backend, list[Target]]] = {}
     for target in found:
-        backend = for_rank(target.tensor, rank)
+        backend = for_target(target, rank)
         groups.setdefault(id(backend), (backend, []))[1].append(target)
     yield from groups.values()
 

@@ -15,11 +15,12 @@ from blockzo import _native
 from blockzo.ops import panels
 from blockzo.ops.params import Target
 from blockzo.ops.quantized import QuantizedWeight
-from blockzo.ops.shards import in_order
+from blockzo.ops.shards import Place, in_order, row_major
 from blockzo.ops.steps import Step
 
-READS_PACKED, LOW_RANK = False, True
+READS_PACKED, LOW_RANK, PER_WEIGHT = False, True, True
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_MASK = 3
 _INTEGERS = {8: 3, 4: 4}
 _PERTURB, _SHIFT, _UPDATE = range(3)
 
@@ -53,6 +54,14 @@ def _shard(target: Target) -> tuple[Any, ...]:
     return _view(replace(target, tensor=view)), place.start, list(place.strides)
 
 
+def _scaled(target: Target) -> tuple[Any, ...]:
+    assert target.per_weight is not None
+    place = target.place or Place(0, row_major(target.tensor.shape))
+    scales = in_order(target.per_weight, place)[0]
+    code = _DTYPES.get(scales.dtype, _MASK)
+    return _shard(replace(target, place=place)), (scales.data_ptr(), code, 0, list(scales.shape), list(scales.stride()))
+
+
 def _step(step: Step) -> tuple[Any, ...]:
     distribution = int(step.distribution == "gaussian")
     numbers = list(step.directions), list(step.coefficients), step.factor, step.stochastic, step.joins
@@ -60,11 +69,15 @@ def _step(step: Step) -> tuple[Any, ...]:
 
 
 def _apply(found: Sequence[Target], steps: Sequence[Step], mode: int) -> None:
-    whole, lines = [_view(t) for t in found if t.place is None], [_step(s) for s in steps]
-    _native.apply(whole, lines, mode, torch.get_num_threads())
-    if len(whole) < len(found):
-        shards = [_shard(t) for t in found if t.place is not None]
-        _native.apply_shards(shards, lines, mode, torch.get_num_threads())
+    lines, threads = [_step(s) for s in steps], torch.get_num_threads()
+    plain = [t for t in found if t.per_weight is None]
+    whole, shards = [_view(t) for t in plain if t.place is None], [_shard(t) for t in plain if t.place is not None]
+    _native.apply(whole, lines, mode, threads)
+    if shards:
+        _native.apply_shards(shards, lines, mode, threads)
+    if len(plain) < len(found):
+        scaled = [_scaled(t) for t in found if t.per_weight is not None and t.tensor.numel()]
+        _native.apply_scaled(scaled, lines, mode, threads)
     # the kernels write behind autograd's back
     torch.autograd.graph.increment_version([t.tensor for t in found if not t.tensor.is_inference()])
 

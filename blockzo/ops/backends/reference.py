@@ -14,7 +14,7 @@ from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.shards import in_order, indices
 from blockzo.ops.steps import Step
 
-READS_PACKED, LOW_RANK = False, True
+READS_PACKED, LOW_RANK, PER_WEIGHT = False, True, True
 CHUNK = 1 << 20
 PROJECT_CHUNK, PROJECT_LANES = 4096, 16
 Where = int | Tensor
@@ -36,17 +36,37 @@ def _ordered(target: Target) -> Target:
     if target.place is None:
         return target
     tensor, place = in_order(target.tensor, target.place)
-    return replace(target, tensor=tensor, place=place)
+    scales = None if target.per_weight is None else in_order(target.per_weight, target.place)[0]
+    return replace(target, tensor=tensor, place=place, per_weight=scales)
 
 
-def _rewrite(target: Target, change: Callable[[Where, Tensor], Tensor]) -> None:
-    """Puts every run of row-major elements through `change(where, values) -> values of the same dtype`."""
+class _Scales:
+    """Of a run of elements, float32; None: they have none."""
+
+    def __init__(self, values: Tensor | None) -> None:
+        self.values = values
+
+    def by(self, move: Tensor) -> Tensor:
+        """What the weights are moved by."""
+        return move if self.values is None else self.values * move
+
+    def chosen(self, moved: Tensor, before: Tensor) -> Tensor:
+        """A scale of 0 leaves the bits as they are."""
+        return moved if self.values is None else torch.where(self.values == 0.0, before, moved)
+
+
+def _rewrite(target: Target, change: Callable[[Where, Tensor, _Scales], Tensor]) -> None:
+    """Puts every run of row-major elements through `change(where, values, scales) -> values of the same dtype`."""
     with torch.no_grad():
         target = _ordered(target)
         tensor = target.tensor
         dense = tensor if tensor.is_contiguous() else tensor.contiguous()
+        scales = None if target.per_weight is None else target.per_weight.reshape(-1)
+        done = 0
         for where, part in _parts(target, dense):
-            part.copy_(change(where, part))
+            own = _Scales(None if scales is None else scales[done : done + part.numel()].float())
+            part.copy_(own.chosen(change(where, part, own), part))
+            done += part.numel()
         if dense is not tensor:
             tensor.copy_(dense)
 
@@ -96,16 +116,16 @@ def perturb_(found: Sequence[Target], step: Step) -> None:
     """w <- round(w + (c * z)) for one direction."""
     for target in found:
 
-        def change(where: Where, part: Tensor, stream: int = target.stream) -> Tensor:
-            return _moved(part, where, step, stream, part.dtype)
+        def change(where: Where, part: Tensor, scales: _Scales, stream: int = target.stream) -> Tensor:
+            return (part.float() + scales.by(_term(part, where, step, stream))).to(part.dtype)
 
         _rewrite(target, change)
 
 
-def _moved(values: Tensor, where: Where, step: Step, stream: int, dtype: torch.dtype) -> Tensor:
+def _term(values: Tensor, where: Where, step: Step, stream: int) -> Tensor:
+    """c * z."""
     (direction,), (scale,) = step.directions, step.coefficients
-    z = _noise(where, values.numel(), step, stream, direction, values.device)
-    return (values.float() + scale * z).to(dtype)
+    return scale * _noise(where, values.numel(), step, stream, direction, values.device)
 
 
 def shift_(found: Sequence[Target], step: Step) -> None:
@@ -113,8 +133,9 @@ def shift_(found: Sequence[Target], step: Step) -> None:
 
     for target in found:
 
-        def change(where: Where, part: Tensor, stream: int = target.stream) -> Tensor:
-            return (part.float() + weighted_sum(where, part.numel(), step, stream, part.device)).to(part.dtype)
+        def change(where: Where, part: Tensor, scales: _Scales, stream: int = target.stream) -> Tensor:
+            total = weighted_sum(where, part.numel(), step, stream, part.device)
+            return (part.float() + scales.by(total)).to(part.dtype)
 
         _rewrite(target, change)
 
@@ -123,7 +144,7 @@ def replay_(found: Sequence[Target], steps: Sequence[Step]) -> None:
     """w <- round(w * factor - sum_k c_k z_k) for each step in turn, rounded to storage; a step that joins hands its sum on."""
     for target in found:
 
-        def change(where: Where, part: Tensor, stream: int = target.stream) -> Tensor:
+        def change(where: Where, part: Tensor, scales: _Scales, stream: int = target.stream) -> Tensor:
             total: Tensor | None = None
             for step in steps:
                 total = weighted_sum(where, part.numel(), step, stream, part.device, total)
@@ -132,7 +153,7 @@ def replay_(found: Sequence[Target], steps: Sequence[Step]) -> None:
                 value = part.float()
                 if step.factor != 1.0:
                     value = value * step.factor
-                value, total = value - total, None
+                value, total = value - scales.by(total), None
                 if step.stochastic and part.dtype != torch.float32:
                     bits = _rounding_bits(where, part.numel(), step, stream, part.device)
                     part = round_stochastically(value, part.dtype, bits)
@@ -148,7 +169,7 @@ def perturbed_copy(out: Tensor, source: Tensor, start: int, step: Step, stream: 
     flat, result = source.view(-1), out.view(-1)
     for first in range(0, flat.numel(), CHUNK):
         part = flat[first : first + CHUNK]
-        result[first : first + CHUNK] = _moved(part, start + first, step, stream, out.dtype)
+        result[first : first + CHUNK] = part.float() + _term(part, start + first, step, stream)
 
 
 def perturbed_rows(out: Tensor, weight: Tensor, rows: Tensor, step: Step, stream: int) -> None:

@@ -6,7 +6,7 @@
 
 namespace blockzo {
 
-// INT8 and INT4 are weights of `linear` alone, one float32 scale a row; INT4 holds value + 8, two to a byte, the even column low.
+// INT8 and INT4 are weights of `linear`, one float32 scale a row; INT4 holds value + 8, two to a byte, the even column low.
 enum DType { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4 };
 enum Distribution { RADEMACHER = 0, GAUSSIAN = 1 };
 // PERTURB: w + c z for one direction.  SHIFT: w + sum.  UPDATE: w * factor - sum.  Sums are float32, from 0, in order.
@@ -41,6 +41,13 @@ struct Shard {
   std::vector<int64_t> apart;
 };
 
+// A part whose weights have a scale each, which multiplies what is added to the weight or taken from it; where it is 0 the weight keeps its
+// bits. `scales` has the sizes of the part and any strides, 0 too; INT8 is a mask of bytes 0 and 1.
+struct Scaled {
+  Shard part;
+  View scales;
+};
+
 // A linear layer for `groups` groups of `tokens` rows each, all of them [tokens, width]; strides count elements (INT4: bytes).
 struct Linear {
   int64_t groups, tokens, rows, width;
@@ -72,6 +79,9 @@ void apply(const std::vector<View>& tensors, const std::vector<Step>& steps, Mod
 
 // The same on parts of tensors: the bits are those that the part has in the whole.
 void apply_shards(const std::vector<Shard>& shards, const std::vector<Step>& steps, Mode mode, int threads);
+
+// The same on parts with scales; steps of full rank.
+void apply_scaled(const std::vector<Scaled>& tensors, const std::vector<Step>& steps, Mode mode, int threads);
 
 // out[j] = round(source[j] + c z[start + j]), j < count; out is float32 or has the dtype of source.
 void copy(void* out, int out_dtype, const void* source, int dtype, int64_t count, int64_t start, const Step& step,

@@ -30,7 +30,7 @@ from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.steps import Step
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-READS_PACKED, LOW_RANK = True, False
+READS_PACKED, LOW_RANK, PER_WEIGHT = True, False, False
 BLOCK = 4096
 """Elements of a program."""
 PER_WARP = 512
