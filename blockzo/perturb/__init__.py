@@ -18,6 +18,7 @@ from torch import nn
 
 from blockzo.noise import Noise
 from blockzo.ops.params import check_finite, whole_targets
+from blockzo.ops.per_weight import PerWeight, with_scales
 from blockzo.perturb.hidden import check_reads, hidden_reads
 from blockzo.perturb.kinds import is_fact
 from blockzo.perturb.materialised import materialised
@@ -27,7 +28,11 @@ from blockzo.perturb.parameters import Index
 
 
 def perturbed(
-    model: nn.Module, noise: Noise, directions: Sequence[int] = (0,), scales: Sequence[float] = (1e-3,)
+    model: nn.Module,
+    noise: Noise,
+    directions: Sequence[int] = (0,),
+    scales: Sequence[float] = (1e-3,),
+    per_weight: PerWeight | None = None,
 ) -> PerturbedForward:
     """Inside the block, forward passes of `model` see `w + scale * z` for every trainable parameter; no weight is written.
 
@@ -36,6 +41,7 @@ def perturbed(
         noise: whose z; its seed is that of the step.
         directions: one. For several at once: `blockzo.perturbed_losses`.
         scales: one, of that direction.
+        per_weight: as of `blockzo.perturb_`. Linear layers with scales are moved by panels, which takes longer than without.
 
     Returns:
         A context manager without gradients, the mode; its `flops` counts what ran inside. A function that is to be compiled
@@ -54,9 +60,10 @@ def perturbed(
             "pass one of each, or use blockzo.perturbed_losses(model, noise, directions, scales, forward)"
         )
     move = make_move(noise, directions, scales)
-    mode = _WithoutGradients(Index({0: whole_targets(model, "a perturbed forward")}, model), {0: move})
-    # noise of a low rank has no kernels that read tables: a compiled forward refuses it
-    for name, (_, device) in mode.index.tables.items() if noise.rank is None else ():
+    found = with_scales(whole_targets(model, "a perturbed forward"), per_weight)
+    mode = _WithoutGradients(Index({0: found}, model), {0: move})
+    # noise of a low rank or with scales has no kernels that read tables: a compiled forward refuses it
+    for name, (_, device) in mode.index.tables.items() if noise.rank is None and not per_weight else ():
         step = move.packed(device)
         mode.tables[name] = step.line, step.terms, step.distribution
     return mode

@@ -17,6 +17,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from blockzo.noise import Noise
 from blockzo.ops.params import whole_targets
+from blockzo.ops.per_weight import PerWeight, with_scales
 from blockzo.perturb import Index, Moves, PerturbedForward, batched, make_move
 from blockzo.perturb.activations import Activations, group_losses, read_together
 from blockzo.perturb.grouping import Grouping, Limits, MaxGroup
@@ -88,6 +89,7 @@ def perturbed_losses(
     scales: Sequence[float],
     forward: Callable[[], Tensor],
     max_group: MaxGroup = "auto",
+    per_weight: PerWeight | None = None,
 ) -> Tensor:
     """Losses of a model under several moves of its weights, as many at once as memory allows; no weight is written.
 
@@ -98,6 +100,7 @@ def perturbed_losses(
         scales: G of them.
         forward: calls the model and returns a tensor with one element.
         max_group: evaluations that run as one batch at most; "auto": by measured memory, and only where it is faster.
+        per_weight: as of `blockzo.perturb_`.
 
     Returns:
         float32 tensor [G] on the CPU.
@@ -111,7 +114,7 @@ def perturbed_losses(
         )
     triples = list(zip(range(len(directions)), directions, scales, strict=True))
     make_move(noise, directions, scales)
-    found = whole_targets(model, "a perturbed forward")
+    found = with_scales(whole_targets(model, "a perturbed forward"), per_weight)
     index = Index({0: found})
     device = found[0].tensor.device if found else torch.device("cpu")
 

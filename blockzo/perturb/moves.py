@@ -12,12 +12,13 @@ from torch import Tensor
 from blockzo import ops
 from blockzo.contract import is_low_rank
 from blockzo.noise import Noise
+from blockzo.ops import scaled
 from blockzo.ops.backends import choice
 from blockzo.ops.copies import checked_rows
 from blockzo.ops.low_rank import by_form
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.params import Target
-from blockzo.ops.steps import make_step
+from blockzo.ops.steps import Step, make_step
 
 if TYPE_CHECKING:
     from blockzo.perturb.parameters import Parameter
@@ -36,20 +37,34 @@ class Move:
         return len(self.directions)
 
     def low_rank(self, parameter: Parameter) -> bool:
-        return is_low_rank(parameter.tensor.shape, self.noise.rank)
+        """Whether it has products of its own: with scales it has none."""
+        return parameter.scales is None and is_low_rank(parameter.tensor.shape, self.noise.rank)
+
+    def _step(self, parameter: Parameter, *groups: int) -> Step:
+        directions, scales = zip(*((self.directions[g], self.scales[g]) for g in groups), strict=True)
+        return make_step(self.noise, directions, scales).of_shape(parameter.tensor.shape)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, parameter: Parameter, start: int) -> Tensor:
         """`ops.perturbed_linear` for all groups."""
+        if parameter.scales is not None:
+            step = self._step(parameter, *range(self.groups))
+            return scaled.scaled_linear(x, weight, bias, parameter.scales, start, step, parameter.stream)
         where = self.noise, parameter.stream, self.directions, self.scales, start, parameter.tensor.shape
         return ops.perturbed_linear(x, weight, bias, *where)
 
     def copy(self, out: Tensor, source: Tensor, parameter: Parameter, start: int, group: int) -> None:
         """`source`, which begins at index `start` of its parameter, as the group sees it, into `out`."""
+        if parameter.scales is not None:
+            scaled.scaled_copy(out, source, parameter.scales, start, self._step(parameter, group), parameter.stream)
+            return
         where = parameter.stream, self.scales[group], self.directions[group], start, out, parameter.tensor.shape
         ops.perturbed_copy(source, self.noise, *where)
 
     def rows(self, table: Tensor, rows: Tensor, parameter: Parameter, group: int) -> Tensor:
         """`ops.perturbed_rows` for one group."""
+        if parameter.scales is not None:
+            step = self._step(parameter, group)
+            return scaled.scaled_rows(table, rows, parameter.scales, step, parameter.stream)
         return ops.perturbed_rows(table, rows, self.noise, parameter.stream, self.scales[group], self.directions[group])
 
     def stack(self, pieces: Sequence[Tensor]) -> Tensor:

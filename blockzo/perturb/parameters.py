@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from blockzo.ops.params import Target
+from blockzo.ops.scaled import flat_scales
 from blockzo.perturb.moves import Moves
 from blockzo.perturb.views import remember
 
@@ -29,6 +30,8 @@ class Parameter:
     contiguous: bool
     table: str
     """Where a compiled forward finds the numbers of its move."""
+    scales: Tensor | None = None
+    """What its noise is multiplied by, of all elements in row-major order."""
 
     def copies(self, move: Moves) -> Tensor:
         """[groups, *shape]: its moved values."""
@@ -37,6 +40,10 @@ class Parameter:
         for group in range(move.groups):
             move.copy(out[group], source, self, 0, group)
         return out
+
+
+def shaped_scales(parameter: Parameter) -> Tensor | None:
+    return None if parameter.scales is None else parameter.scales.view(parameter.tensor.shape)
 
 
 class Index:
@@ -59,7 +66,9 @@ class Index:
                 small = tensor.numel() <= SMALL
                 table = f"{block} {tensor.device}"
                 self.tables[table] = block, tensor.device
-                parameter = Parameter(target.name, target.stream, tensor, block, small, tensor.is_contiguous(), table)
+                scales = None if target.per_weight is None else flat_scales(target.per_weight)
+                dense = tensor.is_contiguous()
+                parameter = Parameter(target.name, target.stream, tensor, block, small, dense, table, scales)
                 self.by_id[id(tensor)] = parameter
                 if small:
                     self.small.setdefault(block, []).append(parameter)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blockzo.ops.params import Target
 from blockzo.perturb.moves import Moves
-from blockzo.perturb.parameters import Parameter
+from blockzo.perturb.parameters import Parameter, shaped_scales
 
 
 class SmallParameters:
@@ -40,7 +40,7 @@ class SmallParameters:
             for group, row in enumerate(buffer):
                 pieces = row.split(sizes)
                 found = [
-                    Target(p.name, p.stream, piece.view(p.tensor.shape))
+                    Target(p.name, p.stream, piece.view(p.tensor.shape), per_weight=shaped_scales(p))
                     for p, piece in zip(members, pieces, strict=True)
                 ]
                 self.move.perturb_(found, group)

@@ -37,8 +37,8 @@ def call(mode: MovedValues, func: Callable[..., Any], args: tuple[Any, ...], kwa
         )
     if not mode.tables:
         raise ValueError(
-            "the noise has a low rank, which a compiled forward does not make; do not compile, or use noise of full rank "
-            "(rank=None)"
+            "the noise has scales or a low rank, which a compiled forward does not make; do not compile, or use noise of "
+            "full rank (rank=None) without per_weight"
         )
     if torch.is_grad_enabled():
         raise ValueError("a perturbed forward has no gradient; compile and call it under torch.no_grad()")

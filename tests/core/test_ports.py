@@ -137,3 +137,61 @@ def test_es(net: nn.Sequential) -> None:
     scores = [(r - fmean(rewards)) / (pstdev(rewards) + 1e-8) for r in rewards]
     terms = [(seed, 0, -LR * score / 3) for seed, score in zip(SEEDS, scores, strict=True)]
     assert along(before, net, terms, "gaussian")
+
+
+def test_sparse_mezo(net: nn.Sequential) -> None:
+    module = port("sparse_mezo")
+    bounds = module.thresholds(net, 0.4)
+    assert set(bounds) == {"0.weight", "2.weight"}
+    assert [int((net[k].weight.abs() <= bounds[f"{k}.weight"]).sum()) for k in (0, 2)] == [14, 2]
+    for seed in SEEDS:
+        before = copy.deepcopy(net)
+        slope = module.sparse_mezo_step(net, lambda: loss(net), bounds, seed, LR, EPS)
+        masks = {n: p.abs() <= bounds.get(n, float("inf")) for n, p in before.named_parameters()}
+        ends = []
+        for sign in (1, -1):
+            there = moved(before, seed, sign * EPS)
+            for (n, p), w in zip(there.named_parameters(), before.parameters(), strict=True):
+                p.data = torch.where(masks[n], p, w)
+            ends.append(float(loss(there)))
+        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * EPS), rel=1e-2)
+        whole = copy.deepcopy(before)
+        bz.update_(whole, bz.Noise(seed, "gaussian"), [LR * slope])
+        assert along(before, whole, [(seed, 0, LR * slope)], "gaussian")
+        for (n, p), w, its in zip(net.named_parameters(), before.parameters(), whole.parameters(), strict=True):
+            assert torch.equal(p, torch.where(masks[n], its, w))
+
+
+def test_lozo(net: nn.Sequential) -> None:
+    """Rank 2, V kept for two steps; the last layer has one row, so its noise is full."""
+    step, rank = port("lozo").lozo_step, 2
+
+    def direction(number: int) -> Weights:
+        own, lazy, z = (3 << 32) + number, (3 << 32) + (1 << 31) + number // 2, {}
+        for name, p in net.named_parameters():
+            stream = bz.stream_id(name)
+            if name == "0.weight":
+                u = contract.noise(1 << 63, 7 * rank, own, "gaussian", stream, 0).reshape(7, rank)
+                v = contract.noise(3 << 62, 5 * rank, lazy, "gaussian", stream, 0).reshape(5, rank)
+                z[name] = torch.from_numpy(u @ v.T) / 2**0.5
+            else:
+                z[name] = torch.from_numpy(contract.noise(0, p.numel(), own, "gaussian", stream, 0)).view(p.shape)
+        return z
+
+    def at(plain: nn.Module, z: Weights, scale: float) -> nn.Module:
+        other = copy.deepcopy(plain)
+        for name, p in other.named_parameters():
+            p.data += scale * z[name]
+        return other
+
+    plain, first = copy.deepcopy(net), net[0].weight.detach().clone()
+    for number in range(4):
+        z = direction(number)
+        slope = step(net, lambda: loss(net), number, LR, EPS, rank, 2, 3)
+        wanted = float(loss(at(plain, z, EPS)) - loss(at(plain, z, -EPS))) / (2 * EPS)
+        assert slope == pytest.approx(wanted, rel=1e-2)
+        plain = at(plain, z, -LR * wanted)
+        close(net, plain)
+        if number == 1:
+            # two steps of one interval lie in one subspace
+            assert int(torch.linalg.matrix_rank(net[0].weight.detach() - first, rtol=1e-3)) == rank

@@ -16,7 +16,7 @@ from tests.integrations.test_vllm import whole_model, worker
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "backend.md").read_text(encoding="utf-8"), re.DOTALL)
 SHARED, EXAMPLES = BLOCKS[0], {block.strip().splitlines()[0]: block for block in BLOCKS[1:]}
-IN_PLACE, OPTIM, ES, VLLM, ROUNDS, MEMORY = EXAMPLES
+IN_PLACE, SCALES, OPTIM, ES, VLLM, ROUNDS, MEMORY = EXAMPLES
 
 
 def run(example: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def test_it_is_ten_lines(example: str) -> None:
     assert len([line for line in EXAMPLES[example].splitlines() if line.strip()]) <= 10
 
 
-@pytest.mark.parametrize("example", [IN_PLACE, OPTIM, ES])
+@pytest.mark.parametrize("example", [IN_PLACE, SCALES, OPTIM, ES])
 def test_a_loop_gains(example: str) -> None:
     names = run(example)
     assert float(names["loss"]()) < names["before"]
