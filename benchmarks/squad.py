@@ -1,4 +1,4 @@
-"""Questions about a passage, answered in writing: SmolLM2-135M on 273 rows of SQuAD, F1 on 162 rows of other passages.
+"""Questions about a passage, answered in writing: SmolLM2-135M on 273 rows of SQuAD, F1 on 128 rows of other passages.
 
     python benchmarks/squad.py [--seeds 0 1 2] [--no-save]
     python benchmarks/squad.py --search 1e-3 3e-3      rates on other rows and another seed, nothing is written
@@ -25,8 +25,19 @@ from benchmarks.harness import Spread, Table
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("runs") / "squad"
 METHOD = ["--peft", "lora:r=8,targets=q_proj+v_proj", "--method", "fzoo", "--directions", "8", "--eps", "1e-2"]
-METHOD += ["--schedule", "linear", "--batch", "4", "--dtype", "bfloat16", "--stochastic-rounding"]
-LENGTH = ["--eval-every", "1000000", "--eval-rows", "32", "--max-new-tokens", "12", "--threads", "1"]
+METHOD += ["--schedule", "linear", "--batch", "8", "--dtype", "bfloat16", "--stochastic-rounding"]
+LENGTH = [
+    "--final-rows",
+    "128",
+    "--eval-every",
+    "1000000",
+    "--eval-rows",
+    "32",
+    "--max-new-tokens",
+    "12",
+    "--threads",
+    "1",
+]
 RATE, STEPS, SEARCH_SEED = "1e-3", 24, 100
 
 

@@ -10,6 +10,7 @@ from typer import Argument, Option
 from blockzo.cli import shared
 from blockzo.cli.command import Command
 from blockzo.cli.printing import show
+from blockzo.integrations.model_notes import TRAINER
 
 
 class ReplayCommand(Command):
@@ -31,10 +32,14 @@ def replay(
     as_json: shared.Json = False,
 ) -> None:
     """Rebuild a fine-tuned model from its base and its journal, bit for bit."""
-    from blockzo import finetune as tuning
     from blockzo.finetune.progress import reporter
+    from blockzo.journal.file import Journal
 
-    result = tuning.replay(base, journal, out, partial, reporter(), trust_remote_code, steps, device)
+    if TRAINER in Journal.open(journal).metadata:
+        from blockzo.integrations.replay import replay as rebuilt
+    else:
+        from blockzo.finetune import replay as rebuilt
+    result = rebuilt(base, journal, out, partial, reporter(), trust_remote_code, steps, device)
     checked = (
         "verified against the journal's digest" if result["verified"] else "not verified: the journal has no exact end"
     )

@@ -42,15 +42,11 @@ def adapter(base: nn.Module, config: PeftConfig, seed: int = 0, **options: Any) 
     return model
 
 
-def rebuild(base: nn.Module, journal: Journal) -> PeftModel:
-    """The trained adapter on its base, from the base and a journal of some KB, bit for bit.
-
-    Args:
-        base: the model that training began with, with the same weights; its layers are wrapped.
-        journal: with `note_of(model)` in its metadata, as the Trainer writes it.
+def begun(base: nn.Module, journal: Journal) -> PeftModel:
+    """The adapter that a journal begins with, on its base, whose layers are wrapped.
 
     Raises:
-        JournalError: the journal does not say how the adapter was made, or the weights before or after its steps are others.
+        JournalError: the journal does not say how the adapter was made.
     """
     note = journal.metadata.get(METADATA)
     if not isinstance(note, Mapping) or not {"config", "seed"} <= set(note):
@@ -63,7 +59,20 @@ def rebuild(base: nn.Module, journal: Journal) -> PeftModel:
         raise JournalError(
             f"{journal.path} names code or a tokenizer to load; make the adapter yourself and replay the records"
         )
-    model = adapter(base, _from_json(note["config"]), note["seed"], **note.get("options", {}))
+    return adapter(base, _from_json(note["config"]), note["seed"], **note.get("options", {}))
+
+
+def rebuild(base: nn.Module, journal: Journal) -> PeftModel:
+    """The trained adapter on its base, from the base and a journal of some KB, bit for bit.
+
+    Args:
+        base: the model that training began with, with the same weights; its layers are wrapped.
+        journal: with `note_of(model)` in its metadata, as the Trainer writes it.
+
+    Raises:
+        JournalError: the journal does not say how the adapter was made, or the weights before or after its steps are others.
+    """
+    model = begun(base, journal)
     _compare(
         model,
         journal.base_digest,

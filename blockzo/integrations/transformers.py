@@ -23,6 +23,7 @@ from blockzo.integrations import checkpoints, model_card
 from blockzo.integrations.adapter_notes import note_of
 from blockzo.integrations.block_rates import BlockRates
 from blockzo.integrations.checkpoints import Place
+from blockzo.integrations.model_notes import TRAINER, described
 from blockzo.integrations.token_counts import counted_once
 from blockzo.integrations.trainer_settings import ZOConfig, converted, refuse, with_settings
 from blockzo.journal.file import Journal, JournalError
@@ -193,7 +194,12 @@ class _ZerothOrder:
         def opened() -> Journal:
             if place is not None:
                 return checkpoints.resumed(path, self._checkpoint, place)
-            metadata = {"settings": args.described(), "trainer": type(self).__name__, **note_of(self.model)}
+            metadata = {
+                "settings": args.described(),
+                TRAINER: type(self).__name__,
+                **described(self.model),
+                **note_of(self.model),
+            }
             exact = args.evaluate == "perturbed"
             return checkpoints.begun(path, ops.digest(self.model), zo.layout, metadata, exact)
 
