@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -54,14 +55,25 @@ def digest(params: Params) -> str:
     if any(map(distributed.is_dtensor, tensors.values())):
         hashes = [tensor_hash(_whole(name, tensor)) for name, tensor in tensors.items()]
     else:
+        # a thread of its own would copy on the default stream, beside the caller's, which may still write
+        streams = {t.device: torch.cuda.current_stream(t.device) for t in tensors.values() if _on_gpu(t)}
+
+        def hashed(tensor: Tensor) -> str:
+            with torch.cuda.stream(streams[tensor.device]) if tensor.device in streams else nullcontext():
+                return tensor_hash(tensor)
+
         with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
-            hashes = list(pool.map(tensor_hash, tensors.values()))
+            hashes = list(pool.map(hashed, tensors.values()))
     lines = sorted(
         f"{name} {_dtype(tensor)} {'x'.join(map(str, tensor.shape))} {value}\n"
         for (name, tensor), value in zip(tensors.items(), hashes, strict=True)
     )
     lines = sorted([*lines, *notes])
     return PREFIX + hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def _quantised(model: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -200,3 +202,34 @@ def test_lazy_signs_are_bits() -> None:
     values = torch.randn(4, dtype=torch.complex64)
     assert bz.digest({"w": values.conj()}) == bz.digest({"w": values.conj().resolve_conj().clone()})
     assert bz.digest({"w": values.conj().imag}) == bz.digest({"w": -values.imag})
+
+
+def test_threads_copy_on_the_stream_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for streams: which one is current is known to each thread alone, and is the default one in a new thread."""
+    current, seen = threading.local(), []
+
+    class On:
+        def __init__(self, stream: str) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> None:
+            self.before, current.stream = getattr(current, "stream", "default"), self.stream
+
+        def __exit__(self, *_: object) -> None:
+            current.stream = self.before
+
+    # the package exports the function under that name
+    digest = importlib.import_module("blockzo.ops.digest")
+    plain = digest.tensor_hash
+
+    def watched(tensor: Tensor) -> str:
+        seen.append(getattr(current, "stream", "default"))
+        return plain(tensor)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: getattr(current, "stream", "default"))
+    monkeypatch.setattr(torch.cuda, "stream", On)
+    monkeypatch.setattr(digest, "_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(digest, "tensor_hash", watched)
+    with torch.cuda.stream("side"):  # type: ignore[arg-type]
+        bz.digest(nn.Sequential(*(nn.Linear(2, 2) for _ in range(8))))
+    assert seen == ["side"] * 16
