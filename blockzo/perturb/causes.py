@@ -38,6 +38,10 @@ batching rule, random numbers, memory read by address. A mistake of the user's i
 """
 MEMORY_WORDS = ("DefaultCPUAllocator", "not enough memory", "out of memory")
 DEVICE_WORDS = ("CUDA error", "HIP error")
+LAUNCHERS = ("triton", "blockzo.ops.backends.gpu")
+"""Packages in which kernels are compiled and started. What fails there was never about how evaluations are batched: running them
+alone would hide it.
+"""
 
 
 def cause_of(error: BaseException) -> Cause:
@@ -50,6 +54,8 @@ def cause_of(error: BaseException) -> Cause:
     if any(_says(one, BATCHING_WORDS) or _source(one)[0].startswith("torch._functorch") for one in chain):
         return Cause.BATCHING
     module, stated = _source(error)
+    if any(_through(one, LAUNCHERS) for one in chain):
+        return Cause.REFUSED
     if stated and module.partition(".")[0] not in ("torch", "blockzo"):
         return Cause.REFUSED
     return Cause.UNKNOWN
@@ -73,6 +79,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _says(error: BaseException, words: tuple[str, ...]) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _through(error: BaseException, packages: tuple[str, ...]) -> bool:
+    """Whether code of one of these packages was at work when the error came."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if any(module == package or module.startswith(f"{package}.") for package in packages):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _source(error: BaseException) -> tuple[str, bool]:

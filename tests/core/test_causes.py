@@ -259,3 +259,9 @@ def test_causes() -> None:
     assert of("CUDA error: an illegal memory access was encountered", module="torch") is Cause.REFUSED
     assert of("CUDA out of memory. Tried to allocate 2 GiB") is Cause.MEMORY
     assert cause_of(RuntimeError("never raised")) is Cause.UNKNOWN
+    # a kernel that could not be started
+    assert of("Triton Error [CUDA]: invalid argument", module="triton.runtime.jit") is Cause.REFUSED
+    assert of("error 9", module="blockzo.ops.backends.gpu.kernels") is of(module="triton.compiler") is Cause.REFUSED
+    assert of("Triton Error [CUDA]: out of memory", module="triton.runtime.jit") is Cause.MEMORY
+    assert of("Tensor that doesn't have storage", module="blockzo.ops.backends.gpu.tables") is Cause.BATCHING
+    assert of(module="tritonlike") is Cause.REFUSED and of(module="blockzo.ops.backends.cpu") is Cause.UNKNOWN
