@@ -7,7 +7,8 @@ Experimental: run without capture on a CPU, never on a GPU (docs/gpu.md).
 from __future__ import annotations
 
 import struct
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from blockzo.perturb.groups import run_groups
 from blockzo.perturb.losses import evaluation_mode
 
 WARM_UP = 2
-"""Runs before the capture: kernels are compiled and tables made in the first; the second must not wait for the device."""
+"""Runs before the capture, as if under capture: kernels are compiled and tables made in the first; the second must not wait for
+the device."""
 
 
 class GraphedStep:
@@ -195,7 +197,7 @@ class GraphedStep:
         stream.wait_stream(torch.cuda.current_stream(self.device))
         before = torch.cuda.get_sync_debug_mode()
         try:
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream), as_if_captured():
                 for run in range(WARM_UP):
                     torch.cuda.set_sync_debug_mode("error" if run else before)
                     self._run()
@@ -211,6 +213,19 @@ class GraphedStep:
         """What the captured step holds fixed."""
         places = tuple((t.tensor.data_ptr(), t.tensor.shape, t.tensor.dtype) for t in self.targets)
         return places, tuple(self.zo.eps), tuple(self.zo.distributions), self.zo.stochastic_rounding
+
+
+@contextmanager
+def as_if_captured() -> Iterator[None]:
+    """Whoever asks `torch.cuda.is_current_stream_capturing` is told yes. transformers asks before it reads an attention mask on
+    the host, so the runs before a capture do the work that will be captured.
+    """
+    before = torch.cuda.is_current_stream_capturing
+    torch.cuda.is_current_stream_capturing = lambda: True
+    try:
+        yield
+    finally:
+        torch.cuda.is_current_stream_capturing = before
 
 
 def _directions(zo: ZO) -> int:

@@ -19,7 +19,9 @@ from blockzo.ops.backends import choice
 from blockzo.ops.backends.gpu import kernels, products, tables
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.steps import make_step
+from blockzo.optim.graphed import as_if_captured
 from blockzo.perturb import moves, parameters
+from tests.core import zoo
 from tests.cpu.cases import DISTRIBUTIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
@@ -106,6 +108,30 @@ def test_nothing_waits_for_the_device(dtype: torch.dtype, monkeypatch: pytest.Mo
     assert {"perturbed_linear", "perturbed_rows", "move_"} <= watch.seen
     assert not watch.seen & set(WAITS), watch.seen & set(WAITS)
     assert len(kept) > 8
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "bert", "modernbert", "gemma2"])
+def test_an_attention_mask_is_not_read_under_capture(name: str, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, kernel in ((kernels, "move_kernel"), (kernels, "rows_kernel"), (products, "products_kernel")):
+        monkeypatch.setattr(module, kernel, _Ignored())
+    monkeypatch.setattr(moves, "checked_rows", lambda weight, rows: rows.reshape(-1))
+    ids = torch.randint(3, 90, (2, 6))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0 if padded else 1
+    graphed = bz.GraphedStep(bz.ZO(zoo.make(name), lambda m, b: m(**b).loss, method=bz.MeZO(), max_group=1))
+    graphed._take({"input_ids": ids, "labels": ids, "attention_mask": mask})
+    graphed._write(0, 0.0, 1.0)
+    with as_if_captured():
+        graphed._run()
+        with Watch() as watch:
+            graphed._run()
+    assert not watch.seen & set(WAITS), watch.seen & set(WAITS)
+    if name == "llama":
+        # what the stand-in is for
+        with Watch() as watch:
+            graphed._run()
+        assert watch.seen & set(WAITS)
 
 
 def make_packed() -> PackedStep:
