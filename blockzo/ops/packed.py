@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.cuda import is_current_stream_capturing
 
 from blockzo.noise import DISTRIBUTIONS
 from blockzo.ops.steps import Step
@@ -109,7 +110,7 @@ def pack(
 
 def upload(table: Tensor, device: torch.device) -> Tensor:
     """A small table on the device. The host does not wait: only what follows on the current stream may read it."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if device.type == "cuda" and is_current_stream_capturing():
         # the graph would read host memory that is no longer its own
         raise RuntimeError(
             "a table of numbers was made while a CUDA graph is captured; expected one run of the same work before"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -88,3 +91,30 @@ def test_tables_are_handed_to_who_captures() -> None:
         kernels.perturb_([Target("w", 5, w)], table)
     held: list[Tensor] = kept
     assert {id(table.line), id(table.terms)} <= {id(tensor) for tensor in held} and len(held) == 4
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["step", "packed"])
+def test_tables_of_a_graph_that_a_user_captures_outlive_their_cache(
+    given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Launch:
+        """A captured launch keeps addresses, not tensors."""
+
+        def __getitem__(self, grid: object) -> object:
+            return lambda *tables_and_numbers, **options: read.extend(
+                weakref.ref(t) for t in tables_and_numbers if isinstance(t, Tensor)
+            )
+
+    read: list[weakref.ref[Tensor]] = []
+    monkeypatch.setattr(kernels, "move_kernel", Launch())
+    monkeypatch.setattr(tables, "_of_graphs", {})
+    step = make_step(Noise(1), [7], [0.3])
+    for captured in (True, False):
+        read.clear()
+        monkeypatch.setattr(tables, "is_captured", lambda table, captured=captured: captured)
+        w = torch.zeros(130)
+        kernels.replay_([Target("w", 5, w)], [step if given else packed(step, CPU)])
+        for cache in (tables.table, tables.tensor_tables):
+            cache.cache_clear()
+        gc.collect()
+        assert len(read) == 4 and all((one() is not None) is captured for one in read)

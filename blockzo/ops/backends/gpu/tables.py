@@ -10,12 +10,14 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 import triton.language as tl
 from torch import Tensor
+from torch.cuda import is_current_stream_capturing
 
 from blockzo.ops.packed import Given, PackedStep, upload
 from blockzo.ops.steps import Step
@@ -29,9 +31,28 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+MOST_PROGRAMS = 2**31 - 1
+
+
+def programs(*counts: int) -> tuple[int]:
+    """The grid of a launch: one axis, since the others of a GPU end at 65,535.
+
+    Raises:
+        ValueError: more programs than a GPU numbers.
+    """
+    count = prod(counts)
+    if count > MOST_PROGRAMS:
+        raise ValueError(
+            f"{' x '.join(map(str, counts))} programs are more than a GPU starts in one launch; expected at most "
+            f"{MOST_PROGRAMS}: evaluate fewer rows at a time"
+        )
+    return (count,)
+
+
 Queue = tuple[torch.device, int]
 """A device and a stream of it."""
 _holders: list[list[Tensor]] = []
+_of_graphs: dict[int, Tensor] = {}
 
 
 def queue_of(device: torch.device) -> Queue:
@@ -51,13 +72,21 @@ def held_tables() -> Iterator[list[Tensor]]:
 
 
 def used(*tables: Tensor) -> None:
-    """A table may be dropped from its cache while this stream still reads it."""
+    """A table may be dropped from its cache while this stream still reads it, or a graph that a user captures."""
     if _holders:
         _holders[-1].extend(tables)
         return
     for table in tables:
-        if table.is_cuda:
+        if is_captured(table):
+            # how long that graph lives is not known here; tables are small
+            _of_graphs[id(table)] = table
+        elif table.is_cuda:
             table.record_stream(torch.cuda.current_stream(table.device))
+
+
+def is_captured(table: Tensor) -> bool:
+    """Whether what reads the table now becomes part of a CUDA graph."""
+    return table.is_cuda and is_current_stream_capturing()
 
 
 def bits(value: float) -> int:
