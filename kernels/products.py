@@ -96,7 +96,7 @@ def noise_operand(
         return tl.reshape(tl.join(even, odd), [ROWS, WIDTH])
 
 
-@triton.jit(do_not_specialize=["groups", "tokens", "parts", "start", "stream"])
+@triton.jit(do_not_specialize=["task_count", "bands", "groups", "tokens", "parts", "start", "stream"])
 def products(
     out,  # [groups, tokens, rows], dense; with parts, float32 [parts, groups, tokens, rows]
     x,  # [groups, tokens, width], strides x_group (not used where SHARED), x_row, 1
@@ -105,6 +105,8 @@ def products(
     tasks,  # int32 [tasks, SLOTS, SIDES]: groups of one direction; -1: none
     steps,  # int32 [1, 6] and [groups, 2], as in moves.py
     terms,
+    task_count,
+    bands,  # of ROWS rows
     groups,
     tokens,
     rows,
@@ -129,13 +131,14 @@ def products(
     """Y^T = W X^T. SIDES groups of a direction lie side by side in one operand, or are one where SHARED."""
     COLUMNS: tl.constexpr = TOKENS if SHARED else SIDES * TOKENS
     # tasks vary fastest, so that programs which read one tile of the weight run side by side
-    task = tasks + tl.program_id(0) * (SLOTS * SIDES)
+    task = tasks + tl.program_id(0) % task_count * (SLOTS * SIDES)
+    tile = tl.program_id(0) // task_count
     key0, key1 = unsigned(steps), unsigned(steps + 1)
-    n = tl.program_id(1) * ROWS
-    part = tl.program_id(2) % parts
+    n = tile % bands * ROWS
+    part = tile // bands % parts
     row = n + tl.arange(0, ROWS)
     place = tl.arange(0, COLUMNS)
-    token = tl.program_id(2) // parts * TOKENS + place % TOKENS
+    token = tile // bands // parts * TOKENS + place % TOKENS
     column = tl.arange(0, WIDTH)
     w_place = weight + row.to(tl.int64)[:, None] * apart + column[None, :]
     x_place = x + token.to(tl.int64)[None, :] * x_row + column[:, None]
@@ -195,11 +198,12 @@ def products(
             tl.store(target, narrow(value, out.dtype.element_ty), mask=stored)
 
 
-@triton.jit(do_not_specialize=["lines", "tokens", "parts"])
+@triton.jit(do_not_specialize=["blocks", "lines", "tokens", "parts"])
 def add_parts(
     out,  # [groups, tokens, rows], dense
     sums,  # float32 [parts, groups, tokens, rows]
     bias,
+    blocks,  # of a line
     lines,  # groups * tokens
     tokens,
     rows,
@@ -209,8 +213,8 @@ def add_parts(
     BLOCK: tl.constexpr,
 ):
     """One line of `out` a program; parts are added in order."""
-    line = tl.program_id(0).to(tl.int64)
-    row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    line = (tl.program_id(0) // blocks).to(tl.int64)
+    row = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     total = tl.load(sums + line * rows + row, mask=row < rows, other=0.0)
     for part in range(1, parts):
         total += tl.load(sums + (part * lines.to(tl.int64) + line) * rows + row, mask=row < rows, other=0.0)

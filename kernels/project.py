@@ -10,7 +10,7 @@ from blockzo.kernels.moves import unsigned
 from blockzo.kernels.noise import gaussian_pairs, widen, words_of
 
 
-@triton.jit(do_not_specialize=["stream"])
+@triton.jit(do_not_specialize=["direction_count", "stream"])
 def project(
     sums,  # float64 [directions, chunks, 16]
     delta,
@@ -18,14 +18,15 @@ def project(
     chunk_count,
     steps,
     terms,
+    direction_count,
     stream,
     GAUSSIAN: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    k = tl.program_id(1)
+    k = tl.program_id(0) % direction_count
     key0, key1 = unsigned(steps), unsigned(steps + 1)
     direction = unsigned(terms + 2 * k)
-    chunk = tl.program_id(0).to(tl.int64) * CHUNKS + tl.arange(0, CHUNKS)
+    chunk = (tl.program_id(0) // direction_count).to(tl.int64) * CHUNKS + tl.arange(0, CHUNKS)
     lane = tl.arange(0, 16)
     total = tl.zeros([CHUNKS, 16], tl.float64)
     for part in range(32):

@@ -10,7 +10,7 @@ from blockzo.kernels.moves import number, unsigned
 from blockzo.kernels.noise import narrow, scaled, widen
 
 
-@triton.jit(do_not_specialize=["start", "stream"])
+@triton.jit(do_not_specialize=["start", "blocks", "stream"])
 def move_rows(
     out,  # [count, width], dense
     source,  # row r begins at element r * apart
@@ -20,6 +20,7 @@ def move_rows(
     start,  # index of the source's first element in its logical tensor
     apart,
     width,
+    blocks,  # of a row: consecutive programs
     stream,
     OUT: tl.constexpr,
     GATHER: tl.constexpr,
@@ -28,7 +29,7 @@ def move_rows(
     BLOCK: tl.constexpr,
 ):
     """out[m] = round(source row + c z of that row); ALIGNED: start and apart are multiples of 128."""
-    row = tl.program_id(1).to(tl.int64)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
     taken = row
     if GATHER:
         taken = tl.load(rows + row)
@@ -37,7 +38,7 @@ def move_rows(
     lead = 0
     if not ALIGNED:
         lead = (begin & 127).to(tl.int32)
-    column = tl.program_id(0).to(tl.int64) * BLOCK - lead
+    column = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK - lead
     first = begin + column
     if ALIGNED:
         first = tl.multiple_of(first, 128)

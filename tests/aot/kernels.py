@@ -110,7 +110,7 @@ def _moves() -> list[Case]:
 
 def _rows() -> list[Case]:
     signature = {"out": "*bf16", "source": "*bf16", "rows": "*i64", "steps": "*i32", "terms": "*i32"}
-    signature |= {"start": "i64", "apart": "i32", "width": "i32", "stream": "i32"}
+    signature |= {"start": "i64", "apart": "i32", "width": "i32", "blocks": "i32", "stream": "i32"}
     return [
         Case(
             f"rows bf16 {'gaussian' if gaussian else 'rademacher'} {'aligned' if aligned else 'anywhere'}",
@@ -134,6 +134,7 @@ def _project() -> list[Case]:
         "chunk_count": "i32",
         "steps": "*i32",
         "terms": "*i32",
+        "direction_count": "i32",
     }
     signature["stream"] = "i32"
     return [
@@ -160,7 +161,7 @@ def _products() -> list[Case]:
     """Each tile that a GPU is given, with as many directions as a program of it takes."""
     from blockzo.kernels.products import SLOTS, tiles
 
-    signature = LINEAR | {"groups": "i32", "parts": "i32", "span": "i32"}
+    signature = LINEAR | dict.fromkeys(("task_count", "bands", "groups", "parts", "span"), "i32")
     cases = []
     for (tokens, shared, gaussian), most in SLOTS.items():
         for slots in sorted(set(most) - {0}):
@@ -185,7 +186,7 @@ def _products() -> list[Case]:
                 )
             )
     signature = {"out": "*bf16", "sums": "*fp32", "bias": "*bf16"}
-    signature |= dict.fromkeys(("lines", "tokens", "rows", "parts", "bias_group"), "i32")
+    signature |= dict.fromkeys(("blocks", "lines", "tokens", "rows", "parts", "bias_group"), "i32")
     aligned = ("out", "sums", "bias", "rows")
     constants = {"BIAS": True, "BLOCK": 1024}
     cases.append(Case("parts of products", "products.add_parts", signature, constants, aligned, 64, loads=2, stores=1))

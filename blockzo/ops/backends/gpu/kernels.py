@@ -23,7 +23,17 @@ from blockzo.ops.backends import reference
 from blockzo.ops.backends.gpu import cuda, linear_choice
 from blockzo.ops.backends.gpu.products import products
 from blockzo.ops.backends.gpu.runs import Runs, run_tables
-from blockzo.ops.backends.gpu.tables import DTYPES, EXACT, on_device, queue_of, signed, step_tables, tensor_tables, used
+from blockzo.ops.backends.gpu.tables import (
+    DTYPES,
+    EXACT,
+    on_device,
+    programs,
+    queue_of,
+    signed,
+    step_tables,
+    tensor_tables,
+    used,
+)
 from blockzo.ops.packed import Given, PackedStep
 from blockzo.ops.params import Target
 from blockzo.ops.quantized import QuantizedWeight
@@ -68,7 +78,7 @@ def _launch_triton(
     block: int = BLOCK,
     runs: bool = False,
 ) -> None:
-    move_kernel[(len(tables[1]),)](
+    move_kernel[programs(len(tables[1]))](
         *tables,
         len(run),
         DTYPE=DTYPES[dtype],
@@ -173,10 +183,10 @@ def _move_rows(
         return
     aligned = start % 128 == 0 and (apart % 128 == 0 or count == 1)
     block = min(BLOCK, max(128, 1 << (width - 1).bit_length()))
-    lead = 0 if aligned else 127
+    blocks = -(-(width + (0 if aligned else 127)) // block)
     with on_device(source):
         lines, terms = step_tables([step], queue_of(source.device))
-        rows_kernel[(-(-(width + lead) // block), count)](
+        rows_kernel[programs(count, blocks)](
             out,
             source,
             out if rows is None else rows,
@@ -185,6 +195,7 @@ def _move_rows(
             start,
             apart,
             width,
+            blocks,
             signed(stream),
             OUT=DTYPES[out.dtype],
             GATHER=rows is not None,
@@ -225,13 +236,14 @@ def project(found: Sequence[Target], step: Step) -> list[float]:
         sums = torch.empty(len(totals), chunks, 16, dtype=torch.float64, device=flat.device)
         with on_device(flat):
             lines, terms = step_tables([step], queue_of(flat.device))
-            project_kernel[(-(-chunks // PROJECT_CHUNKS), len(totals))](
+            project_kernel[programs(-(-chunks // PROJECT_CHUNKS), len(totals))](
                 sums,
                 flat,
                 flat.numel(),
                 chunks,
                 lines,
                 terms,
+                len(totals),
                 signed(target.stream),
                 GAUSSIAN=step.distribution == "gaussian",
                 CHUNKS=PROJECT_CHUNKS,

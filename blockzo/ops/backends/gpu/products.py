@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blockzo.kernels.products import add_parts, part_count, tiles
 from blockzo.kernels.products import products as products_kernel
-from blockzo.ops.backends.gpu.tables import EXACT, on_device, queue_of, signed, step_tables, table, used
+from blockzo.ops.backends.gpu.tables import EXACT, on_device, programs, queue_of, signed, step_tables, table, used
 from blockzo.ops.packed import Given
 from blockzo.ops.steps import Step
 
@@ -81,7 +81,8 @@ def products(
     with on_device(x):
         tasks = table(tasks_of(pairs, tile["SLOTS"], tile["SIDES"]), queue_of(x.device))
         numbers = step_tables([step], queue_of(x.device))
-        grid = (len(tasks), -(-rows // tile["ROWS"]), -(-tokens // tile["TOKENS"]) * parts)
+        bands, blocks = -(-rows // tile["ROWS"]), -(-rows // SUM_BLOCK)
+        grid = programs(len(tasks), bands, -(-tokens // tile["TOKENS"]), parts)
         products_kernel[grid](
             sums,
             x,
@@ -89,6 +90,8 @@ def products(
             out if bias is None else bias,
             tasks,
             *numbers,
+            len(tasks),
+            bands,
             groups,
             tokens,
             rows,
@@ -106,10 +109,11 @@ def products(
             **{**EXACT, **tile},
         )
         if parts > 1:
-            add_parts[(groups * tokens, -(-rows // SUM_BLOCK))](
+            add_parts[programs(groups * tokens, blocks)](
                 out,
                 sums,
                 out if bias is None else bias,
+                blocks,
                 groups * tokens,
                 tokens,
                 rows,
