@@ -42,6 +42,7 @@ def tiles(tokens: int, gaussian: bool, directions: int, paired: bool, shared: bo
         major: of the compute capability.
     """
     column = GENERATIONS.index(major) if major in GENERATIONS else 0
+    hopper = major == 9
     needed = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     count, most = max(
         (n, SLOTS[n, shared, gaussian][column])
@@ -51,8 +52,10 @@ def tiles(tokens: int, gaussian: bool, directions: int, paired: bool, shared: bo
     # as even as it gets: five directions as three and two, not as four and one
     slots = -(-directions // -(-directions // most))
     tile = {"SLOTS": slots, "SIDES": 2 if paired else 1, "SHARED": int(shared)}
-    tile |= {"ROWS": 64, "TOKENS": count, "WIDTH": 64 if gaussian else 128}
-    return {**tile, "num_warps": 4, "num_stages": 3 if count == 16 else 2}
+    # with 64 rows this tile spills there
+    warps = 8 if hopper and count == 64 and not shared else 4
+    tile |= {"ROWS": 16 * warps, "TOKENS": count, "WIDTH": 64 if gaussian else 128, "WAITS": int(hopper)}
+    return {**tile, "num_warps": warps, "num_stages": 3 if count == 16 else 2}
 
 
 def part_count(rows: int, width: int) -> int:
@@ -127,8 +130,13 @@ def products(
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
     WIDTH: tl.constexpr,
+    WAITS: tl.constexpr,
 ):
-    """Y^T = W X^T. SIDES groups of a direction lie side by side in one operand, or are one where SHARED."""
+    """Y^T = W X^T. SIDES groups of a direction lie side by side in one operand, or are one where SHARED.
+
+    WAITS: for Hopper, whose matrix products read z from registers after they were issued. Triton (3.6 and 3.7) lets those of the
+    next iteration overwrite them: it waits for all products but the latest N - 1, behind the new one (triton#9433).
+    """
     COLUMNS: tl.constexpr = TOKENS if SHARED else SIDES * TOKENS
     # tasks vary fastest, so that programs which read one tile of the weight run side by side
     task = tasks + tl.program_id(0) % task_count * (SLOTS * SIDES)
@@ -177,7 +185,11 @@ def products(
                 WIDTH,
             )
             # beyond the weight's last column there is noise all the same, which meets the zeros of x
-            moved_next += (tl.dot(z, rights[0 if SHARED else s], moved[s], input_precision="ieee"),)
+            product = tl.dot(z, rights[0 if SHARED else s], moved[s], input_precision="ieee")
+            if WAITS:
+                # always true: a sum that the loop itself reads is waited for, before noise of the next one overwrites z
+                product = tl.where(k < width, product, 0.0)
+            moved_next += (product,)
         plain, moved = plain_next, moved_next
     out += part.to(tl.int64) * groups * tokens * rows
     for s in tl.static_range(SLOTS):

@@ -22,6 +22,10 @@ done
 
 scripts/setup.sh
 bin="${BLOCKZO_VENV:-.venv}/bin"
+# the oldest Triton that is served, beside the installed one (tests/aot/test_other_triton.py)
+if [ "${BLOCKZO_CI:-0}" = 1 ] && [ ! -d build/tritons/3.6.0 ]; then
+    "$bin/python" -m pip install -q --no-deps --target build/tritons/3.6.0 triton==3.6.0
+fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 

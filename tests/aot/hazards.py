@@ -80,7 +80,7 @@ class Listing:
         if target is None or not text.startswith("CALL"):
             return []
         body = self.lines[self.labels[target[1]] :]
-        return body[: next(n for n, line in enumerate(body) if line.startswith("RET")) + 1]
+        return body[: next((n for n, line in enumerate(body) if line.startswith("RET")), len(body)) + 1]
 
     def hazards(self) -> list[str]:
         """Pairs of a product and an instruction that interferes with it, in two turns of each loop."""

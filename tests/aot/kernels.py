@@ -1,6 +1,6 @@
 """Every Triton kernel that is compiled ahead of time, with its budgets: one table.
 
-    python tests/aot/kernels.py [--arch 90] [--slow]      compiles and prints what was found, as JSON
+    python tests/aot/kernels.py [--arch 90] [--slow] [--only products]      compiles and prints what was found, as JSON
 
 Run as a program: triton must be imported without TRITON_INTERPRET.
 """
@@ -158,33 +158,19 @@ MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 
 def _products() -> list[Case]:
-    """Each tile that a GPU is given, with as many directions as a program of it takes."""
-    from blockzo.kernels.products import SLOTS, tiles
+    """Each tile that a GPU is given, with as many directions as a program of it takes; for Hopper every other form too."""
+    from blockzo.kernels.products import SLOTS
 
-    signature = LINEAR | dict.fromkeys(("task_count", "bands", "groups", "parts", "span"), "i32")
     cases = []
-    for (tokens, shared, gaussian), most in SLOTS.items():
-        for slots in sorted(set(most) - {0}):
-            tile = tiles(tokens, gaussian, slots, True, shared, 9) | {"SLOTS": slots}
-            options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
-            kind = "gaussian" if gaussian else "rademacher"
-            arches = tuple(arch for arch, count in zip(ARCHES, most, strict=True) if count == slots)
-            cases.append(
-                Case(
-                    f"products bf16 {tokens} tokens {kind} {'shared' if shared else 'own'} input, {slots} directions",
-                    "products.products",
-                    signature,
-                    {"BIAS": True, "GAUSSIAN": gaussian, **tile},
-                    (*ALIGNED, "span"),
-                    elements=tile["ROWS"] * tile["WIDTH"] * slots // (32 * options["num_warps"]),
-                    loads=8,
-                    needs=MATRIX,
-                    loop={80: 52, 90: 50, 100: 64} if gaussian else {80: 8, 90: 8.5, 100: 14.5},
-                    options=options,
-                    arches=arches,
-                    short=tuple(arch for arch in arches if tokens == _largest(arch, shared, gaussian)),
-                )
-            )
+    for number, arch in enumerate(ARCHES):
+        for key, most in SLOTS.items():
+            if not most[number]:
+                continue
+            cases.append(_product(arch, key, most[number]))
+            if arch == 90:
+                every = [(slots, sides) for slots in range(1, most[number] + 1) for sides in (1, 2)]
+                cases += [_product(arch, key, *form) for form in every if form != (most[number], 2)]
+                cases.append(_product(arch, key, most[number], dtype="fp16", parts=True))
     signature = {"out": "*bf16", "sums": "*fp32", "bias": "*bf16"}
     signature |= dict.fromkeys(("blocks", "lines", "tokens", "rows", "parts", "bias_group"), "i32")
     aligned = ("out", "sums", "bias", "rows")
@@ -193,11 +179,47 @@ def _products() -> list[Case]:
     return cases
 
 
-def _largest(arch: int, shared: bool, gaussian: bool) -> int:
-    """Tokens of the largest tile that a GPU is given, which needs most registers; those of 32 are few and like the others."""
+def _product(
+    arch: int, key: tuple[int, bool, bool], slots: int, sides: int = 2, dtype: str = "bf16", parts: bool = False
+) -> Case:
+    """`parts`: into float32 sums of parts of K, without a bias."""
+    from blockzo.kernels.products import tiles
+
+    tokens, shared, gaussian = key
+    signature = LINEAR | dict.fromkeys(("task_count", "bands", "groups", "parts", "span"), "i32")
+    signature |= dict.fromkeys(("x", "weight", "bias"), f"*{dtype}") | {"out": "*fp32" if parts else f"*{dtype}"}
+    tile = tiles(tokens, gaussian, slots, sides == 2, shared, arch // 10)
+    options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
+    kind, name = "gaussian" if gaussian else "rademacher", "shared" if shared else "own"
+    usual = (sides, dtype, parts) == (2, "bf16", False)
+    form = "" if usual else f", {sides} sides{', parts' if parts else ''}"
+    return Case(
+        f"products {dtype} {tokens} tokens {kind} {name} input, {slots} directions{form}",
+        "products.products",
+        signature,
+        {"BIAS": not parts, "GAUSSIAN": gaussian, **tile},
+        (*ALIGNED, "span"),
+        elements=tile["ROWS"] * tile["WIDTH"] * slots // (32 * options["num_warps"]),
+        loads=4,
+        needs=MATRIX,
+        loop=({80: 52, 90: 50, 100: 64} if gaussian else {80: 8, 90: 8.5, 100: 14.5})
+        if usual and _most(arch, key) == slots
+        else {},
+        options=options,
+        arches=(arch,),
+        short=(arch,) if usual and _most(arch, key) == slots and tokens == _largest(arch, shared, gaussian) else (),
+    )
+
+
+def _most(arch: int, key: tuple[int, bool, bool]) -> int:
     from blockzo.kernels.products import SLOTS
 
-    return max(tokens for tokens in (16, 64) if SLOTS[tokens, shared, gaussian][ARCHES.index(arch)])
+    return SLOTS[key][ARCHES.index(arch)]
+
+
+def _largest(arch: int, shared: bool, gaussian: bool) -> int:
+    """Tokens of the largest tile that a GPU is given, which needs most registers; those of 32 are few and like the others."""
+    return max(tokens for tokens in (16, 64) if _most(arch, (tokens, shared, gaussian)))
 
 
 def cases() -> list[Case]:
@@ -232,6 +254,8 @@ def compile_case(case: Case, arch: int) -> dict[str, object]:
 def measure(cubin: bytes, ptx: str) -> dict[str, object]:
     import triton
 
+    from tests.aot.hazards import Listing
+
     tools = triton.knobs.nvidia
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -240,6 +264,7 @@ def measure(cubin: bytes, ptx: str) -> dict[str, object]:
             [tools.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
         sass = subprocess.run([tools.nvdisasm.path, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    listing = Listing.of(sass)
     resources = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage))
     words = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", sass, flags=re.M)
 
@@ -250,7 +275,8 @@ def measure(cubin: bytes, ptx: str) -> dict[str, object]:
         "registers": int(resources["REG"]),
         "stack": int(resources["STACK"]) + int(resources["LOCAL"]),
         "instructions": sum(not word.startswith("NOP") for word in words),
-        "loop": loop_of(sass),
+        "loop": max(map(len, listing.loops()), default=0),
+        "hazards": listing.hazards(),
         "local": count(r"(LDL|STL)"),
         "loads_128": count(r"LDG(STS)?\..*128"),
         "stores_128": count(r"STG\..*128"),
@@ -260,25 +286,11 @@ def measure(cubin: bytes, ptx: str) -> dict[str, object]:
     }
 
 
-def loop_of(sass: str) -> int:
-    """Instructions of the longest loop; 0 where there is none."""
-    labels: dict[str, int] = {}
-    longest = place = 0
-    for line in sass.splitlines():
-        if label := re.match(r"(\.L_x_\d+):", line.strip()):
-            labels[label[1]] = place
-        elif word := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(\S.*)", line):
-            place += 1
-            if branch := re.search(r"BRA.*`\((\.L_x_\d+)\)", word[1]):
-                # to a label that is ahead: no loop
-                longest = max(longest, place - labels.get(branch[1], place))
-    return longest
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHES))
     parser.add_argument("--slow", action="store_true", help="every case, those of the long tests too")
+    parser.add_argument("--only", default="", help="cases whose name has this")
     given = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET is set; expected it unset, as the interpreter cannot compile")
@@ -286,7 +298,7 @@ def main() -> int:
         f"{case.name} sm_{arch}": compile_case(case, arch)
         for arch in given.arch
         for case in cases()
-        if arch in case.arches and (given.slow or not case.slow(arch))
+        if arch in case.arches and given.only in case.name and (given.slow or not case.slow(arch))
     }
     json.dump(found, sys.stdout, indent=1)
     print()

@@ -45,6 +45,7 @@ def test_budget(compiled: dict[str, dict[str, Any]], case: Case, arch: int) -> N
     assert found["registers"] <= case.registers
     assert found["loads_128"] >= case.loads and found["stores_128"] >= case.stores
     assert found["fused"] == 0, "a fused multiplication has other bits"
+    assert not found["hazards"], "registers are overwritten while a matrix product reads them"
     if case.per_element is not None:
         assert found["instructions"] <= case.per_element * case.elements
     if case.loop:
