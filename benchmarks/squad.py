@@ -38,7 +38,7 @@ LENGTH = [
     "--threads",
     "1",
 ]
-RATE, STEPS, SEARCH_SEED = "1e-3", 24, 100
+RATE, STEPS, SEARCH_SEED = "5e-4", 24, 100
 
 
 def run(name: str, held: str, rate: str, steps: int, seed: int) -> dict[str, Any]:

@@ -9,12 +9,15 @@ from dataclasses import fields
 from typing import Any
 
 from blockzo.finetune.data.tasks import OTHERS, WRITTEN_TASKS, find_task
+from blockzo.finetune.option import EVALUATE, options_of
 from blockzo.finetune.settings import Settings
 from blockzo.finetune.text_figures import TEXT_FIGURES
 
 BARS = "▁▂▃▄▅▆▇█"
-OF_ROWS = ("template", "labels", "label_column", "text_column", "columns", "metrics", "max_new_tokens")
-"""What says how rows of one's own are read and scored."""
+HELD_OUT = ("train", "train_where", "holdout")
+"""What says which rows are held out where no file holds them."""
+OF_THE_MACHINE = ("model", "task", "batch", "threads", "device")
+"""Options of `evaluate` that are said otherwise, or change no score."""
 OF_THE_DATA = frozenset(
     "model task train validation data_dir template labels label_column text_column train_where train_rows shots holdout "
     "control_tokens eval_every eval_rows final_rows seed threads device columns "
@@ -119,11 +122,8 @@ def following(result: Mapping[str, Any]) -> list[str]:
     if not result["exact"]:
         lines = [f"Next: the same weights, but for rounding, from the journal alone:\n    {rebuilt}"]
     if told["task"] in OTHERS or told["task"] in WRITTEN_TASKS:
-        data = [part for name in OF_ROWS for part in option(name, told[name])]
-        data += option("validation", told["validation"] or told["train"])
-        lines.append(
-            f"Score it again, or on other rows:\n    {command('evaluate', files['model'], '--task', told['task'], *data)}"
-        )
+        again = command("evaluate", files["model"], "--task", told["task"], *scoring(told))
+        lines.append(f"Score it again, or with --validation on other rows:\n    {again}")
         return lines
     task = find_task(told["task"], told["template"], told["labels"], told["label_column"], told["text_column"])
     words = ",".join(f"{label}={word}" for label, word in task.words.items())
@@ -144,6 +144,15 @@ def following(result: Mapping[str, Any]) -> list[str]:
     columns = " and ".join([*(f"`{name}`" for name in task.columns), f"`{task.label_column}`"])
     lines.append(f"Your own data (a header line with {columns}, tabs between; other words for your labels):\n    {own}")
     return lines
+
+
+def scoring(told: Mapping[str, Any]) -> list[str]:
+    """Options of `evaluate` that score the rows which the run held out, as it did."""
+    left_out = (*OF_THE_MACHINE, *(HELD_OUT if told["validation"] is not None else ()))
+    known = options_of(Settings)
+    usual = {field.name: field.default for field in fields(Settings) if EVALUATE in known[field.name].commands}
+    names = [name for name, value in {**usual, "dtype": "float32"}.items() if told[name] != value]
+    return [part for name in names if name not in left_out for part in option(name, told[name])]
 
 
 def method(told: Mapping[str, Any]) -> list[str]:

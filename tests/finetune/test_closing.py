@@ -92,6 +92,35 @@ def test_a_run_is_told_of_as_it_was(tiny: Tiny, rows: Rows, tmp_path: Path) -> N
     assert json.loads(told.stdout)["scores"] == mine["after"]
 
 
+def test_score_it_again_means_the_same_rows_in_the_same_way(tiny: Tiny, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    text = [{"q": f"a film {i} " + "so good " * (i % 9), "a": f" is {i % 4}", "k": i % 2} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in text))
+    told = Settings(
+        str(tiny("llama")),
+        "sft",
+        str(path),
+        columns="prompt=q,completion=a",
+        metrics="f1",
+        max_new_tokens=2,
+        train_where="k=1",
+        holdout=9,
+        final_rows=7,
+        max_length=14,
+        seed=5,
+        dtype="bfloat16",
+        steps=1,
+        lr="1e-2",
+        batch=4,
+    )
+    result = finetune(told, tmp_path / "out")
+    command = following(result)[-1].splitlines()[-1].removeprefix("    blockzo ")
+    again = blockzo(*shlex.split(command), "--json")
+    assert again.returncode == 0, again.stderr
+    found = json.loads(again.stdout)
+    assert found["data"] == result["data"]["validation"] and found["scores"] == result["after"]
+
+
 @pytest.mark.parametrize("trained", [100, 10**6])
 def test_a_journal_larger_than_the_trained_weights_is_owned_up_to(
     tiny: Tiny, rows: Rows, tmp_path: Path, trained: int
