@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,18 +14,15 @@ from blockzo import ops
 from blockzo.journal.file import Journal
 from blockzo.journal.record import BlockUpdate, Record, check_record, float32
 from blockzo.methods import Method, Scalars
-from blockzo.methods.tree import BlockMove
 from blockzo.methods.whole import MeZO
 from blockzo.noise import Noise
 from blockzo.ops.params import Target, targets
+from blockzo.optim.closures import Closure, Moved, Seen, Terms, numbers, params_of
 from blockzo.optim.evaluation import check_loss
+from blockzo.optim.moments import Moment, mean_factor, root, second_moments, velocity
 from blockzo.optim.repeatable import check_repeatable, tolerance_of
 from blockzo.optim.step import step_seed
-from blockzo.perturb import Index, PerturbedForward, check_reads, make_move
-
-Closure = Callable[[], Any]
-Terms = list[tuple[Noise, int, float]]
-"""Noise, direction and coefficient of what an update subtracts."""
+from blockzo.perturb import check_reads
 
 
 class ZOSGD(torch.optim.Optimizer):
@@ -45,6 +41,9 @@ class ZOSGD(torch.optim.Optimizer):
         momentum: factor of the velocity, as in `torch.optim.SGD`. Nothing of a weight's size is stored: the velocity is made
             again from the seeds and scalars of the last steps, in the pass of the update.
         window: how many steps; what is older is left out.
+        beta2: above 0, Adam's second moment: a group's update is divided by the root of the moving mean of its squared gradient,
+            and with momentum the velocity is the mean of the window. Along one direction of signs that square is the same for
+            all weights of a group, and else about so in the mean: a number a group is all that is stored.
         distribution: of the noise.
         rank: of the noise of matrices, 1 to 64; full where None.
         seed: of the run; every step has its own.
@@ -70,6 +69,7 @@ class ZOSGD(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.0,
         window: int = 32,
+        beta2: float = 0.0,
         distribution: str = "rademacher",
         rank: int | None = None,
         seed: int = 0,
@@ -82,6 +82,8 @@ class ZOSGD(torch.optim.Optimizer):
             raise ValueError(f'evaluate is {evaluate!r}; expected "perturbed" or "in_place"')
         if not 0.0 <= momentum < 1.0 or window < 1:
             raise ValueError(f"momentum is {momentum} and window {window}; expected [0, 1) and at least 1")
+        if not 0.0 <= beta2 < 1.0:
+            raise ValueError(f"beta2 is {beta2}; expected [0, 1), 0 for updates that are not divided")
         if journal is not None and (momentum or evaluate == "in_place"):
             raise ValueError(
                 "a journal cannot hold these steps: with momentum an update has several seeds, in place the weights drift; "
@@ -89,12 +91,12 @@ class ZOSGD(torch.optim.Optimizer):
             )
         self.method = MeZO() if method is None else method
         self._kind = Noise(seed, distribution, rank)
-        self.momentum, self.window = momentum, window
+        self.momentum, self.window, self.beta2 = momentum, window, beta2
         self.evaluate, self.stochastic_rounding, self.journal = evaluate, stochastic_rounding, journal
         self.record: Record | None = None
         self._unchecked = check
         super().__init__(named_parameters, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
-        self.state["run"] = {"seed": seed, "step": 0, "past": []}  # type: ignore[index]
+        self.state["run"] = {"seed": seed, "step": 0, "past": [], "moments": []}  # type: ignore[index]
         self._groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -133,7 +135,7 @@ class ZOSGD(torch.optim.Optimizer):
 
     @property
     def _run(self) -> dict[str, Any]:
-        """In the state, which `state_dict` holds. `past`: of each step its seed, and by group directions and scalars."""
+        """In the state, which `state_dict` holds. `past`, `moments`: as in moments.py."""
         run: dict[str, Any] = self.state["run"]  # type: ignore[index]
         return run
 
@@ -163,18 +165,21 @@ class ZOSGD(torch.optim.Optimizer):
         noise = replace(self._kind, seed=step_seed(run["seed"], run["step"]))
         eps = [float(group["eps"]) for group in self.param_groups]
         leaves = self.method.tree(len(groups)).leaf_moves()
-        taken = _Moved(groups, noise, eps) if self.evaluate == "in_place" else _Seen(groups, noise, eps)
+        taken = Moved(groups, noise, eps) if self.evaluate == "in_place" else Seen(groups, noise, eps)
         try:
-            losses = _numbers([taken.loss(leaf, closure) for leaf in leaves])
+            losses = numbers([taken.loss(leaf, closure) for leaf in leaves])
             losses = [float32(check_loss(loss, leaf)) for loss, leaf in zip(losses, leaves, strict=True)]
             scalars = self.method.scalars(losses, eps)
-            record = check_record(self._record(run["step"], noise, losses, scalars))
+            moments = second_moments(run.get("moments", []), scalars, self.beta2) if self.beta2 else []
+            rates = self._rates(moments)
+            record = check_record(self._record(run["step"], noise, losses, scalars, rates))
             if self.journal is not None:
                 self.journal.append(record)
         except BaseException:
             taken.restore()
             raise
-        self._update(groups, record, taken.left())
+        self._update(groups, record, rates, taken.left())
+        run["moments"] = moments
         self._remember(noise, scalars)
         self.record = None if self.momentum else record
         run["step"] += 1
@@ -194,104 +199,50 @@ class ZOSGD(torch.optim.Optimizer):
     def _look(self, closure: Closure, groups: Sequence[Sequence[Target]]) -> None:
         if self._unchecked:
             tolerance = tolerance_of(nn.ParameterList(self.param_groups[0]["params"][:1]))
-            check_repeatable(lambda: _numbers([closure()])[0], tolerance=tolerance)
+            check_repeatable(lambda: numbers([closure()])[0], tolerance=tolerance)
             if self.evaluate == "perturbed":
                 check_reads([target for group in groups for target in group], closure)
             self._unchecked = False
 
-    def _record(self, step: int, noise: Noise, losses: Sequence[float], scalars: Scalars) -> Record:
+    def _rates(self, moments: Sequence[Moment]) -> list[float]:
+        """What each group's scalars are multiplied by."""
+        rates = [float(group["lr"]) for group in self.param_groups]
+        if self.beta2:
+            past, momentum = self._run["past"], self.momentum
+            rates = [r * mean_factor(past, k, momentum) / root(moments[k]) for k, r in enumerate(rates)]
+        return rates
+
+    def _record(
+        self, step: int, noise: Noise, losses: Sequence[float], scalars: Scalars, rates: Sequence[float]
+    ) -> Record:
         updates = []
-        for group, block in zip(self.param_groups, scalars, strict=True):
+        for group, block, rate in zip(self.param_groups, scalars, rates, strict=True):
             lr, eps = float(group["lr"]), float(group["eps"])
             # a group without directions rests: its weights do not decay either
             decay = lr * float(group["weight_decay"]) if block else 0.0
-            updates.append(BlockUpdate(tuple(block), tuple(lr * s for s in block.values()), lr, eps, decay))
+            updates.append(BlockUpdate(tuple(block), tuple(rate * s for s in block.values()), lr, eps, decay))
         rounding = self.stochastic_rounding
         kind = noise.distribution
         return Record(
             step, noise.seed, kind, tuple(updates), tuple(losses), stochastic_rounding=rounding, rank=noise.rank
         )
 
-    def _update(self, groups: Sequence[Sequence[Target]], record: Record, left: Sequence[Terms]) -> None:
+    def _update(
+        self, groups: Sequence[Sequence[Target]], record: Record, rates: Sequence[float], left: Sequence[Terms]
+    ) -> None:
         """One pass over each group; `left`: what the evaluations moved, which the update takes back."""
         past = self._run["past"]
         for number, (group, update, undo) in enumerate(zip(groups, record.blocks, left, strict=True)):
             noise = record.noise(number)
             terms = [(noise, d, c) for d, c in zip(update.directions, update.coefficients, strict=True)]
-            terms += self._velocity(past, number, update.lr)
+            terms += velocity(self._kind, past, number, self.momentum, rates[number])
             terms += [(noise, d, c * (1.0 - update.decay)) for noise, d, c in undo]
             if terms:
                 noises, directions, coefficients = zip(*terms, strict=True)
-                ops.update_(_params(group), noises, coefficients, directions, update.decay, self.stochastic_rounding)
+                ops.update_(params_of(group), noises, coefficients, directions, update.decay, self.stochastic_rounding)
 
     def _remember(self, noise: Noise, scalars: Scalars) -> None:
         if self.momentum:
             past = self._run["past"]
             past.append([noise.seed, [[list(block), list(block.values())] for block in scalars]])
             del past[: max(0, len(past) - self.window + 1)]
-
-    def _velocity(self, past: Sequence[Any], number: int, lr: float) -> Terms:
-        """The terms of the steps before this one, the last of them first."""
-        factors = accumulate([self.momentum] * len(past), lambda a, b: a * b)
-        terms: Terms = []
-        for factor, (seed, slopes) in zip(factors, reversed(past), strict=True):
-            if number < len(slopes):
-                noise = replace(self._kind, seed=seed)
-                terms += [(noise, d, factor * lr * s) for d, s in zip(*slopes[number], strict=True)]
-        return terms
-
-
-class _Seen:
-    """Losses at weights that a torch function mode hands out moved: nothing is written."""
-
-    def __init__(self, groups: Sequence[Sequence[Target]], noise: Noise, eps: Sequence[float]) -> None:
-        self.groups, self.noise, self.eps = groups, noise, eps
-
-    def loss(self, leaf: Sequence[BlockMove], closure: Closure) -> Any:
-        moves = {m.block: make_move(self.noise, [m.direction], [m.sign * self.eps[m.block]]) for m in leaf}
-        with PerturbedForward(Index({block: self.groups[block] for block in moves}), moves):
-            return closure()
-
-    def restore(self) -> None:
-        """There is nothing to restore."""
-
-    def left(self) -> list[Terms]:
-        return [[] for _ in self.groups]
-
-
-class _Moved:
-    """Losses at weights that are moved in place, one pass from each state to the next."""
-
-    def __init__(self, groups: Sequence[Sequence[Target]], noise: Noise, eps: Sequence[float]) -> None:
-        self.params = [_params(group) for group in groups]
-        self.noise, self.eps = noise, eps
-        self.now: list[dict[int, float]] = [{} for _ in groups]
-
-    def loss(self, leaf: Sequence[BlockMove], closure: Closure) -> Any:
-        self._go({m.block: {m.direction: m.sign * self.eps[m.block]} for m in leaf})
-        return closure()
-
-    def _go(self, wanted: dict[int, dict[int, float]]) -> None:
-        for block, params in enumerate(self.params):
-            now, then = self.now[block], wanted.get(block, {})
-            if now != then:
-                terms = {d: then.get(d, 0.0) - now.get(d, 0.0) for d in {**now, **then}}
-                ops.shift_(params, self.noise, list(terms.items()))
-                self.now[block] = then
-
-    def restore(self) -> None:
-        self._go({})
-
-    def left(self) -> list[Terms]:
-        return [[(self.noise, d, scale) for d, scale in now.items()] for now in self.now]
-
-
-def _params(group: Sequence[Target]) -> dict[str, Tensor]:
-    return {t.name: t.tensor if t.owner is None else t.owner for t in group}
-
-
-def _numbers(losses: Sequence[Any]) -> list[float]:
-    """All read in one copy, so that the device is waited for once."""
-    if all(isinstance(loss, Tensor) and loss.numel() == 1 for loss in losses):
-        return [float(x) for x in torch.stack([loss.detach().reshape(()).double() for loss in losses]).tolist()]
-    return [float(loss) for loss in losses]

@@ -87,10 +87,10 @@ def test_a_scheduler_sets_the_rate_of_the_records() -> None:
     assert rates == [LR, LR / 2, LR / 4]
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.8])
-def test_a_state_goes_on(momentum: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("momentum", "beta2"), [(0.0, 0.0), (0.8, 0.0), (0.8, 0.9)])
+def test_a_state_goes_on(momentum: float, beta2: float, tmp_path: Path) -> None:
     def make(net: nn.Module) -> ZOSGD:
-        return ZOSGD(net.named_parameters(), LR, seed=3, momentum=momentum, window=3)
+        return ZOSGD(net.named_parameters(), LR, seed=3, momentum=momentum, window=3, beta2=beta2)
 
     net = model()
     optimizer = make(net)
@@ -140,6 +140,47 @@ def test_momentum_is_that_of_torch(window: int) -> None:
         for mine, its in zip(net.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
     assert optimizer.record is None and len(optimizer.state_dict()["state"]["run"]["past"]) == min(5, window - 1)
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.8])
+def test_the_second_moment_is_that_of_adam(beta1: float) -> None:
+    """Along one direction of signs the gradient's square is one number: torch's AdamW with the gradients written out agrees."""
+    net, other = model(), model()
+    optimizer = ZOSGD(net.named_parameters(), LR, EPS, momentum=beta1, beta2=0.9, seed=5, weight_decay=0.1)
+    by_hand = torch.optim.AdamW(other.parameters(), LR, betas=(beta1, 0.9), weight_decay=0.1)
+    for step in range(6):
+        noise, ends = bz.Noise(bz.optim.step.step_seed(5, step)), []
+        for sign in (1, -1):
+            moved = copy.deepcopy(other)
+            bz.perturb_(moved, noise, sign * EPS)
+            ends.append(float(loss_of(moved).detach()))
+        steps(optimizer, net, 1)
+        for name, p in other.named_parameters():
+            p.grad = (ends[0] - ends[1]) / (2 * EPS) * noise.sample(name, p.shape)
+        by_hand.step()
+        for mine, its in zip(net.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-4)
+    moments = optimizer.state_dict()["state"]["run"]["moments"]
+    assert len(moments) == 1 and moments[0][1] == pytest.approx(1 - 0.9**6)
+
+
+def test_second_moments_belong_to_groups_and_a_journal_holds_their_steps(tmp_path: Path) -> None:
+    """A loss a thousand times as steep makes the same steps, in each group by itself; and they replay."""
+    found = []
+    for steep in (1.0, 1000.0):
+        net = model()
+        groups = [{"params": [(f"{k}.{n}", p) for n, p in net[k].named_parameters()]} for k in (0, 2)]
+        layout = {f"{k}.{n}": place for place, k in enumerate((0, 2)) for n, _ in net[k].named_parameters()}
+        with bz.Journal.create(tmp_path / f"{steep}.bz", bz.digest(net), layout) as journal:
+            optimizer = ZOSGD(groups, LR, EPS, bz.SPZO(outer=1, inner=2), beta2=0.9, journal=journal)
+            for _ in range(3):
+                optimizer.step(lambda net=net, steep=steep: steep * loss_of(net))
+        rebuilt = model()
+        bz.replay_(rebuilt, bz.Journal.open(tmp_path / f"{steep}.bz").records(), layout)
+        assert bz.digest(rebuilt) == bz.digest(net)
+        found.append(net)
+    for one, two in zip(found[0].parameters(), found[1].parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
 def test_in_place_is_the_same_but_for_roundings() -> None:
@@ -218,6 +259,7 @@ def test_a_journal_replays_to_the_weights(tmp_path: Path) -> None:
     [
         ({"evaluate": "elsewhere"}, "evaluate is"),
         ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"beta2": 1.0}, "beta2 is 1.0"),
         ({"distribution": "uniform"}, "distribution is"),
     ],
 )
