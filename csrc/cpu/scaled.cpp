@@ -31,9 +31,13 @@ class Scales {
   // Those of elements [first, first + count) from place `skip` on, up to a whole group; what is no element's is 0, or not used.
   const float* take(int64_t first, int64_t count, int64_t skip) {
     if (one_) return values_;
-    const bool whole = skip == 0 && count % GROUP == 0;
-    if (whole && view_.dtype == FLOAT32 && dense(view_)) return (const float*)view_.data + first;
-    read(first, count, skip);
+    if (skip || count % GROUP || !dense(view_)) {
+      read(first, count, skip);
+      return values_;
+    }
+    const char* data = (const char*)view_.data + first * size_of(view_.dtype);
+    if (view_.dtype == FLOAT32) return (const float*)data;
+    table_->widen(data, view_.dtype, values_, count);
     return values_;
   }
 
@@ -42,10 +46,7 @@ class Scales {
     const int64_t size = (skip + count + GROUP - 1) / GROUP * GROUP, item = size_of(view_.dtype);
     if (skip || count < size) std::memset(raw_, 0, (size_t)(size * item));
     read_elements(raw_ + skip * item, view_, first, count);
-    if (view_.dtype == INT8)
-      for (int64_t j = 0; j < size; ++j) values_[j] = raw_[j] ? 1.0f : 0.0f;
-    else
-      table_->widen(raw_, view_.dtype, values_, size);
+    table_->widen(raw_, view_.dtype, values_, size);
   }
 
   const View view_;

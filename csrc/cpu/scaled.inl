@@ -8,6 +8,7 @@ struct ScaledSink {
   float factor;
   INLINE void take(int64_t at, vf cz) const {
     __builtin_prefetch(weights + at + AHEAD, 1);
+    __builtin_prefetch(scales + at + AHEAD);
     const vf before = Io::get(weights + at), scale = load<vf>(scales + at);
     // a sum begins at +0, see MoveSink
     const vf by = scale * (MODE == PERTURB ? cz : cz + 0.0f);

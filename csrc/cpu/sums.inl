@@ -18,6 +18,8 @@ void widen(const void* in, int dtype, float* out, int64_t count) {
       store(out + j, Float32::get((const float*)in + j));
     else if (dtype == BFLOAT16)
       store(out + j, BFloat16::get((const uint16_t*)in + j));
+    else if (dtype == INT8)
+      store(out + j, __builtin_convertvector((vi)widen_8((const int8_t*)in + j), vf));
     else
       store(out + j, Float16::get((const uint16_t*)in + j));
 }

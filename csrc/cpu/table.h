@@ -23,7 +23,7 @@ struct KernelTable {
   void (*scaled)(void* weights, int dtype, const float* scales, int64_t base, int64_t count, const Step* steps, int64_t number,
                  Mode mode, uint32_t stream);
   void (*fill)(float* out, int64_t base, int64_t count, uint64_t seed, int distribution, uint32_t stream, uint32_t direction);
-  void (*widen)(const void* in, int dtype, float* out, int64_t count);
+  void (*widen)(const void* in, int dtype, float* out, int64_t count);  // INT8 too
   double (*dot)(const float* x, const float* z);  // CHUNK elements
   int token_lanes;                                // tokens of one vector
   int token_tile;                                 // and of one tile of packed x
