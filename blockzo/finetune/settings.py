@@ -143,9 +143,7 @@ class Settings:
     warmup: int = option("Steps over which the rate rises.", METHOD, 0, least=0)
     eps: str = option("Size of the perturbation, or one a block.", METHOD, "1e-3")
     distribution: str = option("{choices}.", METHOD, "rademacher", choices=DISTRIBUTIONS)
-    rank: int | None = option(
-        "Of the noise of matrices; full noise by default.", METHOD, None, commands=(FINETUNE,), least=1, most=MAX_RANK
-    )
+    rank: int | None = option("Of the noise of matrices; full noise by default.", METHOD, None, least=1, most=MAX_RANK)
     weight_decay: float = option("Decoupled, times the rate.", METHOD, 0.0)
     stochastic_rounding: bool = option("For 16-bit weights.", METHOD, False)
     in_place: bool = option(

@@ -47,10 +47,8 @@ def simulate(
             "simulate runs on weights that are not written, and --engine fedavg without a planner; leave out --in-place, or "
             "--method auto"
         )
-    if settings.rank is not None:
-        raise UserError("federated rounds have noise of full rank; leave out --rank")
-    if settings.per_example and federation.engine == "fedavg":
-        raise UserError("--engine fedavg backpropagates and has no directions; leave out --per-example")
+    if (settings.per_example or settings.rank is not None) and federation.engine == "fedavg":
+        raise UserError("--engine fedavg backpropagates and has no directions; leave out --per-example and --rank")
     output.check_folder(folder)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -32,12 +32,15 @@ def run_of(auto: Auto | None = None, **given: Any) -> RunSettings:
     return RunSettings(RUN, told, (auto.most, auto.most), **values)
 
 
-def test_one_client_makes_the_records_of_a_single_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of(weight_decay=0.01)
+@pytest.mark.parametrize("rank", [None, 2])
+def test_one_client_makes_the_records_of_a_single_process(
+    rank: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(weight_decay=0.01, rank=rank)
     federation = Federation(tmp_path, 1, run)
     monkeypatch.setattr("blockzo.optim.zo.step_seed", lambda seed, step: noise_seed(run, step))
     model, auto = network(), auto_of(run.method)[0]
-    zo = bz.ZO(model, loss, auto, bz.Blocks(model, [1]), eps=1e-2, weight_decay=0.01, max_group=1)
+    zo = bz.ZO(model, loss, auto, bz.Blocks(model, [1]), eps=1e-2, weight_decay=0.01, max_group=1, rank=rank)
     moved = set()
     for number in range(40):
         batch, _ = worker(0).batch_of(number, 0)

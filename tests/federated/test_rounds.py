@@ -4,7 +4,9 @@ directions that were evaluated."""
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,11 +34,14 @@ METHODS = {
 
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("local_steps", [1, 3])
-@pytest.mark.parametrize("name", METHODS)
-def test_the_update_is_the_mean_of_what_clients_found(name: str, local_steps: int, own: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "rank"), [*((name, None) for name in METHODS), ("spzo", 2), ("one-sided", 1)])
+def test_the_update_is_the_mean_of_what_clients_found(
+    name: str, rank: int | None, local_steps: int, own: bool, tmp_path: Path
+) -> None:
     """Against materialised noise, and each client's gradient estimate by plain finite differences of its own losses."""
     rate = 1e-4 if name == "fzoo" else 0.05
-    run = settings(METHODS[name], rounds=1, local_steps=local_steps, own_directions=own, lr=(rate, rate / 2))
+    given = {"rounds": 1, "local_steps": local_steps, "own_directions": own, "lr": (rate, rate / 2), "rank": rank}
+    run = settings(METHODS[name], **given)
     federation = Federation(tmp_path, clients=3, chosen=run)
     expected = {n: p.detach().double().clone() for n, p in network().named_parameters()}
     found = [worker(i) for i in range(3)]
@@ -58,7 +63,7 @@ def test_the_update_is_the_mean_of_what_clients_found(name: str, local_steps: in
 
 def displacement(run: RunSettings, slot: int, scalars: tuple[float, ...]) -> dict[str, torch.Tensor]:
     """lr * sum of scalar * noise, with the noise made as tensors."""
-    noise = bz.Noise(round_seed(bytes.fromhex(RUN), 0))
+    noise = bz.Noise(round_seed(bytes.fromhex(RUN), 0), rank=run.rank)
     layout = bz.Blocks(network(), [1]).layout
     total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in network().named_parameters()}
     at = 0
@@ -71,6 +76,25 @@ def displacement(run: RunSettings, slot: int, scalars: tuple[float, ...]) -> dic
                         p += run.lr[block] * scalars[at] * noise.sample(n, p.shape, first + k).double()
                 at += 1
     return total
+
+
+@pytest.mark.parametrize("given", [{}, {"pool": 64, "rebase": 3}, {"per_example": 24}, {"aggregate": "sign"}], ids=str)
+def test_noise_of_a_low_rank_in_rounds(given: dict[str, Any], tmp_path: Path) -> None:
+    """Clients that come and go hold one digest, which the journal's records give; a run of full rank is another run."""
+    run = settings(bz.SPSA(2), rank=2, **given)
+    assert RunSettings.from_dict(run.as_dict()) == run and "rank" not in replace(run, rank=None).as_dict()
+    federation = Federation(tmp_path, 3, run)
+    federation.run()
+    digests = federation.catch_up()
+    assert len(digests) == 1
+    journal = Journal.open(tmp_path / "server.bz")
+    assert {record.rank for record in journal.records()} == {2}
+    if not run.pool:
+        model = network()
+        bz.replay_(model, journal.records(), journal.layout)
+        assert {bz.digest(model)} == digests
+    with pytest.raises(ValueError, match="rank is 65; expected an integer from 1 to 64"):
+        settings(rank=65)
 
 
 def test_scalars_are_the_differences_of_losses_along_the_directions() -> None:

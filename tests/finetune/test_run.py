@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blockzo import Journal, JournalError, digest
+from blockzo import Journal, JournalError, digest, replay_
 from blockzo.finetune import Settings, UserError, dry_run, evaluate, finetune, loop, replay
 from blockzo.finetune.models.loading import load
 from blockzo.finetune.progress import Reporter
@@ -76,8 +76,14 @@ def test_noise_of_a_low_rank(tiny: Tiny, rows: Rows, tmp_path: Path, method: dic
     assert again["verified"] and again["digest"] == result["final_digest"] != result["base_digest"]
     with pytest.raises(UserError, match="--rank is 65; expected 64 at most"):
         settings(model, rows, rank=65)
-    with pytest.raises(UserError, match="federated rounds have noise of full rank; leave out --rank"):
-        simulate(told, Federation(), tmp_path / "rounds")
+    rounds = simulate(told, Federation(clients=3, sample=2), tmp_path / "rounds")
+    journal = Journal.open(tmp_path / "rounds" / "journal.bz")
+    assert {record.rank for record in journal.records()} == {2}
+    base = load(str(model), "float32").model
+    replay_(base, journal.records(), journal.layout)
+    assert digest(base) == rounds["final_digest"] != result["base_digest"]
+    with pytest.raises(UserError, match="leave out --per-example and --rank"):
+        simulate(settings(model, rows, rank=2), Federation(engine="fedavg"), tmp_path / "fedavg")
 
 
 def test_a_real_model_on_real_data(stories: Path, tmp_path: Path) -> None:

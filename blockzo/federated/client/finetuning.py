@@ -88,6 +88,7 @@ def run_settings(
         weight_decay=settings.weight_decay,
         stochastic_rounding=settings.stochastic_rounding,
         per_example=settings.batch if settings.per_example else 0,
+        rank=settings.rank,
         **federated,
     )
 

@@ -165,7 +165,7 @@ class Worker:
         plan = self.weights.planner.plan(number)
         batch, rows = self.batch_of(number, 0)
         self._check_reads(batch)
-        noises = [Noise(plan.seed, distribution) for distribution in settings.distributions]
+        noises = [Noise(plan.seed, distribution, settings.rank) for distribution in settings.distributions]
         executor = PerturbedExecutor(
             self.weights.blocks, noises, plan.eps, self.max_group, reuse=Reuse.of(self.weights.blocks, self.loss_fn)
         )
@@ -176,7 +176,7 @@ class Worker:
 
     def _noises(self, settings: RunSettings, number: int) -> list[Noise]:
         seed = noise_seed(settings, number)
-        return [Noise(seed, distribution) for distribution in settings.distributions]
+        return [Noise(seed, distribution, settings.rank) for distribution in settings.distributions]
 
     def _step(
         self, settings: RunSettings, number: int, slot: int, step: int, batch: Any, rows: int
@@ -293,5 +293,5 @@ class Worker:
                 BlockUpdate(every[: len(moved)], moved, rates[block], settings.eps[block], distribution=distribution)
             )
         seed = noise_seed(settings, number)
-        record = Record(0, seed, settings.distributions[0], tuple(updates))
+        record = Record(0, seed, settings.distributions[0], tuple(updates), rank=settings.rank)
         ops.replay_(self.model, [record], self.weights.blocks.layout)

@@ -87,6 +87,7 @@ class RoundPlanner:
             updates,
             losses,
             stochastic_rounding=settings.stochastic_rounding,
+            rank=settings.rank,
         )
         return check_record(record), sum(c.examples for c in given)
 

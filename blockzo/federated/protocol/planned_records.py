@@ -66,5 +66,6 @@ def decode_planned(data: bytes, at: int, number: int, settings: RunSettings) -> 
         updates,
         values[:losses],
         stochastic_rounding=stochastic,
+        rank=settings.rank,
     )
     return check_record(record), at

@@ -43,9 +43,15 @@ def make_record(
         )
         for b in range(settings.blocks)
     )
-    seed = noise_seed(settings, number)
-    stochastic = settings.stochastic_rounding
-    return Record(number, seed, settings.distributions[0], updates, (float32(loss),), stochastic_rounding=stochastic)
+    return Record(
+        number,
+        noise_seed(settings, number),
+        settings.distributions[0],
+        updates,
+        (float32(loss),),
+        stochastic_rounding=settings.stochastic_rounding,
+        rank=settings.rank,
+    )
 
 
 def sign_coefficient(settings: RunSettings, block: int, rate: float) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from blockzo.contract import CONTRACT, DISTRIBUTIONS, ROUNDING_DIRECTION
+from blockzo.contract import CONTRACT, DISTRIBUTIONS, ROUNDING_DIRECTION, check_rank
 from blockzo.federated.privacy.noise_shares import check_shares
 from blockzo.federated.privacy.settings import PrivacySettings
 from blockzo.federated.protocol.aggregates import Aggregate, aggregate_of, names_with
@@ -63,6 +63,7 @@ class RunSettings:
         aggregate_options: of the aggregate; what is left out has its default.
         per_example: examples of a client's local step at most, each of which has directions of its own
             (blockzo.federated.protocol.examples); 0: the examples of a batch share their directions.
+        rank: of the noise of matrices; None: full.
     """
 
     run: str
@@ -87,6 +88,7 @@ class RunSettings:
     secure_sum: bool | str = False
     aggregate_options: Mapping[str, Any] = field(default_factory=dict)
     per_example: int = 0
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("directions", "lr", "eps", "distributions"):
@@ -104,6 +106,7 @@ class RunSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= most:
                 raise ValueError(f"{name} is {shown(value)}; expected an integer from {lowest} to {most}")
+        check_rank(self.rank)
         if len(self.distributions) == 1:
             object.__setattr__(self, "distributions", self.distributions * blocks)
         if len(self.run) != 32 or not set(self.run) <= set("0123456789abcdef"):
@@ -290,6 +293,8 @@ class RunSettings:
             del found["aggregate_options"]
         if not self.per_example:
             del found["per_example"]
+        if self.rank is None:
+            del found["rank"]
         return found
 
     @classmethod
@@ -300,7 +305,7 @@ class RunSettings:
             ValueError: a setting is missing, unknown or out of range.
         """
         lacking = (
-            sorted({f.name for f in fields(cls)} - {"aggregate_options", "per_example", *values})
+            sorted({f.name for f in fields(cls)} - {"aggregate_options", "per_example", "rank", *values})
             if isinstance(values, Mapping)
             else []
         )
