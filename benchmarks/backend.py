@@ -1,10 +1,16 @@
 """Operations for other projects' loops, against what such loops do today.
 
-    python benchmarks/backend.py [--only seeds fill mezo] [--threads 1] [--rounds 7] [--no-save]
+    python benchmarks/backend.py [--only seeds fill mezo scales momentum step] [--threads 1] [--rounds 7] [--no-save]
 
 seeds  `update_` of 30 seeds in one pass against one by one, 100 M weights (Gaussian: 25 M).
 fill   `fill_` against `Noise.sample`, 16 Mi numbers.
 mezo   a step of examples/ports/mezo.py against the paper's loop in eager torch, 24 layers of 2,048 x 2,048, 4 rows.
+scales  `update_` with a mask (bool) and with float32 scales, 100 M weights (Gaussian: 25 M): over the same without, and against
+       noise in memory that is multiplied and added by torch.
+momentum  the update of `ZOSGD` with a window of n steps, 100 M weights (Gaussian: 25 M), over that without momentum and over a
+       velocity that is stored (in the dtype of the weights, kept by `update_` with decay, then subtracted by torch).
+step   a step of `ZOSGD` with momentum over a window of 32 steps, over one without: a Llama of SmolLM2-135M's widths, 16 x 64
+       tokens.
 
 CPU time of this process, which other work on the machine disturbs less.
 """
@@ -15,6 +21,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -27,7 +34,11 @@ from torch import nn
 import blockzo as bz
 from benchmarks.comparison.eager import EagerMeZO
 from benchmarks.harness import Table, paired, speedup
+from benchmarks.linear import slower
 from benchmarks.parts import run
+from benchmarks.perturbed import llama_134m, small_batch
+from benchmarks.step import last_token_loss
+from blockzo.optim import ZOSGD
 
 WEIGHTS, SEEDS, LR, EPS = 100_000_000, 30, 1e-6, 1e-3
 KINDS = [
@@ -81,7 +92,71 @@ def mezo(table: Table, options: argparse.Namespace) -> None:
     )
 
 
-PARTS = {"seeds": seeds, "fill": fill, "mezo": mezo}
+def scales(table: Table, options: argparse.Namespace) -> None:
+    for dtype, distribution in KINDS:
+        count = WEIGHTS if distribution == "rademacher" else WEIGHTS // 4
+        w, noise, held = torch.zeros(count, dtype=dtype), bz.Noise(1, distribution), torch.rand(count)
+        mask, z = held < 0.5, torch.empty_like(w)
+
+        def in_memory(w=w, noise=noise, mask=mask, z=z) -> None:
+            bz.fill_(z, noise, "0")
+            w.add_(z.mul_(mask).mul_(-LR))
+
+        sides = {
+            "plain": lambda w=w, n=noise: bz.update_([w], n, [LR]),
+            "mask": lambda w=w, n=noise, m=mask: bz.update_([w], n, [LR], per_weight={"0": m}),
+            "scales": lambda w=w, n=noise, h=held: bz.update_([w], n, [LR], per_weight={"0": h}),
+            "memory": in_memory,
+        }
+        times = paired(sides, rounds=options.rounds, warmup=1, clock=time.process_time)
+        case = f"update_ {count // 10**6} M {distribution} {str(dtype)[6:]}"
+        table.add(case, "with a mask over without", slower(times, "mask", "plain"), "x")
+        table.add(case, "with float32 scales over without", slower(times, "scales", "plain"), "x")
+        table.add(case, "with a mask: times faster than in memory", speedup(times, "mask", "memory"), "x")
+
+
+def momentum(table: Table, options: argparse.Namespace) -> None:
+    for dtype, distribution in KINDS:
+        count = WEIGHTS if distribution == "rademacher" else WEIGHTS // 4
+        w, velocity = torch.zeros(count, dtype=dtype), torch.zeros(count, dtype=dtype)
+
+        def stored(w=w, velocity=velocity, distribution=distribution) -> None:
+            bz.update_([velocity], bz.Noise(1, distribution), [-LR], decay=0.1)
+            w.sub_(velocity)
+
+        def window(n: int, w=w, distribution=distribution) -> Callable[[], None]:
+            noises, numbers = [bz.Noise(k, distribution) for k in range(n)], [LR * 0.9**k for k in range(n)]
+            return lambda: bz.update_([w], noises, numbers)
+
+        sides = {"plain": window(1), "stored": stored, **{str(n): window(n) for n in (8, 16, 32)}}
+        times = paired(sides, rounds=options.rounds, warmup=1, clock=time.process_time)
+        for n in ("8", "16", "32"):
+            case = f"momentum, window {n}, {count // 10**6} M {distribution} {str(dtype)[6:]}"
+            table.add(case, "update over one without", slower(times, n, "plain"), "x")
+            table.add(case, "update over a stored velocity", slower(times, n, "stored"), "x")
+
+
+def step(table: Table, options: argparse.Namespace) -> None:
+    model, data = llama_134m(), small_batch(16, 64)
+
+    def closure() -> torch.Tensor:
+        return last_token_loss(model, data)
+
+    for distribution in ("rademacher", "gaussian"):
+        held = {}
+        for window in (1, 32):
+            factor = 0.9 if window > 1 else 0.0
+            held[window] = ZOSGD(
+                model.named_parameters(), LR, momentum=factor, window=window, distribution=distribution, check=False
+            )
+            held[window].state["run"]["past"] = [[k, [[[0], [1e-3]]]] for k in range(window - 1)]
+        sides = {str(window): lambda o=one: o.step(closure) for window, one in held.items()}
+        times = paired(sides, rounds=options.rounds, warmup=1, clock=time.process_time)  # type: ignore[arg-type]
+        case = f"step of ZOSGD, Llama 134M, 16 x 64, {distribution}"
+        table.add(case, "window of 32 over none", slower(times, "32", "1"), "x")
+
+
+PARTS = {"seeds": seeds, "fill": fill, "mezo": mezo, "scales": scales, "momentum": momentum, "step": step}
 
 
 if __name__ == "__main__":
