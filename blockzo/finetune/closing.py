@@ -10,6 +10,7 @@ from typing import Any
 
 from blockzo.finetune.data.tasks import OTHERS, WRITTEN_TASKS, find_task
 from blockzo.finetune.option import EVALUATE, options_of
+from blockzo.finetune.reward import NAME as REWARD
 from blockzo.finetune.settings import Settings
 from blockzo.finetune.text_figures import TEXT_FIGURES
 
@@ -39,16 +40,19 @@ def closing(result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]] = ()) 
 def won(result: Mapping[str, Any]) -> str:
     """The gain over the model before training, as it is or calibrated, whichever is better."""
     before, after, rows = result["before"], result["after"], result["after"]["rows"]
-    figure = next((name for name in TEXT_FIGURES if name in after), None)
+    # what was made better comes first
+    written = (REWARD, result["settings"].get("objective"), *TEXT_FIGURES)
+    figure = next((name for name in written if name in after and name in (REWARD, *TEXT_FIGURES)), None)
     if figure is not None:
         return (
             f"{figure} of the written answers was {before[figure]:.3f} before, {after[figure]:.3f} after, on {rows} held-out "
             "rows that were not trained on."
         )
     if "perplexity" in after:
+        what = "windows" if result["settings"]["task"] == "lm" else "rows"
         return (
-            f"Won: perplexity {before['perplexity']:.2f} before, {after['perplexity']:.2f} after, on {rows} held-out windows "
-            "that were not trained on."
+            f"Perplexity was {before['perplexity']:.2f} before, {after['perplexity']:.2f} after, on {rows} held-out {what} that "
+            "were not trained on."
         )
     start, name = baseline(result)
     gain = 100 * (after["accuracy"] - start)

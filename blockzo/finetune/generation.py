@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from blockzo.finetune.data.completions import Completions
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.reward import NAME as REWARD
+from blockzo.finetune.reward import Reward, rewards_of
 from blockzo.finetune.text_figures import best
 
 MOST_TOKENS = 32
@@ -38,16 +40,39 @@ class Writer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.tokenizer, self.figures, self.stop = tokenizer, tuple(figures), stop
+        self.reward: Reward | None = None
         self.most, self.limit, self.device = most, limit, torch.device(device)
 
+    def measure_too(self, figure: str | None, reward: Reward | None) -> None:
+        """Measures one of `TEXT_FIGURES`, or a reward, beside."""
+        if figure is not None and figure not in self.figures:
+            self.figures = (*self.figures, figure)
+        self.reward = reward
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of what `measured` gives."""
+        return self.figures if self.reward is None else (*self.figures, REWARD)
+
     def measured(self, model: nn.Module, data: Completions, rows: Sequence[int]) -> Tensor:
-        """float32 [rows, figures], on the CPU."""
-        texts = self.write(model, [data.prompt(row) for row in rows])
-        found = [
-            [best(name, text, data.answers[row]) for name in self.figures]
-            for text, row in zip(texts, rows, strict=True)
-        ]
-        return torch.tensor(found, dtype=torch.float32).view(len(rows), len(self.figures))
+        """float32 [rows, names], on the CPU."""
+        prompts, right = [data.prompt(row) for row in rows], [data.answers[row] for row in rows]
+        texts = self.write(model, prompts)
+        found = [[best(name, *pair) for pair in zip(texts, right, strict=True)] for name in self.figures]
+        if self.reward is not None:
+            found.append(self.rewards(prompts, texts, right))
+        return torch.tensor(found, dtype=torch.float32).T
+
+    def rewards(
+        self, prompts: Sequence[Sequence[int]], texts: Sequence[str], right: Sequence[Sequence[str]]
+    ) -> list[float]:
+        """
+        Raises:
+            UserError: the reward is not one finite number a row.
+        """
+        assert self.reward is not None
+        told = [str(self.tokenizer.decode(prompt)) for prompt in prompts]
+        return rewards_of(self.reward(told, texts, right), len(texts))
 
     @torch.no_grad()
     def write(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,17 +10,15 @@ from torch import nn
 from blockzo.finetune.data.completions import Completions
 from blockzo.finetune.data.prompts import Encoded
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.own_code import load_own
+from blockzo.finetune.reward import load_reward
 from blockzo.finetune.scoring import LANGUAGE, Batch, Scorer
 from blockzo.finetune.settings import Settings
 from blockzo.finetune.text_figures import TEXT_FIGURES, best
 
-Reward = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], Any]
-"""(prompts, written answers, right answers of each) -> one number a row; larger is better."""
-
 
 class Objective:
     """A loss function of a run; `writes`: it reads what the model writes, so its evaluations run whole and one after the other.
+    Then the scorer's writer measures it on held-out rows, too.
 
     Args:
         data: the rows that batches are made of.
@@ -44,6 +41,8 @@ class Objective:
                 f"--objective accuracy is of tasks with classes; --task {settings.task} has none: use loss, or where answers are "
                 f"written {', '.join(TEXT_FIGURES)}"
             )
+        if scorer.writer is not None:
+            scorer.writer.measure_too(self.name if self.name in TEXT_FIGURES else None, self.reward)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Any:
         """A number that the step makes smaller: a tensor, or of written answers a float."""
@@ -64,36 +63,6 @@ class Objective:
         prompts = [data.prompt(row) for row in rows]
         texts = writer.write(model, prompts)
         right = [data.answers[row] for row in rows]
-        if self.reward is None:
-            return math.fsum(best(self.name, *pair) for pair in zip(texts, right, strict=True)) / len(rows) - 1.0
-        told = [str(writer.tokenizer.decode(prompt)) for prompt in prompts]
-        return math.fsum(rewards_of(self.reward(told, texts, right), len(rows))) / len(rows)
-
-
-def rewards_of(found: Any, rows: int) -> list[float]:
-    """
-    Raises:
-        UserError: they are not one finite number a row.
-    """
-    try:
-        values = [float(value) for value in found]
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"--reward: the function returned {found!r} ({error}); expected {rows} numbers, one a row"
-        ) from None
-    if len(values) != rows or not all(map(math.isfinite, values)):
-        raise UserError(f"--reward: the function returned {values}; expected {rows} finite numbers, one a row")
-    return values
-
-
-def load_reward(name: str) -> Reward:
-    """The function that `FILE.py:NAME` names; the file's code runs.
-
-    Raises:
-        UserError: there is none.
-    """
-    wanted = "def NAME(prompts, answers, right)"
-    made: Reward = load_own("--reward", name, wanted)
-    if not callable(made):
-        raise UserError(f"--reward: {name} is no function; expected {wanted.replace('NAME', name.rpartition(':')[2])}")
-    return made
+        if self.reward is not None:
+            return math.fsum(writer.rewards(prompts, texts, right)) / len(rows)
+        return math.fsum(best(self.name, *pair) for pair in zip(texts, right, strict=True)) / len(rows) - 1.0

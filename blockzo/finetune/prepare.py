@@ -66,8 +66,9 @@ class Prepared:
 
     def scores(self, values: Tensor, rows: Sequence[int]) -> HeldOutScores:
         """Scores from what `measure` gave for these held-out rows."""
-        task = self.task or self.written
-        metrics = task.metrics if task is not None else ()
+        writer = self.scorer.writer
+        metrics = () if self.task is None else self.task.metrics
+        metrics = metrics if writer is None else writer.names
         return scores(self.scorer.kind, values, [self.held_out.labels[row] for row in rows], metrics)
 
     def data_facts(self) -> dict[str, Any]:

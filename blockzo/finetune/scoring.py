@@ -231,7 +231,7 @@ class Scorer:
         if self.kind not in LANGUAGE:
             return self.logits(model, inputs).cpu()
         found = self.token_losses(model, inputs).cpu()
-        if self.writer is None or not self.writer.figures:
+        if self.writer is None or not self.writer.names:
             return found
         assert isinstance(data, Completions)
         return torch.cat([found, self.writer.measured(model, data, rows)], dim=1)

@@ -21,7 +21,13 @@ Tiny = Callable[[str], Path]
 
 
 def result(before: dict[str, float], after: dict[str, float], kind: str = "causal") -> dict[str, Any]:
-    return {"kind": kind, "before": {"rows": 400, **before}, "after": {"rows": 400, **after}}
+    settings = {"task": "lm" if "perplexity" in after else "sst2", "objective": "loss"}
+    return {
+        "kind": kind,
+        "before": {"rows": 400, **before},
+        "after": {"rows": 400, "loss": 0.5, **after},
+        "settings": settings,
+    }
 
 
 def test_the_gain_is_over_the_better_of_plain_and_calibrated() -> None:
@@ -42,7 +48,7 @@ def test_what_was_not_won_is_said() -> None:
 
 def test_language_modelling_speaks_of_perplexity() -> None:
     told = won(result({"perplexity": 30.0}, {"perplexity": 20.0}))
-    assert "perplexity 30.00 before, 20.00 after" in told
+    assert "Perplexity was 30.00 before, 20.00 after" in told
 
 
 def test_curves_are_bars_from_lowest_to_highest() -> None:

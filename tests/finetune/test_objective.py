@@ -12,9 +12,11 @@ import torch
 
 from blockzo import Journal
 from blockzo.finetune import Settings, finetune, resume
+from blockzo.finetune.closing import won
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.objective import Objective, load_reward, rewards_of
+from blockzo.finetune.objective import Objective
 from blockzo.finetune.prepare import Prepared, prepare
+from blockzo.finetune.reward import load_reward, rewards_of
 
 Tiny = Callable[[str], Path]
 Rows = Callable[..., Path]
@@ -72,6 +74,9 @@ def test_a_run_by_a_reward_of_ones_own(tiny: Tiny, questions: Any, tmp_path: Pat
         steps=2,
     )
     result = finetune(told, tmp_path / "out")
+    # what the run makes larger is what its end tells
+    assert result["before"]["reward"] >= 4 and result["after"].keys() == {"rows", "loss", "perplexity", "f1", "reward"}
+    assert won(result).startswith(f"reward of the written answers was {result['before']['reward']:.3f} before, ")
     losses = [record.losses for record in Journal.open(tmp_path / "out" / "journal.bz").records()]
     assert result["exact"] and len(losses) == 2 and len(losses[0]) == 4
     # answers have a letter or more, " yes" has four
@@ -83,6 +88,12 @@ def test_a_run_by_a_reward_of_ones_own(tiny: Tiny, questions: Any, tmp_path: Pat
     assert resume(tmp_path / "out", {"reward": told.reward})["final_digest"] == result["final_digest"]
 
 
+def test_an_objective_is_measured_on_held_out_rows(tiny: Tiny, questions: Any, tmp_path: Path) -> None:
+    told = Settings(str(tiny("llama")), **questions, objective="rouge_l", method="mezo", steps=1)
+    result = finetune(told, tmp_path / "out")
+    assert {"f1", "rouge_l"} <= result["after"].keys() and won(result).startswith("rouge_l of the written answers")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -92,7 +103,7 @@ def test_a_run_by_a_reward_of_ones_own(tiny: Tiny, questions: Any, tmp_path: Pat
         ({"reward": "own.py"}, "expected FILE.py:NAME"),
         ({"reward": "gone.py:long"}, "gone.py does not exist"),
         ({"reward": "own.py:other"}, "has no 'other'; expected def other"),
-        ({"reward": "own.py:none"}, "the function returned None .*expected 3 numbers, one a row"),
+        ({"reward": "own.py:none"}, "the function returned None .*expected 2 numbers, one a row"),
     ],
 )
 def test_what_is_no_objective_is_refused(
