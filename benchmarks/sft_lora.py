@@ -36,14 +36,15 @@ from blockzo.integrations.peft import rebuild
 from blockzo.integrations.transformers import zo
 
 RUNS = Path(__file__).resolve().parents[1] / "runs" / "sft-lora"
-RATE, STEPS, SEARCH_SEED = 1e-3, 24, 100
+RATE, STEPS, SEARCH_SEED, HELD = 5e-4, 16, 100, 128
 METHOD = {"method": "fzoo", "directions": 8, "eps": 1e-2}
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
 def chats(part: str) -> Dataset:
     """Rows as TRL takes them: messages that are asked, and those that answer."""
-    told = [squad_rows.conversation(row) for row in squad_rows.parts()[part]]
+    rows = squad_rows.parts()[part]
+    told = [squad_rows.conversation(row) for row in (rows if part == "train" else rows[:HELD])]
     return Dataset.from_list([{"prompt": said[:-1], "completion": said[-1:]} for said in told])
 
 
