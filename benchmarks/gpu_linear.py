@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import blockzo as bz
-from benchmarks.harness import Table, speedup, timed
+from benchmarks.gpu_timing import copies, in_turn, timed
+from benchmarks.harness import Table, speedup
 from blockzo.ops.backends.gpu import linear_choice
+from blockzo.ops.steps import Step
 
 EPS = 1e-3
 SIZE = 4096
@@ -26,30 +29,45 @@ LINEAR = {
 }
 
 
-def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.randn(*shape, device=DEVICE, dtype=dtype)
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    return torch.randn(*shape, device=DEVICE, dtype=dtype, generator=generator)
+
+
+def weights(dtype: torch.dtype = torch.bfloat16) -> Callable[[], torch.Tensor]:
+    """One of SIZE x SIZE at each call, more than a cache holds."""
+    count = copies(SIZE * SIZE * dtype.itemsize)
+    return in_turn([normal(SIZE, SIZE, seed=k, dtype=dtype) * 0.02 for k in range(count)])
 
 
 def linear(table: Table, rounds: int) -> None:
-    weight = normal(SIZE, SIZE) * 0.02
+    weight = weights()
     for (distribution, tokens), goal in LINEAR.items():
-        x = normal(2 * tokens, SIZE)
+        x = normal(2 * tokens, SIZE, seed=100)
         noise = bz.Noise(3, distribution)
-        sides: dict[str, Callable[[], object]] = {
-            "plain": lambda x=x: [torch.nn.functional.linear(part, weight) for part in x.chunk(2)],  # type: ignore[misc]
-            "moved": lambda x=x, noise=noise: bz.ops.perturbed_linear(x, weight, None, noise, 7, [0, 0], [EPS, -EPS]),  # type: ignore[misc]
-        }
-        times = timed(sides, rounds)
+
+        def plain(x: torch.Tensor = x) -> None:
+            w = weight()
+            for part in x.chunk(2):
+                torch.nn.functional.linear(part, w)
+
+        def moved(x: torch.Tensor = x, noise: bz.Noise = noise) -> None:
+            bz.ops.perturbed_linear(x, weight(), None, noise, 7, [0, 0], [EPS, -EPS])
+
+        times = timed({"plain": plain, "moved": moved}, rounds)
         case = f"perturbed_linear {distribution} bfloat16 {SIZE} x {SIZE}, 2 x {tokens} tokens"
         table.add(case, "speed of cuBLAS without noise", speedup(times, "moved", "plain"), "x", goal)
-    x = normal(8 * 16, SIZE)
+    x = normal(8 * 16, SIZE, seed=101)
     noise = bz.Noise(3)
     directions, scales = [0, 0, 1, 1, 2, 2, 3, 3], [EPS, -EPS] * 4
+
+    def eight() -> None:
+        w = weight()
+        for part in x.chunk(8):
+            torch.nn.functional.linear(part, w)
+
     times = timed(
-        {
-            "plain": lambda: [torch.nn.functional.linear(part, weight) for part in x.chunk(8)],
-            "moved": lambda: bz.ops.perturbed_linear(x, weight, None, noise, 7, directions, scales),
-        },
+        {"plain": eight, "moved": lambda: bz.ops.perturbed_linear(x, weight(), None, noise, 7, directions, scales)},
         rounds,
     )
     case = "perturbed_linear rademacher bfloat16, 4 directions, both signs, 16 tokens"
@@ -62,19 +80,28 @@ def products(table: Table, rounds: int) -> None:
     from blockzo.ops.backends.gpu import products as gpu_products
     from blockzo.ops.steps import make_step
 
-    weight = normal(SIZE, SIZE) * 0.02
+    weight = weights()
     for distribution in ("rademacher", "gaussian"):
         for count, tokens in ((1, 16), (1, 64), (4, 16)):
             directions = [direction for direction in range(count) for _ in range(2)]
             moved = make_step(bz.Noise(3, distribution), directions, [EPS, -EPS] * count)
-            shared = normal(1, tokens, SIZE).expand(2 * count, tokens, SIZE)
+            shared = normal(1, tokens, SIZE, seed=102).expand(2 * count, tokens, SIZE)
             own = shared.contiguous()
-            layer = partial(gpu_products.products, weight=weight, bias=None, start=0, step=moved, stream=7)
-            other = partial(gpu.perturbed_linear, own, weight, None, 0, moved, 7)
+
+            def layer(x: torch.Tensor, parts: int | None = None, moved: Step = moved) -> torch.Tensor:
+                return gpu_products.products(x, weight(), None, 0, moved, 7, parts)
+
+            def cublas(own: torch.Tensor = own) -> list[torch.Tensor]:
+                w = weight()
+                return [torch.nn.functional.linear(part, w) for part in own]
+
+            def panels(own: torch.Tensor = own, moved: Step = moved) -> torch.Tensor:
+                return gpu.perturbed_linear(own, weight(), None, 0, moved, 7, "panels")
+
             sides: dict[str, Callable[[], object]] = {
-                "cuBLAS": lambda own=own: [torch.nn.functional.linear(part, weight) for part in own],  # type: ignore[misc]
-                "panels": partial(other, "panels"),
-                "whole K": partial(layer, own, parts=1),
+                "cuBLAS": cublas,
+                "panels": panels,
+                "whole K": partial(layer, own, 1),
                 "own input": partial(layer, own),
                 "shared input": partial(layer, shared),
             }
@@ -95,12 +122,15 @@ def choice(table: Table, rounds: int, write: Path | None = None) -> None:
     for key in linear_choice.KEYS:
         name, distribution = key.split()
         dtype = getattr(torch, name)
-        weight = normal(SIZE, SIZE, dtype=dtype) * 0.02
+        weight = weights(dtype)
         moved = make_step(bz.Noise(3, distribution), [0, 0], [EPS, -EPS])
         row[key] = 0
         for tokens in (16, 32, 64, 128, 256, 512, 1024):
-            x = normal(2, tokens, SIZE, dtype=dtype)
-            layer = partial(gpu.perturbed_linear, x, weight, None, 0, moved, 7)
+            x = normal(2, tokens, SIZE, seed=103, dtype=dtype)
+
+            def layer(path: str, x: torch.Tensor = x, weight: Any = weight, moved: Step = moved) -> torch.Tensor:
+                return gpu.perturbed_linear(x, weight(), None, 0, moved, 7, path)
+
             times = timed({path: partial(layer, path) for path in ("products", "panels")}, rounds)
             won = speedup(times, "products", "panels")
             table.add(f"perturbed_linear {key} {SIZE} x {SIZE}, 2 x {tokens} tokens", "products over panels", won, "x")

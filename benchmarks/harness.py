@@ -61,25 +61,6 @@ def paired(
     return times
 
 
-def timed(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """`paired` on a GPU, by events of the device."""
-    import torch
-
-    for side in sides.values():
-        for _ in range(3):
-            side()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
-        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            sides[name]()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end) / 1e3)
-    return times
-
-
 def speedup(times: Mapping[str, Sequence[float]], side: str, base: str) -> Spread:
     """How many times faster `side` is than `base`, from the ratios of the rounds."""
     return Spread.of([b / a for a, b in zip(times[side], times[base], strict=True)])

@@ -10,7 +10,7 @@ from blockzo.kernels.moves import unsigned
 from blockzo.kernels.noise import gaussian_pairs, widen, words_of
 
 
-@triton.jit(do_not_specialize=["direction_count", "stream"])
+@triton.jit(do_not_specialize=["count", "chunk_count", "direction_count", "stream"])
 def project(
     sums,  # float64 [directions, chunks, 16]
     delta,

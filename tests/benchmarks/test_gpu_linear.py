@@ -32,7 +32,7 @@ def test_all_sides_of_products_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
     # the interpreter has no bfloat16 products
     normal = gpu_linear.normal
-    monkeypatch.setattr(gpu_linear, "normal", lambda *shape: normal(*shape, dtype=torch.float16))
+    monkeypatch.setattr(gpu_linear, "normal", lambda *shape, seed, **_: normal(*shape, seed=seed, dtype=torch.float16))
     monkeypatch.setattr(gpu_linear, "timed", once)
     monkeypatch.setattr(choice, "for_tensor", lambda tensor: kernels)
     table = Table("gpu", tmp_path / "results.csv")
@@ -44,7 +44,7 @@ def test_choice_takes_what_was_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path
     """Two products are the faster way up to 32 tokens."""
 
     def given(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-        tokens = sides["panels"].args[0].shape[1]  # type: ignore[attr-defined]
+        tokens = sides["panels"].func.__defaults__[0].shape[1]  # type: ignore[attr-defined]
         return {"products": [tokens / 32 * 2.0], "panels": [3.0]}
 
     monkeypatch.setattr(gpu_linear, "timed", given)
