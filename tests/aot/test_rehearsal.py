@@ -53,8 +53,7 @@ def test_benchmarks(dry: bool, tmp_path: Path) -> None:
     text, status, report = rehearse(
         tmp_path, ["benchmarks/gpu.py", "--small", "--rounds", "1", "--csv", str(rows)], dry
     )
-    # bits cannot be right; that part fails, and takes none of the others along
-    assert status == 1 and text.rstrip().endswith("failed: bits"), text[-4000:]
+    assert status == 0, text[-4000:]
     assert report["failures"] == [] and report["most_axes"] == 1
     assert set(report["kernels"]) == {"move", "move_rows", "project", "products"}
     with rows.open(newline="") as file:
