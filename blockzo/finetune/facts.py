@@ -39,6 +39,16 @@ class RunFacts:
     simulation: dict[Word, dict[str, Any]] | None = None
     parts: Word | None = None
 
+    @property
+    def of_the_model(self) -> dict[str, Any]:
+        """The settings by which the model was loaded and trained, of a fine-tune or of a simulation."""
+        return self.settings or (self.simulation or {}).get("settings", {})
+
+    @property
+    def pooled(self) -> bool:
+        """Of a simulation with a finite pool of directions?"""
+        return bool((self.simulation or {}).get("federation", {}).get("seed_pool"))
+
     @classmethod
     def of(cls, journal: Journal) -> RunFacts:
         """

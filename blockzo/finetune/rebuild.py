@@ -57,7 +57,12 @@ def replay(
     if not 0 <= count <= len(journal):
         raise UserError(f"--steps is {count}, but {path} holds {len(journal)} steps; expected 0 to {len(journal)}")
     facts = RunFacts.of(journal)
-    settings = Settings.from_dict(facts.settings)
+    if facts.pooled:
+        raise JournalError(
+            f"{path} is of rounds with a finite pool of directions, whose weights are made again now and then, which a replay of "
+            "its records does not: use the model/ that the simulation left"
+        )
+    settings = Settings.from_dict(facts.of_the_model)
     source = resolve(base, None, reporter.say)
     reporter.say(f"loading {source}")
     loaded = load(

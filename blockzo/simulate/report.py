@@ -97,6 +97,7 @@ def summary(
         "model": simulation.settings.model,
         "task": simulation.settings.task,
         "method": str(simulation.settings.estimator()) if simulation.federation.engine == "zo" else "FedAvg",
+        "peft": None if simulation.prepared.loaded.adapter is None else simulation.prepared.loaded.adapter.as_dict(),
         "blocks": block_facts(simulation.blocks),
         "rounds": last["step"],
         "clients": len(simulation.parts),

@@ -157,6 +157,8 @@ class Simulation:
             told = {"settings": self.settings.as_dict(), "federation": self.federation.as_dict()}
             facts = {
                 "simulation": told,
+                "source": self.prepared.loaded.source,
+                "classes": len(self.prepared.task.words) if self.prepared.task else 0,
                 "data": self.prepared.data_facts(),
                 "identity": identity_of(self.prepared.loaded).as_dict(),
                 "versions": {"transformers": transformers.__version__},
@@ -184,13 +186,18 @@ class Simulation:
             while not server.finished:
                 interrupts.check()
                 self._round(server, transport, lines)
+            down = transport.down.total()
+            transport.synchronize()
+            down = transport.down.total() - down
             if not server.journal.finished:
                 server.journal.finish(digest(self.prepared.model))
         finally:
             server.close()
             lines.metrics.close()
         refused = sum(server.refusals.values())
-        return lines, before, {"refused": refused, "final_digest": server.journal.final_digest}
+        facts = {"refused": refused, "final_digest": server.journal.final_digest}
+        held = sum(client.position == server.number for client in transport.clients.values())
+        return lines, before, {**facts, "up_to_date": held, "bytes_down_at_the_end": down}
 
     def _ask(self, run: RunSettings) -> None:
         """All clients have one policy: what one would refuse in its answer to the welcome ends the run before it begins."""

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 import blockzo as bz
 from blockzo.federated.client.client import Client
 from blockzo.federated.client.worker import Weights, Worker, directions_of
-from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
 from blockzo.federated.server.server import Server
 from blockzo.federated.signing import new_signers
@@ -152,11 +151,6 @@ class Federation:
 
     def catch_up(self) -> set[str]:
         """Brings every client to the last round; the digests of all weights."""
-        if self.settings.secure_sum:
-            for name, client in self.clients.items():
-                asked = m.encode(m.CatchUp(client.position), self.server.tag)
-                client.handle(self.server.receive(name, asked))
-        else:
-            self.transport.scores(self.clients)
+        self.transport.synchronize()
         held = [*(c.worker for c in self.clients.values()), *([self.replica] if self.replica is not None else [])]
         return {member.digest() for member in held}

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from blockzo.federated.client.client import Client
-from blockzo.federated.protocol.messages import CatchUp, encode
 from blockzo.federated.protocol.settings import RoundPolicy
 from blockzo.federated.server.server import Server
 from blockzo.federated.signing import Signer
@@ -85,8 +84,8 @@ def server(folder: Path, secure: bool) -> None:
             messages = machine.advance(time.time())
         if machine.ready(time.time()):
             machine.close_round()
-    for name in list(ends):
-        talk(name, machine.receive(name, encode(CatchUp(machine.positions.get(name, 0)), machine.tag)))
+    for name, message in machine.bring_up_to_date(ends).items():
+        talk(name, message)
     (folder / "server.done").write_text(replica.digest())
     for end in ends.values():
         send(end, b"")

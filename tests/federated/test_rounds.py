@@ -18,7 +18,7 @@ from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.seeds import first_direction, round_seed
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
 from blockzo.journal.file import Journal, JournalError
-from tests.federated.problem import RUN, Federation, loss, network, settings, worker
+from tests.federated.problem import RUN, Federation, loss, network, settings, spoil, worker
 
 METHODS = {
     "mezo": bz.MeZO(),
@@ -59,6 +59,32 @@ def test_the_update_is_the_mean_of_what_clients_found(
     for n, p in federation.replica.blocks.model.named_parameters():  # type: ignore[union-attr]
         torch.testing.assert_close(p.double(), expected[n], rtol=0, atol=2e-6)
     assert federation.catch_up() == {federation.replica.digest()}  # type: ignore[union-attr]
+
+
+ENDS = {
+    "plain": {},
+    "local steps, own directions": {"local_steps": 2, "own_directions": True},
+    "pool": {"pool": 24},
+    "secure sums": {"secure_sum": True},
+}
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_who_was_not_asked_in_the_last_round_is_brought_up_to_date(ends: str, tmp_path: Path) -> None:
+    """Two of six are asked in a round; one is away from the second on, one has other weights, which nobody has noticed yet."""
+    policy = RoundPolicy(clients=2, quorum=2, digest_every=1)
+    federation = Federation(tmp_path, 6, settings(rounds=7, **ENDS[ends]), policy)
+    spoil(federation.clients["c5"])
+    while not federation.server.finished:
+        there = [name for name in federation.clients if name != "c4" or not federation.server.number]
+        federation.transport.round(there)
+    behind = [name for name, client in federation.clients.items() if client.position < 7]
+    assert "c4" in behind and len(behind) > 2 and ("c5" in federation.server.diverged or "c5" in behind)
+    federation.server.diverged.add("c5")
+    held = federation.catch_up()
+    assert len(held) == 1 and {client.position for client in federation.clients.values()} == {7}
+    assert set(federation.server.positions.values()) == {7} and not federation.server.diverged
+    assert federation.server.bring_up_to_date() == {}
 
 
 def displacement(run: RunSettings, slot: int, scalars: tuple[float, ...]) -> dict[str, torch.Tensor]:

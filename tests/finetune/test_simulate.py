@@ -79,6 +79,8 @@ def test_a_simulation_leaves_a_journal_that_rebuilds_the_model_and_honest_figure
     journal = Journal.open(tmp_path / "run" / "journal.bz")
     journal.verify()
     assert len(journal) == result["rounds"] == 6
+    # three of five are asked in a round
+    assert result["up_to_date"] == 5 and result["bytes_down_at_the_end"] > 0
     base = load(str(tiny("llama")), "float32").model
     bz.replay_(base, journal.records(), journal.layout)
     assert bz.digest(base) == journal.final_digest == result["final_digest"]

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from blockzo.federated.client.client import Client
+from blockzo.federated.client.worker import Worker
 from blockzo.federated.flower import envelope, tiny
 from blockzo.federated.flower.exchange import Exchange
 from blockzo.federated.flower.identity import Identities
 from blockzo.federated.flower.plan import open_server
 from blockzo.federated.flower.rounds import Rounds
 from blockzo.federated.protocol import messages as m
+from blockzo.federated.protocol.settings import RoundPolicy
 from blockzo.federated.server.server import Server
 from tests.flower.conftest import CONFIG, digest_in_process
 from tests.flower.local_grid import LocalGrid
@@ -53,6 +55,26 @@ def test_one_message_a_round_and_all_weights_equal(expected: str) -> None:
     assert kinds == [[0], [m.WELCOME, m.STEP], *[[m.STEP]] * (CONFIG["rounds"] - 1)]
     peers = rounds.synchronize(5)
     assert {peer.about["digest"] for peer in peers.values()} == {expected} and sorted(peers) == ["client-0", "client-1"]
+
+
+def test_who_was_not_asked_in_the_last_rounds_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """One of four is asked in a round; one has other weights."""
+    plan = tiny.plan({**FAST, "rounds": 5})
+    policy = RoundPolicy(clients=1, quorum=1, deadline=0.5)
+    server = Server.create(tmp_path / "j", plan.settings, plan.base_digest, plan.layout, policy, plan.replica)
+    grid = LocalGrid({node: Client(tiny.worker({"partition-id": node})) for node in range(4)})
+    rounds = Rounds(server, Exchange(grid, server.settings.run, Identities("registered"), ttl=2.0), 4)
+    rounds.run()
+    held = {node: resident.client.position for node, resident in grid.residents.items()}
+    assert sorted(held.values())[-2] < 5
+    behind = min(held, key=lambda node: held[node])
+    worker = grid.residents[behind].client.worker
+    assert isinstance(worker, Worker)
+    with torch.no_grad():
+        next(worker.model.parameters()).view(-1)[0] += 1
+    server.diverged.add(f"client-{behind}")
+    peers = rounds.synchronize(30)
+    assert {peer.about["digest"] for peer in peers.values()} == {digest(server)} and len(peers) == 4
 
 
 def test_a_client_whose_last_answer_gets_lost_is_asked_again(expected: str, monkeypatch: pytest.MonkeyPatch) -> None:

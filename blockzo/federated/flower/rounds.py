@@ -104,9 +104,8 @@ class Rounds:
         if not peer.joined or peer.name is None:
             self.exchange.introduce(peer, now)
             return
-        position = m.CatchUp(self.server.positions.get(peer.name, 0))
-        answer = self.server.receive(peer.name, m.encode(position, self.server.tag))
-        peer.queue = [answer, b""]
+        due = self.server.bring_up_to_date([peer.name])
+        peer.queue = [*due.values(), b""]
 
     def scores(self, seconds: float) -> tuple[int, float, float] | None:
         """Rows, loss and accuracy of the present weights on all clients' held-out rows; None where nobody answered in time."""

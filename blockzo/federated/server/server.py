@@ -193,6 +193,25 @@ class Server:
         self._receiving.asked_scores = set(names := list(names))
         return {name: self._task(name, 0, evaluate=True) for name in names}
 
+    def bring_up_to_date(self, names: Iterable[str] | None = None) -> dict[str, bytes]:
+        """Messages that bring clients to the last round, whoever was not asked in it; their answers go to `receive` as ever.
+
+        Args:
+            names: of those meant; all who ever came where None.
+
+        Returns:
+            name -> message, for who is known to lack records, or has other weights and begins again.
+        """
+        self._receiving.counts.clear()
+        found = {}
+        for name in sorted(self.positions if names is None else set(names)):
+            position = self.positions.get(name, self.number)
+            if name in self.diverged:
+                found[name] = self._begin_again()
+            elif position < self.number:
+                found[name] = self._receiving.receive(name, m.encode(m.CatchUp(position), self.tag))
+        return found
+
     def gone(self, name: str) -> None:
         """The transport knows that a client will not answer in this round."""
         self._state.gone(name)
@@ -294,8 +313,7 @@ class Server:
 
     def _task(self, name: str, slot: int, evaluate: bool = False) -> bytes:
         if name in self.diverged:
-            told = m.Refused(m.DIVERGED, "your weights differ from those of the run; begin again at the base")
-            return m.encode(told, self.tag)
+            return self._begin_again()
         first = min(self.positions.get(name, self.number), self.number)
         records = self.history.suffix(first)
         # what does not fit into one message is asked for in pieces
@@ -305,6 +323,10 @@ class Server:
         if self._state.open is not None and self._state.open.sum is not None:
             task = replace(task, attempt=self._state.open.attempt, nonce=self._state.open.sum.nonce)
         return m.encode(task, self.tag)
+
+    def _begin_again(self) -> bytes:
+        told = m.Refused(m.DIVERGED, "your weights differ from those of the run; begin again at the base")
+        return m.encode(told, self.tag)
 
     def close(self) -> None:
         self.journal.close()
