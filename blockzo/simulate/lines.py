@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blockzo.federated.server.server import Server
@@ -52,14 +52,17 @@ class Lines:
         loss: float | None,
         clients: int,
         epsilon: float | None = None,
+        metrics: Mapping[str, float] | None = None,
         **found: float,
     ) -> None:
-        """One round's line; what is `found` stands there as a sum from the beginning."""
+        """One round's line, with the owner's `metrics`; what is `found` stands there as a sum from the beginning."""
         last = self.metrics.lines[-1]
         line: dict[str, Any] = {"step": len(self.metrics.lines), "loss": loss, "clients": clients}
         line |= {name: last[name] + value for name, value in found.items()}
         if epsilon is not None:
             line["epsilon"] = epsilon
+        if metrics:
+            line["metrics"] = dict(metrics)
         if self._scored(line["step"]):
             line |= self._evaluation()
         self.metrics.append({**line, "seconds": round(self._earlier + time.monotonic() - self._began, 3)})

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from blockzo.federated.client.client import Client
+from blockzo.federated.server.hooks import Hooks
 from blockzo.federated.server.open_round import RoundResult
 from blockzo.federated.server.server import Server
 
@@ -46,6 +47,21 @@ class LocalTransport:
                 self._talk(name, answer, now)
             messages = self.server.advance(now, over=True)
         return self.server.close_round()
+
+    def run(self, hooks: Hooks | None = None) -> list[dict[str, float]]:
+        """All rounds that are left, with everyone who is there; then brings all clients to the last one.
+
+        Returns:
+            What `hooks.evaluate_fn` gave: before the first round, and after each.
+        """
+        hooks = hooks or Hooks()
+        found = [hooks.begin(self.server)]
+        while not self.server.finished:
+            result = self.round()
+            if result.record is not None:
+                found.append(hooks.round_ended(self.server, result))
+        self.synchronize()
+        return found
 
     def synchronize(self) -> None:
         """Brings every client that ever came to the last round."""

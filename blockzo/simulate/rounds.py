@@ -21,6 +21,7 @@ from blockzo.federated.client.worker import Weights, Worker
 from blockzo.federated.protocol.seeds import chosen
 from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
 from blockzo.federated.secagg.sum_client import threshold_of
+from blockzo.federated.server.hooks import Hooks
 from blockzo.federated.server.server import Server
 from blockzo.federated.signing import new_signers
 from blockzo.finetune import output
@@ -64,9 +65,16 @@ class Simulation:
     """The parts of a simulation; `go` runs it."""
 
     def __init__(
-        self, settings: Settings, federation: Federation, folder: Path, prepared: Prepared, reporter: Reporter
+        self,
+        settings: Settings,
+        federation: Federation,
+        folder: Path,
+        prepared: Prepared,
+        reporter: Reporter,
+        hooks: Hooks | None = None,
     ) -> None:
         self.settings, self.federation, self.folder = settings, federation, folder
+        self.hooks = hooks or Hooks()
         self.prepared, self.reporter = prepared, reporter
         self.blocks = prepared.blocks(settings)
         # a copy of the base doubles the memory; only a pool goes back to it
@@ -182,6 +190,7 @@ class Simulation:
                 client.position = server.number
             transport.join()
             lines.fill(server)
+            self.hooks.begin(server)
             self.reporter.start(server.number, self.settings.steps)
             while not server.finished:
                 interrupts.check()
@@ -281,6 +290,7 @@ class Simulation:
             clients=len(result.participants),
             forwards=forwards,
             overhead=spent - forwards,
+            metrics=self.hooks.round_ended(server, result),
         )
 
     def _first_order(self, interrupts: Interrupts) -> Ended:

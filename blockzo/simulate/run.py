@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from blockzo.federated.server.hooks import Hooks
 from blockzo.finetune import output
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
@@ -29,8 +30,12 @@ def simulate(
     folder: Path,
     reporter: Reporter | None = None,
     fallback: str | None = None,
+    hooks: Hooks | None = None,
 ) -> dict[str, Any]:
     """Runs from the beginning; `settings.steps` are rounds. `folder` must be empty or new.
+
+    Args:
+        hooks: functions of one's own that are called after rounds; metrics stand in the lines of metrics.jsonl.
 
     Returns:
         What summary.json holds.
@@ -47,13 +52,15 @@ def simulate(
             "simulate runs on weights that are not written, and --engine fedavg without a planner; leave out --in-place, or "
             "--method auto"
         )
+    if hooks is not None and federation.engine == "fedavg":
+        raise UserError("hooks are called after rounds of scalars; leave them out with the engine fedavg")
     if (settings.per_example or settings.rank is not None) and federation.engine == "fedavg":
         raise UserError("--engine fedavg backpropagates and has no directions; leave out --per-example and --rank")
     output.check_folder(folder)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     prepared = prepare(settings, reporter.say, fallback, owners=owners(federation))
-    return Simulation(settings, federation, folder, prepared, reporter).go(None, write)
+    return Simulation(settings, federation, folder, prepared, reporter, hooks).go(None, write)
 
 
 def resume(
@@ -61,6 +68,7 @@ def resume(
     reporter: Reporter | None = None,
     fallback: str | None = None,
     given: Mapping[str, Any] | None = None,
+    hooks: Hooks | None = None,
 ) -> dict[str, Any]:
     """Continues the simulation in `folder`, to the bits of one that was not stopped; `given` are the fields of Settings and
     Federation that the user gave again.
@@ -81,4 +89,4 @@ def resume(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     prepared = prepare(settings, reporter.say, fallback, owners=owners(federation))
-    return Simulation(settings, federation, folder, prepared, reporter).go(journal, write)
+    return Simulation(settings, federation, folder, prepared, reporter, hooks).go(journal, write)

@@ -20,6 +20,7 @@ import blockzo as bz
 from blockzo.federated.client.finetuning import Batches
 from blockzo.federated.client.worker import Weights
 from blockzo.federated.protocol import messages as m
+from blockzo.federated.server.hooks import Hooks
 from blockzo.finetune import Settings, UserError
 from blockzo.finetune.models.loading import load
 from blockzo.finetune.prepare import prepare
@@ -90,6 +91,22 @@ def test_a_simulation_leaves_a_journal_that_rebuilds_the_model_and_honest_figure
     answers = sum(line["clients"] for line in found)
     assert 6 <= answers <= 18 and result["bytes_up"] / answers >= m.OVERHEAD + 13 + 4 * 6
     assert result["flops"] == found[-1]["flops"] > 0
+
+
+def test_functions_of_ones_own_after_rounds(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
+    told = settings(tiny("llama"), rows, steps=3)
+    ended: list[int] = []
+
+    def width(rounds: int, model: torch.nn.Module) -> dict[str, float]:
+        return {"rounds": rounds, "weights": sum(p.numel() for p in model.parameters())}
+
+    hooks = Hooks(width, lambda result, metrics: ended.append(result.number), every=2)
+    result = simulate(told, Federation(clients=3), tmp_path / "run", hooks=hooks)
+    assert result["rounds"] == 3 and ended == [0, 1, 2]
+    found = [line.get("metrics", {}).get("rounds") for line in lines(tmp_path / "run")]
+    assert found == [None, None, 2, 3]
+    with pytest.raises(UserError, match="leave them out with the engine fedavg"):
+        simulate(told, Federation(engine="fedavg"), tmp_path / "no", hooks=hooks)
 
 
 def test_a_direction_an_example(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:

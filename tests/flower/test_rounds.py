@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -11,13 +12,14 @@ import torch
 
 from blockzo.federated.client.client import Client
 from blockzo.federated.client.worker import Worker
-from blockzo.federated.flower import envelope, tiny
+from blockzo.federated.flower import envelope, server_app, tiny
 from blockzo.federated.flower.exchange import Exchange
 from blockzo.federated.flower.identity import Identities
-from blockzo.federated.flower.plan import open_server
+from blockzo.federated.flower.plan import open_server, server_folder
 from blockzo.federated.flower.rounds import Rounds
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.settings import RoundPolicy
+from blockzo.federated.server.hooks import Hooks
 from blockzo.federated.server.server import Server
 from tests.flower.conftest import CONFIG, digest_in_process
 from tests.flower.local_grid import LocalGrid
@@ -220,3 +222,24 @@ def test_a_journal_of_other_settings_is_not_taken(tmp_path: Path) -> None:
         open_server({**FAST, "local-steps": 5})
     with pytest.raises(ValueError, match="letters"):
         open_server({**FAST, "run-name": "../other"})
+
+
+def test_an_owner_scores_the_servers_model_after_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`server_app(hooks)` by what its main function runs; the metrics stand in the result and in the lines of the rounds."""
+    ended: list[int] = []
+
+    def evaluate(rounds: int, model: torch.nn.Module) -> dict[str, float]:
+        return {"rounds": rounds, "weight": float(next(model.parameters()).detach().sum())}
+
+    hooks = Hooks(evaluate, lambda result, metrics: ended.append(result.number), every=2)
+    grid = LocalGrid({node: Client(tiny.worker({"partition-id": node})) for node in (0, 1)})
+    config = {**FAST, "plan": "blockzo.federated.flower.tiny:plan", "identity": "registered", "rounds": 3}
+    monkeypatch.setattr("blockzo.federated.flower.server_app.bound_waits", lambda: None)
+    server_app.run(grid, config, hooks)
+    folder = server_folder(config)
+    result = json.loads((folder / "result.json").read_text())
+    assert ended == [0, 1, 2] and [found["rounds"] for _, found in result["metrics"]] == [0, 2, 3]
+    found = [
+        json.loads(line).get("metrics", {}).get("rounds") for line in (folder / "rounds.jsonl").read_text().splitlines()
+    ]
+    assert found == [None, 2, 3]

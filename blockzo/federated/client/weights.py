@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockzo import ops
 from blockzo.federated.protocol.direction_pool import DirectionPool
@@ -38,6 +38,10 @@ class Weights:
         self._digest: tuple[int, str] | None = (0, self.base_digest)
         self._pool: DirectionPool | None = None
         self.planner: RoundPlanner | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        return self.blocks.model
 
     def take(self) -> dict[str, Tensor]:
         """Copies of the trainable parameters."""

@@ -18,6 +18,7 @@ from blockzo.federated.flower.identity import Identities
 from blockzo.federated.flower.plan import open_server, server_folder, serving
 from blockzo.federated.flower.rounds import Rounds
 from blockzo.federated.flower.waits import bound_waits
+from blockzo.federated.server.hooks import Hooks
 from blockzo.federated.server.open_round import RoundResult
 from blockzo.federated.server.server import Server
 
@@ -30,30 +31,34 @@ def simulated(grid: Grid) -> bool:
     return isinstance(grid, InMemoryGrid)
 
 
-def server_app() -> ServerApp:
-    """The ServerApp of an app; its settings are the run configuration (docs/flower.md)."""
+def server_app(hooks: Hooks | None = None) -> ServerApp:
+    """The ServerApp of an app; its settings are the run configuration (docs/flower.md).
+
+    Args:
+        hooks: called after rounds; metrics stand in `rounds.jsonl` and `result.json`.
+    """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        run(grid, dict(context.run_config))
+        run(grid, dict(context.run_config), hooks or Hooks())
 
     return app
 
 
-def run(grid: Grid, config: dict[str, Any]) -> None:
+def run(grid: Grid, config: dict[str, Any], hooks: Hooks) -> None:
     bound_waits()
     folder = server_folder(config)
     with serving(folder):
         (folder / "result.json").unlink(missing_ok=True)
         server = open_server(config)
         try:
-            write(folder / "result.json", _run(grid, config, server, folder))
+            write(folder / "result.json", _run(grid, config, server, folder, hooks))
         finally:
             server.close()
 
 
-def _run(grid: Grid, config: dict[str, Any], server: Server, folder: Path) -> dict[str, Any]:
+def _run(grid: Grid, config: dict[str, Any], server: Server, folder: Path, hooks: Hooks) -> dict[str, Any]:
     identities = Identities(str(config.get("identity") or "auto"), simulated(grid))
     exchange = Exchange(grid, server.settings.run, identities, ttl=server.policy.deadline + 60)
     rounds = Rounds(server, exchange, int(config.get("clients", 1)))
@@ -65,9 +70,15 @@ def _run(grid: Grid, config: dict[str, Any], server: Server, folder: Path) -> di
     times: list[float] = []
     scores: list[tuple[int, int, float, float]] = []
     epsilon: list[float] = []
+    metrics: list[tuple[int, dict[str, float]]] = []
     every = int(config.get("evaluate-every", 0))
     if every and server.settings.secure_sum:
         raise ValueError(f"evaluate-every is {every} with secure-sum, where no client tells anything alone; expected 0")
+
+    def note(measured: dict[str, float]) -> None:
+        if measured:
+            metrics.append((server.number, measured))
+            log.info("after %d rounds: %s", server.number, measured)
 
     def report(result: RoundResult) -> None:
         times.append(time.monotonic() - began)
@@ -78,13 +89,19 @@ def _run(grid: Grid, config: dict[str, Any], server: Server, folder: Path) -> di
             result.number, result.loss, len(result.participants), result.examples, times[-1],
             "" if result.epsilon is None else f", epsilon {result.epsilon:.4g}",
         )  # fmt: skip
-        note_round(folder / "rounds.jsonl", result)
+        measured: dict[str, float] = {}
+        try:
+            measured = hooks.round_ended(server, result)
+        finally:
+            note_round(folder / "rounds.jsonl", result, measured)
+        note(measured)
         if every and server.number % every == 0:
             found = rounds.scores(server.policy.deadline)
             if found is not None:
                 scores.append((server.number, *found))
                 log.info("after %d rounds: %d rows, loss %.4f, accuracy %.4f", *scores[-1])
 
+    note(hooks.begin(server))
     rounds.run(report)
     # what the wire carried for the rounds alone, before everyone is brought up to date
     up, down, messages = dict(exchange.up), dict(exchange.down), exchange.messages
@@ -100,12 +117,13 @@ def _run(grid: Grid, config: dict[str, Any], server: Server, folder: Path) -> di
         "refusals": [[name, code, count] for (name, code), count in sorted(server.refusals.items())],
         "digest": server.replica.digest() if server.replica is not None else None,
         "scores": scores,
+        "metrics": metrics,
         "epsilon": epsilon[0] if epsilon else None,
         "clients": {name: peer.about for name, peer in sorted(peers.items())},
     }
 
 
-def note_round(path: Path, result: RoundResult) -> None:
+def note_round(path: Path, result: RoundResult, metrics: dict[str, float]) -> None:
     """A line for a round that counts. The journal is the truth; this is to look at while a run goes on."""
     facts = {
         "round": result.number,
@@ -115,6 +133,7 @@ def note_round(path: Path, result: RoundResult) -> None:
         # with privacy no client tells it
         "loss": None if math.isnan(result.loss) else result.loss,
         "epsilon": result.epsilon,
+        **({"metrics": metrics} if metrics else {}),
     }
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(facts) + "\n")
