@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from blockzo.perturb import batched
 from blockzo.perturb.moves import Moves
@@ -41,8 +42,8 @@ class MovedValues:
             return parameter, 0
         if not self._by_storage or not isinstance(value, Tensor):
             return None
-        if batched.is_wrapped(value) or value.layout is not torch.strided:
-            return None
+        if batched.is_wrapped(value) or value.layout is not torch.strided or is_traceable_wrapper_subclass(value):
+            return None  # what is made of others (a quantised weight) has no memory of its own
         storage = self._by_storage.get(value.untyped_storage().data_ptr())
         return None if storage is None else storage.find(value)
 

@@ -6,6 +6,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _models: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 
@@ -25,6 +26,10 @@ def hidden_view(number: int) -> str:
     for place, module in model.named_modules():
         for name, value in {**vars(module), **module._buffers, **module._parameters}.items():
             if isinstance(value, Tensor) and id(value) not in moved and value.layout is torch.strided:
-                if value.numel() and value.untyped_storage().data_ptr() in storages:
+                if (
+                    value.numel()
+                    and not is_traceable_wrapper_subclass(value)
+                    and value.untyped_storage().data_ptr() in storages
+                ):
                     return f"{place}.{name}" if place else name
     return ""
