@@ -126,6 +126,50 @@ def _rows() -> list[Case]:
     ]
 
 
+def _low_rank() -> list[Case]:
+    signature = {"weights": "*bf16", "a": "*fp32", "b": "*fp32", "steps": "*i32", "terms": "*i32", "step_count": "i32"}
+    sizes = "rows columns blocks row_stride column_stride a_count b_count row_step column_step"
+    signature |= dict.fromkeys(sizes.split(), "i32") | {"index": "i64", "width": "i32", "stream": "i32", "norm": "fp32"}
+    constants = {"DTYPE": "bf16", "JOINS": True, "ROWS": 8, "COLUMNS": 128}
+    moves = [
+        Case(
+            f"low rank {name}",
+            "low_rank.move_low_rank",
+            signature,
+            constants | kind,
+            ("weights", "a", "b", "steps", "terms", "row_stride"),
+            registers=192,
+            short=MIDDLE,
+        )
+        for name, kind in (
+            ("perturb", {"RANK": 1, "MODE": 0, "STOCHASTIC": False}),
+            ("update", {"RANK": 4, "MODE": 2, "STOCHASTIC": True}),
+        )
+    ]
+    told = {
+        "out": "*fp32",
+        "draws": "*i32",
+        "first_block": "i64",
+        "lead": "i32",
+        "count": "i32",
+        "blocks": "i32",
+        "stream": "i32",
+    }
+    factors = [
+        Case(
+            f"low rank factors {'gaussian' if gaussian else 'rademacher'}",
+            "low_rank.fill_factors",
+            told,
+            {"GAUSSIAN": gaussian, "BLOCK": 1024},
+            ("out", "draws"),
+            registers=64,
+            short=MIDDLE,
+        )
+        for gaussian in (False, True)
+    ]
+    return [*moves, *factors]
+
+
 def _project() -> list[Case]:
     signature = {
         "sums": "*fp64",
@@ -223,7 +267,7 @@ def _largest(arch: int, shared: bool, gaussian: bool) -> int:
 
 
 def cases() -> list[Case]:
-    return [*_moves(), *_rows(), *_project(), *_products()]
+    return [*_moves(), *_rows(), *_low_rank(), *_project(), *_products()]
 
 
 def compile_case(case: Case, arch: int) -> dict[str, object]:

@@ -16,28 +16,12 @@ from blockzo.ops import low_rank, perturbed_copy, perturbed_linear, perturbed_ro
 from blockzo.ops.backends import cpu, reference
 from blockzo.ops.params import Target
 from blockzo.ops.quantized import quantize
-from blockzo.ops.steps import Step, joined_steps, make_step
+from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED, same_bits, threads, weights
+from tests.cpu.low_rank_steps import steps_of
 
 STREAM = bz.stream_id("w")
 CASES = [(1, (37, 70)), (3, (70, 131)), (16, (17, 1100)), (64, (66, 67))]
-
-
-def steps_of(noise: Noise, shape: tuple[int, int], stochastic: bool = False) -> list[Step]:
-    steps = [
-        make_step(noise, [0, 5, 2**32 - 2], [0.3, -1e-3, 0.7], 0.99609375, stochastic),
-        make_step(Noise(1, noise.distribution, noise.rank), [3], [0.0], 1.0, stochastic),
-        make_step(Noise(2, noise.distribution, noise.rank), [], [], 0.5),
-        *joined_steps(
-            [Noise(9 + k, noise.distribution, noise.rank) for k in range(5)],
-            [0, 1, 0, 2, 0],
-            [0.1] * 5,
-            0.5,
-            stochastic,
-        ),
-        make_step(Noise(3, noise.distribution, noise.rank), [3], [1e-2], 1.0, stochastic),
-    ]
-    return [step.of_shape(shape) for step in steps]
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

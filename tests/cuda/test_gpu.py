@@ -12,6 +12,7 @@ from blockzo.ops.backends.gpu import cuda, kernels
 from blockzo.ops.params import Target
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, SEED, changes, expected, same_bits, weights
+from tests.cpu.low_rank_steps import steps_of
 
 SIZES = (0, 1, 129, kernels.BLOCK + 1, 70_001)
 
@@ -56,6 +57,21 @@ def test_copies_rows_and_projections(distribution: str) -> None:
     assert same_bits(mine.cpu(), want)
     delta = torch.randn(100_001)
     assert kernels.project([Target("w", 3, delta.cuda())], step) == reference.project([Target("w", 3, delta)], step)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_low_rank(dtype: torch.dtype, distribution: str) -> None:
+    shape, noise = (70, 1100), Noise(SEED, distribution, 3)
+    one = make_step(noise, [7], [-0.3]).of_shape(shape)
+    for change in (
+        lambda backend, found: backend.perturb_(found, one),
+        lambda backend, found: backend.replay_(found, steps_of(noise, shape, stochastic=True)),
+    ):
+        mine, want = weights(shape, dtype, 3).cuda(), weights(shape, dtype, 3)
+        change(kernels, [Target("w", 5, mine)])
+        change(reference, [Target("w", 5, want)])
+        assert same_bits(mine.cpu(), want)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

@@ -20,7 +20,8 @@ from blockzo.kernels.project import project as project_kernel
 from blockzo.kernels.spans import move_rows as rows_kernel
 from blockzo.ops import panels
 from blockzo.ops.backends import reference
-from blockzo.ops.backends.gpu import cuda, linear_choice
+from blockzo.ops.backends.gpu import cuda, linear_choice, low_rank
+from blockzo.ops.backends.gpu.low_rank import factors as factors
 from blockzo.ops.backends.gpu.products import products
 from blockzo.ops.backends.gpu.runs import Runs, run_tables
 from blockzo.ops.backends.gpu.tables import (
@@ -37,10 +38,11 @@ from blockzo.ops.backends.gpu.tables import (
 from blockzo.ops.packed import Given, PackedStep
 from blockzo.ops.params import Target
 from blockzo.ops.quantized import QuantizedWeight
+from blockzo.ops.shards import Place
 from blockzo.ops.steps import Step
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-READS_PACKED, LOW_RANK, PER_WEIGHT = True, False, False
+READS_PACKED, LOW_RANK, PER_WEIGHT = True, True, False
 BLOCK = 4096
 """Elements of a program."""
 PER_WARP = 512
@@ -157,15 +159,26 @@ def _apply_whole(found: Sequence[Target], steps: Sequence[Given], mode: int) -> 
 
 
 def perturb_(found: Sequence[Target], step: Given) -> None:
-    _apply(found, [step], PERTURB.value)
+    if isinstance(step, Step) and step.rank:
+        low_rank.apply(found, [step], PERTURB.value, lambda others: reference.perturb_(others, step))
+    else:
+        _apply(found, [step], PERTURB.value)
 
 
 def shift_(found: Sequence[Target], step: Given) -> None:
-    _apply(found, [step], SHIFT.value)
+    if isinstance(step, Step) and step.rank:
+        low_rank.apply(found, [step], SHIFT.value, lambda others: reference.shift_(others, step))
+    else:
+        _apply(found, [step], SHIFT.value)
 
 
 def replay_(found: Sequence[Target], steps: Sequence[Given]) -> None:
-    _apply(found, steps, UPDATE.value)
+    low = [step for step in steps if isinstance(step, Step) and step.rank]
+    if low:
+        # in one call all steps have a rank, or none
+        low_rank.apply(found, low, UPDATE.value, lambda others: reference.replay_(others, low))
+    else:
+        _apply(found, steps, UPDATE.value)
 
 
 def _move_rows(
@@ -208,10 +221,25 @@ def _move_rows(
 
 
 def perturbed_copy(out: Tensor, source: Tensor, start: int, step: Given, stream: int) -> None:
+    if isinstance(step, Step) and step.rank:
+        _low_rank_copy(out, source, start, step, stream)
+        return
     _move_rows(out, source, None, (1, source.numel()), 0, start, step, stream)
 
 
+def _low_rank_copy(out: Tensor, source: Tensor, start: int, step: Step, stream: int) -> None:
+    """Whole rows are moved where they were copied to."""
+    if start % step.width or source.numel() % step.width:
+        reference.perturbed_copy(out, source, start, step, stream)
+    else:
+        rows = out.copy_(source.view(out.shape)).view(-1, step.width)
+        perturb_([Target("", stream, rows, Place(start, (step.width, 1)))], step)
+
+
 def perturbed_rows(out: Tensor, weight: Tensor, rows: Tensor, step: Given, stream: int) -> None:
+    if isinstance(step, Step) and step.rank:
+        reference.perturbed_rows(out, weight, rows, step, stream)
+        return
     _move_rows(out, weight, rows, (rows.numel(), weight.shape[1]), weight.shape[1], 0, step, stream)
 
 
@@ -224,6 +252,8 @@ def move_panel(out: Tensor, rows: Tensor, start: int, step: Given, stream: int) 
 
 
 def project(found: Sequence[Target], step: Step) -> list[float]:
+    if step.rank:
+        return reference.project(found, step)
     totals = np.zeros(len(step.directions))
     for target in found:
         if target.place is not None:
