@@ -334,3 +334,33 @@ def test_heads_that_blockzo_did_not_write(tiny: Tiny, tmp_path: Path, state: Sta
     save_file(state, tmp_path / "m" / "head.safetensors")
     with pytest.raises(UserError, match=told):
         read(tmp_path / "m")
+
+
+def without_head(state: State) -> State:
+    return {n: t for n, t in state.items() if not n.startswith(("lm_head.", "cls."))}
+
+
+@pytest.mark.parametrize("name", ["mpnet", "roberta", "bert"])
+def test_a_masked_model_whose_file_holds_the_encoder_alone(tiny: Tiny, tmp_path: Path, name: str) -> None:
+    """What sentence-transformers saves: config.json names the masked model, the file has no head."""
+    whole = read(tiny(name), "mean")
+    bare = read(changed(tiny(name), tmp_path / "bare", without_head))
+    assert (bare.kind, digest(bare.model)) == ("head", digest(whole.model))
+    assert any("its encoder alone" in note for note in bare.notes)
+    with pytest.raises(UserError, match="missing from the file"):
+        read(tmp_path / "bare", "words")
+
+
+@pytest.mark.parametrize("name", ["mpnet", "roberta", "bert"])
+def test_part_of_a_head_is_a_damaged_file(tiny: Tiny, tmp_path: Path, name: str) -> None:
+    state = load_file(tiny(name) / "model.safetensors")
+    first, *others = sorted(set(state) - set(without_head(state)))
+    assert others
+    folder = changed(tiny(name), tmp_path / "m", lambda s: {n: t for n, t in s.items() if n != first})
+    with pytest.raises(UserError, match="missing from the file"):
+        read(folder)
+
+
+def test_a_causal_model_without_its_own_head_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="missing from the file: lm_head.weight"):
+        read(changed(tiny("qwen2"), tmp_path / "m", without_head))

@@ -33,6 +33,10 @@ class Unfit(UserError):
         self.wrong = wrong
 
 
+class Headless(Unfit):
+    """All that is missing is the whole head: the file holds the base model alone, as sentence-transformers saves it."""
+
+
 def built(build: Build, source: str | None, seed: int, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Model and loading info; sizes that differ are left to the judge, and what the loader would only log is in the error."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _told() as lines:
@@ -99,7 +103,8 @@ def judged(source: str, model: Any, info: Mapping[str, Any], entries: Mapping[st
     ]
     if told:
         number = len(missing) + len(foreign) + len(shapes) + len(integers) + len(twice)
-        raise Unfit(
+        headless = len(told) == 1 and bool(missing) and _is_whole_head(model, missing)
+        raise (Headless if headless else Unfit)(
             f"the weights of {source} are not those of its configuration ({type(model).__name__}): {'; '.join(told)}.\n"
             "Nothing is trained, since such weights would be random numbers. Give the folder that save_pretrained wrote, correct "
             "config.json, or save the state_dict of the model itself, not of what wraps it",
@@ -111,6 +116,16 @@ def judged(source: str, model: Any, info: Mapping[str, Any], entries: Mapping[st
     if unexpected - foreign:
         notes.append(f"parts of the file that this task does not use are left out: {listed(unexpected - foreign)}")
     return notes
+
+
+def _is_whole_head(model: Any, missing: set[str]) -> bool:
+    """Whether these are all weights outside of the base model; those tied to one inside are not the head's own."""
+    base = getattr(model, model.base_model_prefix, None)
+    if not isinstance(base, nn.Module) or base is model:
+        return False
+    weights = {name: id(t) for name, t in model.state_dict(keep_vars=True).items()}
+    inside = {id(t) for t in base.state_dict(keep_vars=True).values()}
+    return {weights[name] for name in missing} == set(weights.values()) - inside
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from blockzo.finetune.models.checkpoint import fitted
 from blockzo.finetune.models.devices import put
 from blockzo.finetune.models.gguf import gguf_file, read_gguf
 from blockzo.finetune.models.heads import HEAD_FILE, HeadedEncoder, check_forward, trained_classifier
+from blockzo.finetune.models.judge import Headless
 from blockzo.finetune.models.lora import ADAPTER, add_lora, merged, save_adapter
 from blockzo.finetune.models.lora_options import LoraOptions, parse_adapter
 from blockzo.finetune.models.packages import fetch
@@ -107,9 +108,20 @@ def load(
         if (task == "lm" or find_written_task(task) is not None) and kind != "causal":
             raise UserError(f"{source} is not a causal model; --task {task} needs one that predicts the next token")
         tokenizer = attempt(source, lambda: transformers.AutoTokenizer.from_pretrained(source, **trust))
-        auto, options = _how(transformers, kind, config)
-        options.update(dtype=TORCH_DTYPES[dtype], config=config, **trust)
-        model, notes = attempt(source, lambda: fitted(source, auto, options, entries, config, seed))
+
+        def weights_of(kind: str) -> tuple[Any, list[str]]:
+            auto, options = _how(transformers, kind, config)
+            options.update(dtype=TORCH_DTYPES[dtype], config=config, **trust)
+            return attempt(source, lambda: fitted(source, auto, options, entries, config, seed))
+
+        try:
+            model, notes = weights_of(kind)
+        except Headless:
+            if kind != "masked" or head != "auto":
+                raise
+            kind = "head"
+            model, notes = weights_of(kind)
+            notes = [f"{source} names a masked model and holds its encoder alone: mean pooling and a linear layer", *notes]
     _check_tokenizer(source, model, tokenizer)
     if kind == "head":
         model = _with_head(model, source, classes, seed)
