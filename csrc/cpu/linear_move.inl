@@ -134,7 +134,7 @@ struct TileNoise {
 };
 
 // One move along Gaussians that nothing else needs: they meet their weights in registers, while memory brings the next weights
-// (measured: a twentieth of a product by 32 tokens). Rows begin with a pair and end with a vector.
+// (measured: a twentieth of a product by 32 tokens). Rows begin and end with whole blocks, of 8 numbers, and with whole vectors.
 template <class MakeRow>
 INLINE void move_fresh_values(const LinearPlan& plan, uint32_t direction, TileNoise& noise, uint64_t index, int rows, int count,
                               float scale, float* out, const MakeRow& make_row) {
@@ -156,7 +156,7 @@ INLINE void move_fresh_values(const LinearPlan& plan, uint32_t direction, TileNo
 
 INLINE bool fresh_values(const LinearPlan& plan, const LinearDirection& along, uint64_t index, int count) {
   return along.noisy && plan.distribution == GAUSSIAN && along.moves.size() == 1 && plan.call.weight_dtype <= FLOAT16 &&
-         count % LANES == 0 && index % 8 == 0 && plan.call.noise_row % 8 == 0;
+         count % LANES == 0 && count % 8 == 0 && index % 8 == 0 && plan.call.noise_row % 8 == 0;
 }
 
 // Rows [row, row + rows) and columns [column, column + count) by one or two moves into moved[move][row][LINE].

@@ -86,6 +86,14 @@ def test_any_size(name, dtype, distribution, path, rows, tokens, width, groups, 
     assert agrees(out, x, weight, None, start, step, False)
 
 
+@pytest.mark.parametrize("width", [4, 8, 12, 16, 20, 380, 388])
+def test_rows_that_end_within_a_block_of_noise(isa: str, width: int) -> None:
+    """A block of Gaussians is 8 numbers, and a vector of the narrowest sets is 4."""
+    step = make_step(Noise(SEED, "gaussian"), [3], [0.5])
+    weight, x = numbers(9, width + 8 - width % 8)[:, :width], numbers(1, 3, width)
+    assert agrees(cpu.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles"), x, weight, None, 0, step, False)
+
+
 @pytest.mark.parametrize(("rows", "tokens", "width"), [(128, 1, 64), (300, 16, 130), (1100, 33, 64), (200, 47, 1030)])
 def test_many_rows_of_bfloat16(isa: str, rows: int, tokens: int, width: int) -> None:
     """As many as make tables of sums worth while, where the CPU has 16-bit products."""
