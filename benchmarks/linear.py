@@ -117,7 +117,7 @@ def one_bf16(table: Table, rounds: int, weight: Callable[[], Tensor], tokens: in
     rows, width = weight().shape
     x, bias = torch.randn(1, tokens, width).bfloat16(), torch.randn(rows).bfloat16()
     dots = os.environ.get("ONEDNN_MAX_CPU_ISA") != "AVX2" and panels.multiplies(torch.bfloat16)
-    path = panels.choose_path(x, weight(), _native.chosen(), _native.vendor()) if dots else "tiles"
+    path = panels.choose_path(x, weight(), 0, _native.chosen(), _native.vendor()) if dots else "tiles"
     move = make_step(NOISE, [0], [EPS])
     times = paired(
         {

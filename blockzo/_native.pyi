@@ -54,6 +54,7 @@ def linear(
     noise: tuple[int, int],
     bias: tuple[int, int, int],
     out: int,
+    narrow: bool,
     step: _Step,
     stream: int,
     threads: int,

@@ -90,7 +90,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("linear", [](const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes,
                      const std::tuple<uintptr_t, int, int64_t, int64_t>& x,
                      const std::tuple<uintptr_t, int, int64_t, uintptr_t>& weight, const std::tuple<int64_t, int64_t>& noise,
-                     const std::tuple<uintptr_t, int, int64_t>& bias, uintptr_t out, const StepTuple& step, uint32_t stream,
+                     const std::tuple<uintptr_t, int, int64_t>& bias, uintptr_t out, bool narrow, const StepTuple& step, uint32_t stream,
                      int threads) {
     const auto at = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
     const auto [groups, tokens, rows, width] = sizes;
@@ -99,7 +99,7 @@ PYBIND11_MODULE(_native, m) {
     const auto [bias_at, bias_dtype, bias_group] = bias;
     const Linear call{groups,  tokens,  rows,       width,    at(x_at),        x_dtype,     x_group,
                       x_row,   at(weight_at), weight_dtype, weight_row, (const float*)at(scales), std::get<0>(noise),
-                      std::get<1>(noise), at(bias_at), bias_dtype, bias_group, at(out)};
+                      std::get<1>(noise), at(bias_at), bias_dtype, bias_group, at(out), narrow};
     const Step s = make_step(step);
     py::gil_scoped_release release;
     linear(call, s, stream, threads);

@@ -17,6 +17,8 @@ from blockzo.ops.quantized import QuantizedWeight
 
 PATHS = ("tiles", "panels", "narrow panels")
 """The kernel that moves and multiplies in one; float32 panels; panels in the 16-bit dtype of weight and x."""
+NARROW_TILES = "narrow tiles"
+"""The kernel with moved weights rounded to bfloat16, where the CPU has a matrix unit (AMX)."""
 
 PANEL_BYTES = 10 << 20
 """Every product packs x again, so few large panels beat many that stay in a second-level cache: OPT-125M at 1,024 tokens took
@@ -24,7 +26,7 @@ PANEL_BYTES = 10 << 20
 """
 MovePanel = Callable[[Tensor, Tensor, int, Any, int], None]
 """out, rows of the weight, index of the first, step of one direction, stream."""
-TILE_TOKENS = {"avx512": 384, "avx2": 256, "neon": 256, "baseline": 64}
+TILE_TOKENS = {"amx": 384, "avx512": 384, "avx2": 256, "neon": 256, "baseline": 64}
 """Tokens a group below which the fused kernel is the faster way, by instruction set; four times these for 16-bit weights.
 
 Measured where the product of torch uses the same instructions. MKL uses AVX-512 on Intel's CPUs only: on an AMD EPYC (Zen 5) it
@@ -50,7 +52,7 @@ def multiplies(dtype: torch.dtype) -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in names.get(dtype, ()))
 
 
-def choose_path(x: Tensor, weight: Tensor | QuantizedWeight, isa: str, vendor: str) -> str:
+def choose_path(x: Tensor, weight: Tensor | QuantizedWeight, start: int, isa: str, vendor: str) -> str:
     """By the tokens of one group, so that groups in one call have the bits of calls of their own.
 
     Args:
@@ -60,11 +62,18 @@ def choose_path(x: Tensor, weight: Tensor | QuantizedWeight, isa: str, vendor: s
         return "tiles"
     tokens = x.shape[1]
     if tokens >= NARROW_TOKENS and x.dtype == weight.dtype and multiplies(weight.dtype):
-        return "narrow panels"
-    if isa == "avx512" and vendor != "intel" and torch.backends.mkl.is_available():
+        few = isa == "amx" and tokens <= TILE_TOKENS[isa]
+        return NARROW_TILES if few and _fits_matrix_unit(weight, start) else "narrow panels"
+    if isa in ("avx512", "amx") and vendor != "intel" and torch.backends.mkl.is_available():
         return "tiles"
     most = TILE_TOKENS[isa] * (1 if weight.dtype == torch.float32 else 4)
     return "tiles" if tokens < most else "panels"
+
+
+def _fits_matrix_unit(weight: Tensor, start: int) -> bool:
+    """What `linear` in csrc/include/blockzo/cpu.h asks of rounded weights, whatever their noise."""
+    width = weight.shape[1]
+    return weight.dtype == torch.bfloat16 and width % 32 == 0 and weight.stride(0) == width and start % 16 == 0
 
 
 def _moves(step: Given) -> Iterator[tuple[Given, list[int]]]:

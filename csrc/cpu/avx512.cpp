@@ -1,7 +1,18 @@
 #include "isa.h"
 
+#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#define DOTS_KNOWN
+#endif
+
 #if defined(__x86_64__)
 #include <immintrin.h>
+#if defined(__linux__) && defined(DOTS_KNOWN) && __has_include(<amxbf16intrin.h>)
+#define TILES_KNOWN  // to the assembler too
+#include <climits>
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #pragma GCC push_options
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -48,7 +59,7 @@ bool runs_here() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2");
 }
 // Products of 16-bit pairs, on the CPUs of this set that have them.
-#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#ifdef DOTS_KNOWN
 #define DOTS_HERE __attribute__((target(SET ",avx512bf16"), noinline))
 DOTS_HERE bool has_dots() { return __builtin_cpu_supports("avx512bf16"); }
 __attribute__((target(SET ",avx512bf16"), always_inline)) inline wide_floats add_dot(wide_floats sum, wide_floats x, uint32_t pair) {
@@ -60,12 +71,32 @@ __attribute__((target(SET ",avx512bf16"), always_inline)) inline half_floats add
 #endif
 #include "../include/blockzo/gaussian.h"
 #include "kernels.inl"
+#ifdef TILES_KNOWN
+#include "linear_tiles.inl"
+KernelTable with_tiles() {
+  KernelTable table = TABLE;
+  table.name = "amx";
+  table.runs_here = has_tiles;
+  table.tiles_room = tiles_room;
+  table.tiles_rows = tiles_rows;
+  return table;
+}
+#endif
 }  // namespace
 const KernelTable* avx512_table() { return &TABLE; }
+#ifdef TILES_KNOWN
+const KernelTable* amx_table() {
+  static const KernelTable table = with_tiles();
+  return &table;
+}
+#else
+const KernelTable* amx_table() { return nullptr; }
+#endif
 }  // namespace blockzo
 #pragma GCC pop_options
 #else
 namespace blockzo {
 const KernelTable* avx512_table() { return nullptr; }
+const KernelTable* amx_table() { return nullptr; }
 }  // namespace blockzo
 #endif

@@ -31,4 +31,5 @@ constexpr void (*signs_rows)(const LinearPlan&, int64_t, int64_t, float*) = null
 #endif
 
 const KernelTable TABLE = {NAME,   runs_here,   perturb,     steps,    scaled,   fill,     widen,      dot,
-                           LANES, TOKENS, linear_pack, linear_rows, low_rank, has_dots, pack_pairs, signs_rows};
+                           LANES, TOKENS, linear_pack, linear_rows, low_rank, has_dots, pack_pairs, signs_rows,
+                           nullptr, nullptr};

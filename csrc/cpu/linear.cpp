@@ -1,6 +1,7 @@
 // `linear`: which groups share what, the scratch, and the work of the threads.
 #include <algorithm>
 #include <memory>
+#include <stdexcept>
 
 #include "table.h"
 #include "threads.h"
@@ -57,7 +58,7 @@ int64_t groups_along(const LinearDirection& direction) {
 }
 
 // Takes the next directions whose tokens go together, one at least, and gives their groups places.
-size_t take_batch(LinearPlan& plan, const std::vector<LinearDirection>& all, size_t next) {
+size_t take_batch(LinearPlan& plan, const std::vector<LinearDirection>& all, size_t next, int64_t most) {
   plan.directions.clear();
   plan.held.clear();
   do {
@@ -67,7 +68,7 @@ size_t take_batch(LinearPlan& plan, const std::vector<LinearDirection>& all, siz
         move.places.push_back((int)plan.held.size());
         plan.held.push_back(group);
       }
-  } while (next < all.size() && ((int64_t)plan.held.size() + groups_along(all[next])) * plan.call.tokens <= TOKENS_AT_ONCE);
+  } while (next < all.size() && ((int64_t)plan.held.size() + groups_along(all[next])) * plan.call.tokens <= most);
   return next;
 }
 
@@ -84,7 +85,8 @@ void signs_round(LinearPlan& plan, const KernelTable& table, int threads) {
   const Linear& call = plan.call;
   const int64_t packs = call.x_group ? (int64_t)plan.held.size() : 1;
   plan.padded = round_up(plan.tokens, table.token_lanes);
-  plan.packed = packed.floats(packs * plan.padded * call.width / 2);
+  plan.pairs = call.width / 2;
+  plan.packed = packed.floats(packs * plan.padded * plan.pairs);
   plan.stride = table.token_tile;
   const int64_t vectors = packs * plan.padded / table.token_lanes;
   in_parallel(vectors * call.width * table.token_lanes / 4, threads, [&](int number, int of) {
@@ -95,6 +97,32 @@ void signs_round(LinearPlan& plan, const KernelTable& table, int threads) {
     float* room = scratch.floats(SIGN_ROWS * (table.token_tile + call.width / 32 + 1) + (1 << 14));
     const int64_t first = call.rows * number / of, last = call.rows * (number + 1) / of;
     for (int64_t row = first; row < last; row += SIGN_ROWS) table.signs_rows(plan, row, std::min<int64_t>(last, row + SIGN_ROWS), room);
+  });
+}
+
+bool by_tiles(const Linear& call, int distribution, const KernelTable& table) {
+  return table.tiles_rows && call.x_dtype == BFLOAT16 && call.weight_dtype == BFLOAT16 && call.width > 0 && call.width % 2 == 0 &&
+         call.noise_row == call.width &&
+         (distribution == RADEMACHER || (call.narrow && call.width % 32 == 0 && call.start % 16 == 0));
+}
+
+void tiles_round(LinearPlan& plan, const KernelTable& table, int threads) {
+  static thread_local Scratch packed;
+  const Linear& call = plan.call;
+  const int64_t packs = call.x_group ? (int64_t)plan.held.size() : 1;
+  plan.padded = round_up(plan.tokens, table.token_lanes);
+  plan.pairs = round_up(call.width, 32) / 2;
+  plan.packed = packed.floats(packs * plan.padded * plan.pairs);
+  plan.stride = table.token_tile;
+  const int64_t vectors = packs * plan.padded / table.token_lanes;
+  in_parallel(vectors * call.width * table.token_lanes / 4, threads, [&](int number, int of) {
+    for (int64_t v = vectors * number / of; v < vectors * (number + 1) / of; ++v) table.pack_pairs(plan, v);
+  });
+  const int64_t panels = (call.rows + 31) / 32;
+  in_parallel(call.rows * call.width * ((int64_t)plan.held.size() * plan.padded / 64 + 1), threads, [&](int number, int of) {
+    static thread_local Scratch scratch;
+    const int64_t first = panels * number / of * 32, last = std::min(call.rows, panels * (number + 1) / of * 32);
+    if (first < last) table.tiles_rows(plan, first, last, scratch.floats(table.tiles_room(plan)));
   });
 }
 
@@ -130,14 +158,19 @@ void linear(const Linear& call, const Step& step, uint32_t stream, int threads) 
   if (!call.groups || !call.tokens || !call.rows) return;
   const KernelTable* table = chosen_table();
   const std::vector<LinearDirection> all = share_noise(step);
-  LinearPlan plan{call, step.seed, step.distribution, stream, {}, {}, depth_of(call.width), 0, 0, 0, 0, 0, 0, nullptr};
+  LinearPlan plan{call, step.seed, step.distribution, stream, {}, {}, depth_of(call.width), 0, 0, 0, 0, 0, 0, 0, nullptr};
+  const bool tiles = by_tiles(call, step.distribution, *table);
+  if (call.narrow && !tiles) throw std::invalid_argument("these weights cannot be rounded for a matrix unit");
+  const int64_t most = tiles ? std::clamp<int64_t>(TILE_BYTES / (2 * call.width) / 32 * 32, 32, TOKENS_AT_ONCE) : TOKENS_AT_ONCE;
   for (size_t next = 0; next < all.size();) {
-    next = take_batch(plan, all, next);
+    next = take_batch(plan, all, next, most);
     const int64_t tile = table->token_tile, groups = (int64_t)plan.held.size();
-    const int64_t at_once = std::max(tile, TOKENS_AT_ONCE / groups / tile * tile);
+    const int64_t at_once = std::max(tile, most / groups / tile * tile);
     for (plan.first_token = 0; plan.first_token < call.tokens; plan.first_token += at_once) {
       plan.tokens = std::min(at_once, call.tokens - plan.first_token);
-      if (by_signs(plan, *table))
+      if (tiles)
+        tiles_round(plan, *table, threads);
+      else if (by_signs(plan, *table))
         signs_round(plan, *table, threads);
       else
         linear_round(plan, *table, threads);

@@ -14,6 +14,7 @@ constexpr int PANEL_ROWS = 96;  // at most so many moved rows (104 KB a move) me
 constexpr int64_t PANEL_SUMS = 1 << 16;  // float32 sums of a panel (256 KB), unless one tile of rows has more
 constexpr int64_t TOKENS_AT_ONCE = 1024;  // tokens of a batch of directions; of one direction, weights are moved again for the rest
 
+constexpr int64_t TILE_BYTES = 3 << 19;   // of tokens that a matrix unit multiplies every panel by: half of a second-level cache
 constexpr int SIGN_ROWS = 1020;  // whole tiles of rows for which sums over signs are looked up in the same tables
 
 // Groups that see the same moved weight, and where among those held they are.
@@ -42,6 +43,7 @@ struct LinearPlan {
   int64_t tokens, padded;     // tokens of a group in this round, and the same in whole vectors
   int64_t stride;             // floats between two rows of sums, which have the tokens of all groups held
   int64_t tiles;              // token tiles of a group
+  int64_t pairs;              // where tokens are packed as pairs: pairs of a token, those behind the last column are 0
   float* packed;              // [groups held, or 1 where they share x][padded / tile][width][tile]
 };
 

@@ -15,7 +15,9 @@ void pack_pairs(const LinearPlan& plan, int64_t vector) {
     const int64_t token = first + lane < plan.tokens ? first + lane : plan.tokens - 1;
     rows[lane] = (const float*)((const uint16_t*)call.x + plan.held[place] * call.x_group + (plan.first_token + token) * call.x_row);
   }
-  pack_rows(rows, (int)(call.width / 2), plan.packed + vector * (call.width / 2) * LANES, LANES);
+  float* const out = plan.packed + vector * plan.pairs * LANES;
+  pack_rows(rows, (int)(call.width / 2), out, LANES);
+  memset(out + call.width / 2 * LANES, 0, sizeof(vf) * (size_t)(plan.pairs - call.width / 2));
 }
 
 template <class V, class Bits>

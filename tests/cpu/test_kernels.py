@@ -20,7 +20,7 @@ GUARD = 64
 
 def test_the_plain_kernels_are_there() -> None:
     assert "baseline" in _native.available()
-    assert set(_native.available()) <= set(_native.compiled()) <= {"baseline", "avx2", "avx512", "neon"}
+    assert set(_native.available()) <= set(_native.compiled()) <= {"baseline", "avx2", "avx512", "amx", "neon"}
     assert _native.chosen() in _native.available()
 
 

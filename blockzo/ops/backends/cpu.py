@@ -160,15 +160,15 @@ def perturbed_linear(
     stream: int,
     path: str | None = None,
 ) -> Tensor:
-    """`path`: one of `panels.PATHS`, for tests and benchmarks; None takes the one that was measured to be fastest."""
-    path = path or panels.choose_path(x, weight, _native.chosen(), _native.vendor())
-    if path == "tiles" or isinstance(weight, QuantizedWeight):
-        return _tiles(x, weight, bias, start, step, stream)
+    """`path`: one of `panels.PATHS`, or `panels.NARROW_TILES`, for tests and benchmarks; None takes the one that was measured to be fastest."""
+    path = path or panels.choose_path(x, weight, start, _native.chosen(), _native.vendor())
+    if path in ("tiles", panels.NARROW_TILES) or isinstance(weight, QuantizedWeight):
+        return _tiles(x, weight, bias, start, step, stream, path == panels.NARROW_TILES)
     return panels.perturbed_linear(x, weight, bias, start, step, stream, path == "narrow panels", move_panel)
 
 
 def _tiles(
-    x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None, start: int, step: Step, stream: int
+    x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None, start: int, step: Step, stream: int, narrow: bool
 ) -> Tensor:
     groups, tokens, width = x.shape
     rows = weight.shape[0]
@@ -192,6 +192,7 @@ def _tiles(
         (start, apart),
         (0, 0, 0) if bias is None else (bias.data_ptr(), _DTYPES[bias.dtype], bias.stride(0) if bias.dim() == 2 else 0),
         out.data_ptr(),
+        narrow,
         _step(step),
         stream,
         torch.get_num_threads(),
