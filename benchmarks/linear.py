@@ -1,10 +1,11 @@
 """perturbed_linear against torch's F.linear on plain weights, layer by layer of OPT-125M and Llama-134M.
 
-    python benchmarks/linear.py [--only layers bf16 groups quantized step] [--threads 2] [--rounds 15] [--no-save]
+    python benchmarks/linear.py [--only layers bf16 wide groups quantized step] [--threads 2] [--rounds 15] [--no-save]
 
 layers     float32, Rademacher and Gaussian, 16 to 1,024 tokens in one group: time over F.linear's.
 bf16       bfloat16 weights and x: times faster than F.linear in bfloat16. `--plain-bf16` holds torch and the kernels to AVX2,
            which has no 16-bit dot products.
+wide       bfloat16, 8,192 x 3,072: time over F.linear's.
 groups     4 directions, both signs, 16 tokens each: one call against eight.
 quantized  8 and 4 bit bases against F.linear on float32.
 step       all linear layers of a model's forward, in order, at 64 and 1,024 tokens.
@@ -44,6 +45,7 @@ T = TypeVar("T")
 COLD_BYTES = 128 << 20
 EPS = 1e-3
 NOISE = Noise(1)
+WIDE_LIMITS: dict[str, dict[int, float]] = {"rademacher": {16: 1.3, 64: 1.15}, "gaussian": {64: 1.5}}
 STEP_LIMITS = {64: 1.2, 1024: 1.05}
 PLAIN = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -131,6 +133,22 @@ def one_bf16(table: Table, rounds: int, weight: Callable[[], Tensor], tokens: in
     table.add(case, f"times faster than F.linear, {path}", faster, "x", None if dots else 3.0)
 
 
+def wide(table: Table, rounds: int) -> None:
+    weight = cold(8192, 3072, torch.bfloat16)
+    for tokens in (16, 64, 256, 1024):
+        x = torch.randn(tokens, 3072).bfloat16()
+
+        def moved(distribution: str, x: Tensor = x) -> Callable[[], Tensor]:
+            noise = Noise(1, distribution)
+            return lambda: perturbed_linear(x, weight(), None, noise, 5, [0], [EPS])
+
+        sides = {"torch": lambda x=x: F.linear(x, weight())} | {name: moved(name) for name in WIDE_LIMITS}
+        times = paired(sides, rounds=rounds)
+        for name, limits in WIDE_LIMITS.items():
+            case = f"bfloat16 8192 x 3072 {tokens} tokens {_native.chosen()} {name}"
+            table.add(case, "over F.linear", slower(times, name, "torch"), "x", at_most=limits.get(tokens))
+
+
 def groups(table: Table, rounds: int) -> None:
     for rows, width in ((768, 768), (3072, 768), (768, 3072), (576, 576)):
         one_grouped(table, rounds, cold(rows, width, torch.float32))
@@ -212,7 +230,7 @@ def forwards(weights: list[Tensor], tokens: int) -> dict[str, Callable[[], None]
     return {"plain": plain, "moved": moved}
 
 
-PARTS = {"layers": layers, "bf16": bf16, "groups": groups, "quantized": quantized, "step": step}
+PARTS = {"layers": layers, "bf16": bf16, "wide": wide, "groups": groups, "quantized": quantized, "step": step}
 
 
 def main() -> None:
