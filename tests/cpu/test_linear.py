@@ -144,7 +144,9 @@ def test_rounded_weights_are_refused_where_no_matrix_unit_takes_them(isa: str) -
             cpu.perturbed_linear(x, weight, None, start, step, STREAM, panels.NARROW_TILES)
 
 
-@pytest.mark.parametrize(("rows", "tokens", "width"), [(128, 1, 64), (300, 16, 130), (1100, 33, 64), (200, 47, 1030), (33, 200, 3072)])
+@pytest.mark.parametrize(
+    ("rows", "tokens", "width"), [(128, 1, 64), (300, 16, 130), (1100, 33, 64), (200, 47, 1030), (33, 200, 3072)]
+)
 def test_many_rows_of_bfloat16(isa: str, rows: int, tokens: int, width: int) -> None:
     """As many as make tables of sums worth while, where the CPU has 16-bit products."""
     step = make_step(Noise(SEED), DIRECTIONS, SCALES)

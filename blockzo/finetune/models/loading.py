@@ -121,7 +121,10 @@ def load(
                 raise
             kind = "head"
             model, notes = weights_of(kind)
-            notes = [f"{source} names a masked model and holds its encoder alone: mean pooling and a linear layer", *notes]
+            notes = [
+                f"{source} names a masked model and holds its encoder alone: mean pooling and a linear layer",
+                *notes,
+            ]
     _check_tokenizer(source, model, tokenizer)
     if kind == "head":
         model = _with_head(model, source, classes, seed)
