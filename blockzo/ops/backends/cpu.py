@@ -160,7 +160,7 @@ def perturbed_linear(
     stream: int,
     path: str | None = None,
 ) -> Tensor:
-    """`path`: one of `panels.PATHS`, or `panels.NARROW_TILES`, for tests and benchmarks; None takes the one measured to be fastest."""
+    """`path`: one of `panels.PATHS`, or `panels.NARROW_TILES`, for tests and benchmarks; None: the fastest as measured."""
     path = path or panels.choose_path(x, weight, start, _native.chosen(), _native.vendor())
     if path in ("tiles", panels.NARROW_TILES) or isinstance(weight, QuantizedWeight):
         return _tiles(x, weight, bias, start, step, stream, path == panels.NARROW_TILES)
