@@ -1,11 +1,12 @@
-"""Questions about a passage, answered in writing: SmolLM2-135M on 273 rows of SQuAD, F1 on 128 rows of other passages.
+"""Questions about a passage, answered in writing: SmolLM2-135M on 273 rows of SQuAD, F1 on rows of other passages.
 
     python benchmarks/squad.py [--seeds 0 1 2] [--no-save]
     python benchmarks/squad.py --search 1e-3 3e-3      rates on other rows and another seed, nothing is written
 
 Runs of `blockzo finetune` (LoRA, FZOO, loss of the answers), one a seed; a run that is there (runs/squad/seed-N/summary.json) is
-read and not repeated, and one that was stopped goes on. F1 and exact match are of greedy answers, as SQuAD counts them. The rows
-are what `squad_rows` says of `shared/data/squad_small`: no published split, so no published scores to compare with.
+read and not repeated, and one that was stopped goes on. Of the 162 test rows 128 are scored, which the seed chooses. F1 and exact
+match are of greedy answers, as SQuAD counts them. The rows are what `squad_rows` says of `shared/data/squad_small`: no published
+split, so no published scores to compare with.
 """
 
 from __future__ import annotations

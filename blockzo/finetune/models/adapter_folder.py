@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ def with_adapter(model: Any, folder: Path, base: str) -> Any:
         raise UserError(f"{folder} has no {WEIGHTS}; save the adapter with save_pretrained")
     held = set(file_entries(folder / WEIGHTS))
     try:
-        made = PeftModel.from_pretrained(model, str(folder))
+        # what PEFT makes of its names is looked at below
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = PeftModel.from_pretrained(model, str(folder))
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(
             f"{folder} does not fit {base}: {_first_line(error)}. Name its base model with --base"
