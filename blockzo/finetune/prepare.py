@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,13 +139,13 @@ def prepare(
             trust_remote_code=settings.trust_remote_code,
             device=find_device(settings.device),
             peft=settings.peft,
+            trainable=settings.trainable,
+            quantize=settings.quantize,
         )
         if adapter is not None:
             say(f"adding {adapter}")
             loaded.model = with_adapter(loaded.model, adapter, path)
     notes += loaded.notes
-    if settings.trainable is not None:
-        freeze_others(loaded.model, settings.trainable)
     train: Encoded
     held_out: Encoded
     begin = begin_token(loaded.tokenizer, loaded.kind)
@@ -207,21 +206,3 @@ def _parts(texts: Sequence[int], owners: int, notes: list[str]) -> list[list[int
     if len(found) < owners:
         notes.append(f"{owners - len(found)} of {owners} owners have no window of text to train on and are left out")
     return [found[owner] for owner in sorted(found)]
-
-
-def freeze_others(model: Any, patterns: str) -> None:
-    """Leaves trainable only the parameters whose names match one of the comma-separated patterns (`*` and `?` as in a shell).
-
-    Raises:
-        UserError: a pattern matches nothing.
-    """
-    wanted = [pattern.strip() for pattern in patterns.split(",")]
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for pattern in wanted:
-        if not fnmatch.filter(names, pattern):
-            raise UserError(
-                f"--trainable {pattern!r} matches no parameter; expected patterns like '*norm*', and names like {names[0]}"
-            )
-    for name, parameter in model.named_parameters():
-        matched = any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
-        parameter.requires_grad_(parameter.requires_grad and matched)

@@ -75,6 +75,8 @@ def replay(
         trust_remote_code=trust_remote_code,
         device=find_device(device),
         peft=settings.peft,
+        trainable=settings.trainable,
+        quantize=settings.quantize,
     )
     for note in loaded.notes:
         reporter.warn(note)

@@ -12,7 +12,7 @@ from blockzo.contract import DISTRIBUTIONS, MAX_RANK
 from blockzo.finetune.data.tasks import OTHERS, TASKS, WRITTEN_TASKS
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.built_in import BUILT_IN
-from blockzo.finetune.models.dtypes import AUTO, DTYPES
+from blockzo.finetune.models.dtypes import AUTO, DTYPES, QUANTIZED
 from blockzo.finetune.models.lora_options import parse_adapter
 from blockzo.finetune.number_lists import counts, numbers, places
 from blockzo.finetune.option import DATA, EVERY, FINETUNE, METHOD, MODEL, RUN, check, listed, option
@@ -105,6 +105,12 @@ class Settings:
         "Run Python code that comes with the model.", MODEL, False, commands=EVERY, free=True
     )
     trainable: str | None = option("Train only parameters with such names: *norm*,lm_head*.", METHOD, None)
+    quantize: str | None = option(
+        "Hold the frozen linear layers under --peft or --trainable in few bits: {choices}.",
+        METHOD,
+        None,
+        choices=QUANTIZED,
+    )
     peft: str | None = option(
         "Train an adapter, not the weights: lora:r=8,alpha=16,targets=q_proj+v_proj, or dora:...", METHOD, None
     )
@@ -169,8 +175,14 @@ class Settings:
             raise UserError(f"--seed is {self.seed}; expected an integer in [0, 2**64)")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UserError(f"--weight-decay is {self.weight_decay}; expected a finite number that is not negative")
+        if self.quantize is not None and self.peft is None and self.trainable is None:
+            raise UserError(
+                f"--quantize {self.quantize} is for frozen layers; say what is trained beside them: --peft lora, or --trainable "
+                "'*norm*'"
+            )
         if self.peft is not None:
-            parse_adapter(self.peft)
+            if parse_adapter(self.peft).kind == "dora" and self.quantize is not None:
+                raise UserError("--peft dora reads the lengths of the base's rows; with --quantize take --peft lora")
             if self.head == "mean":
                 raise UserError(
                     "--peft goes with language-model heads; leave --head mean out, or train the head with --trainable"

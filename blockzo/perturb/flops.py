@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blockzo.perturb.quantized_linear import quantized_linear
+
 
 def _linear(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> int:
     return 2 * result.numel() * _argument(args, kwargs, 0, "input").shape[-1]
@@ -42,6 +44,7 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, *names:
 
 _FORMULAS: dict[Callable[..., Any], Callable[[tuple[Any, ...], dict[str, Any], Tensor], int]] = {
     F.linear: _linear,
+    quantized_linear: _linear,
     F.scaled_dot_product_attention: _attention,
     F.conv1d: _convolution,
     F.conv2d: _convolution,

@@ -8,12 +8,49 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from blockzo.noise import Noise
 from blockzo.ops.linear import perturbed_linear
 from blockzo.ops.quantized import QuantizedWeight, quantize
 
 _NO_NOISE = Noise(0)
+
+
+def _multiplied(
+    input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None, bits: int, rows: int, width: int
+) -> Tensor:
+    return perturbed_linear(input, QuantizedWeight(data, scale, bits, (rows, width)), bias, _NO_NOISE, 0, [0], [0.0])
+
+
+def _grouped(info: Any, dims: tuple[int | None, ...], input: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    """A group is more rows of the input, and rows do not know of each other; the base has none."""
+    place = dims[0]
+    assert place is not None and not any(dim is not None for dim in dims[1:])
+    return _linear(input.movedim(place, 0).contiguous(), *rest), 0
+
+
+_LIBRARY = torch.library.Library("blockzo_layers", "DEF")
+_LIBRARY.define(
+    "quantized_linear(Tensor input, Tensor data, Tensor scale, Tensor? bias, int bits, int rows, int width) -> Tensor"
+)
+_LIBRARY.impl("quantized_linear", _multiplied, "CompositeExplicitAutograd")
+_linear = torch.ops.blockzo_layers.quantized_linear
+torch.library.register_fake(
+    "blockzo_layers::quantized_linear",
+    lambda input, data, scale, bias, bits, rows, width: input.new_empty((*input.shape[:-1], rows)),
+    lib=_LIBRARY,
+)
+torch.library.register_vmap("blockzo_layers::quantized_linear", _grouped, lib=_LIBRARY)
+
+
+def quantized_linear(input: Tensor, *rest: Any) -> Tensor:
+    """The layer's operation as a torch function, so that a perturbed forward counts its FLOPs."""
+    if has_torch_function_unary(input):
+        seen: Tensor = handle_torch_function(quantized_linear, (input,), input, *rest)
+        return seen
+    made: Tensor = _linear(input, *rest)
+    return made
 
 
 class QuantizedLinear(nn.Module):
@@ -49,7 +86,7 @@ class QuantizedLinear(nn.Module):
         if torch.is_grad_enabled() and input.requires_grad:  # the kernel has no backward
             bias = None if self.bias is None else self.bias.to(input.dtype)
             return F.linear(input, self.weight.dequantize().to(input.dtype), bias)
-        return perturbed_linear(input, self.weight, self.bias, _NO_NOISE, 0, [0], [0.0])
+        return quantized_linear(input, self.data, self.scale, self.bias, self.bits, self.out_features, self.in_features)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> QuantizedLinear:
         scale = self.scale

@@ -40,6 +40,7 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--overflow": ("ignore",),
     "--device": ("gpu", "cuda:", "cuda:999", ""),
     "--peft": ("prefix:r=2", "", "lora:r=0", "lora:targets=nothing"),
+    "--quantize": ("int8", "int3", ""),
     "--columns": ("text", "=text", "text=nothing"),
     "--metrics": ("bleu", "f1"),
     "--max-new-tokens": COUNT,

@@ -24,6 +24,8 @@ from blockzo.finetune.models.judge import Headless
 from blockzo.finetune.models.lora import ADAPTER, add_lora, merged, save_adapter
 from blockzo.finetune.models.lora_options import LoraOptions, parse_adapter
 from blockzo.finetune.models.packages import fetch
+from blockzo.finetune.models.quantized_base import quantize_base
+from blockzo.finetune.models.trainable import freeze_others
 from blockzo.finetune.models.transformers_library import TORCH_DTYPES, attempt, quiet_transformers
 from blockzo.finetune.models.weight_files import FLOATS, file_entries, weight_entries
 
@@ -42,6 +44,8 @@ class Loaded:
     """What was mended or left out."""
     adapter: LoraOptions | None = None
     """What is trained in place of the weights."""
+    quantized: str | None = None
+    """How the frozen linear layers are held."""
 
     @property
     def device(self) -> torch.device:
@@ -78,6 +82,8 @@ def load(
     trust_remote_code: bool = False,
     device: str | torch.device = "cpu",
     peft: str | None = None,
+    trainable: str | None = None,
+    quantize: str | None = None,
 ) -> Loaded:
     """Loads a folder, a GGUF file or folder, or a hub name. Two loads give the same bits.
 
@@ -88,6 +94,8 @@ def load(
         trust_remote_code: run Python code that comes with the model.
         device: where it runs.
         peft: an adapter to train in place of the weights, as `--peft` says it; its first weights come from `seed`.
+        trainable: patterns of names of the parameters to train; all others are frozen.
+        quantize: form in which frozen linear layers are held (`dtypes.QUANTIZED`).
 
     Raises:
         UserError: it cannot be found or loaded, its weights are not those of its configuration, or it has no head that the
@@ -139,8 +147,14 @@ def load(
     adapter = None if peft is None else parse_adapter(peft)
     if adapter is not None:
         add_lora(model, adapter, seed, source)
+    if trainable is not None:
+        freeze_others(model, trainable)
+    if quantize is not None:
+        if isinstance(model, HeadedEncoder):
+            raise UserError("--quantize goes with models that have a head of their own; leave --head mean out")
+        quantize_base(model, quantize, source)
     put(model, torch.device(device), source, weight_bytes(model))
-    return Loaded(model, tokenizer, kind, source, _limit(model, tokenizer), notes, adapter)
+    return Loaded(model, tokenizer, kind, source, _limit(model, tokenizer), notes, adapter, quantize)
 
 
 def _raw_config(folder: Path) -> dict[str, Any]:
@@ -278,10 +292,11 @@ def save(loaded: Loaded, folder: Path) -> None:
     """Weights in safetensors, configuration and tokenizer: `from_pretrained(folder)` loads them. With an adapter, they hold
     it, and the folder `adapter` in there has it alone.
     """
-    if loaded.adapter is None:
+    if loaded.adapter is None and loaded.quantized is None:
         loaded.model.save_pretrained(folder)
     else:
         loaded.model.save_pretrained(folder, state_dict=merged(loaded.model))
+    if loaded.adapter is not None:
         save_adapter(loaded.model, loaded.adapter, loaded.source, folder / ADAPTER)
     loaded.tokenizer.save_pretrained(folder)
     mask = os.umask(0)

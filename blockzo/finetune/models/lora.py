@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.lora_options import LoraOptions
+from blockzo.finetune.models.quantized_base import plain_weight
 from blockzo.finetune.models.seeded import seeded
 
 ADAPTER = "adapter"
@@ -58,11 +60,20 @@ def _config(options: LoraOptions) -> Any:
 
 @torch.no_grad()
 def merged(model: Any) -> dict[str, Tensor]:
-    """State of the model without an adapter, in which each wrapped weight has what its adapter adds; the model is not changed."""
+    """State of the model without an adapter, in which each wrapped weight has what its adapter adds, and quantised ones are what
+    they stand for; the model is not changed."""
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    held = {name: plain_weight(module) for name, module in model.named_modules()}
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     state: dict[str, Tensor] = {}
+    for name, plain in held.items():
+        if plain is not None:
+            owner = name.removesuffix(".base_layer")
+            # a quantised base cannot hold what is added
+            total = plain + layers[owner].get_delta_weight(NAME) if owner in layers else plain
+            state[f"{owner}.weight"] = total.to(dtype)
     for name, tensor in model.state_dict().items():
-        if ".lora_" in name:
+        if ".lora_" in name or _of_a_quantised(name, held):
             continue
         owner = name.rpartition(".base_layer.")[0]
         if owner in layers and name == f"{owner}.base_layer.weight":
@@ -72,6 +83,14 @@ def merged(model: Any) -> dict[str, Tensor]:
             tensor = layer.get_base_layer().weight
         state[name.replace(".base_layer.", ".")] = tensor
     return state
+
+
+def _of_a_quantised(name: str, held: Mapping[str, Tensor | None]) -> bool:
+    """Is it the weight of a quantised layer, or something that hangs on it? Its bias is not."""
+    parts = name.split(".")
+    owners = (".".join(parts[:end]) for end in range(len(parts)))
+    owner = next((place for place in owners if held.get(place) is not None), None)
+    return owner is not None and name != f"{owner}.bias"
 
 
 def save_adapter(model: Any, options: LoraOptions, base: str, folder: Path) -> None:
