@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from blockzo.contract import is_low_rank
 from blockzo.journal.record import float32
@@ -49,11 +50,22 @@ def make_step(
         raise ValueError(f"noise is a {type(noise).__name__}; expected blockzo.Noise(seed, distribution, rank)")
     if len(directions) != len(coefficients):
         raise ValueError(f"{len(coefficients)} coefficients for {len(directions)} directions; expected one each")
-    numbers = tuple(check_finite("a coefficient", float32(float(c))) for c in coefficients)
+    given = tuple(float(c) for c in coefficients)
+    # 0 and -0 would be one key
+    made = _made if all(given) else _made.__wrapped__
+    return made(noise, tuple(int(d) for d in directions), given, factor, stochastic)
+
+
+@lru_cache(maxsize=64)
+def _made(
+    noise: Noise, directions: tuple[int, ...], coefficients: tuple[float, ...], factor: float, stochastic: bool
+) -> Step:
+    """Every layer of a forward asks for the same."""
+    numbers = tuple(check_finite("a coefficient", float32(c)) for c in coefficients)
     return Step(
         noise.seed,
         noise.distribution,
-        tuple(check_direction(int(d)) for d in directions),
+        tuple(map(check_direction, directions)),
         numbers,
         check_finite("the decay factor", factor),
         stochastic,

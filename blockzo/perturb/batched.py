@@ -57,6 +57,11 @@ def is_wrapped(tensor: Tensor) -> bool:
     return found
 
 
+def transforming() -> bool:
+    """Is a transform of `torch.func` at work, which may have wrapped what a function is given?"""
+    return _functorch.peek_interpreter_stack() is not None
+
+
 def layers(tensor: Tensor) -> list[Tensor]:
     """The tensor as each transform at work sees it, inside first; the last is what the outermost was given."""
     found = [tensor]

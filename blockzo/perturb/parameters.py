@@ -76,6 +76,26 @@ class Index:
                     place = int(tensor.storage_offset()), len(self.by_id), parameter
                     storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(place)
         self.by_storage = {storage: _Storage(held) for storage, held in storages.items()}
+        ranges = sorted({(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in map(_storage_of, self.by_id.values())})
+        self._begins, self._ends = [begin for begin, _ in ranges], [end for _, end in ranges]
+
+    def may_hold(self, tensor: Tensor) -> bool:
+        """False: a plain tensor, wrapped by no transform, that is no moved parameter and no view of one. Nearly all that a
+        forward handles are such, and asking for a storage costs four times this.
+        """
+        if id(tensor) in self.by_id:
+            return True
+        try:
+            address = tensor.data_ptr()
+            place = bisect_right(self._begins, address)
+            return place > 0 and address < self._ends[place - 1]
+        except (RuntimeError, NotImplementedError):
+            # no address: sparse, fake
+            return True
+
+
+def _storage_of(parameter: Parameter) -> torch.UntypedStorage:
+    return parameter.tensor.untyped_storage()
 
 
 class _Storage:

@@ -82,6 +82,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
     """The tiles that were chosen, of operations on the GPU's kernels."""
     found: list[dict[str, int]] = []
     plain = products.tiles
+    products._plan.cache_clear()
     monkeypatch.setattr(products, "tiles", lambda *arguments: found.append(plain(*arguments)) or found[-1].copy())
     monkeypatch.setattr(choice, "for_tensor", lambda tensor: kernels)
     return found
@@ -128,10 +129,10 @@ def test_the_noise_is_that_of_the_contract(dtype: torch.dtype, distribution: str
 
 def test_pairs() -> None:
     step = make_step(Noise(0), [2, 5, 2, 5, 7, 2], [0.1] * 6)
-    pairs = products.pairs_of(step, 6)
+    pairs = products.pairs_of(step.directions, 6)
     assert pairs == [(0, 2), (1, 3), (5, -1), (4, -1)]
     assert products.tasks_of(pairs, 3, 2) == ((0, 2, 1, 3, 5, -1), (4, -1, -1, -1, -1, -1))
-    assert products.pairs_of(packed(step, torch.device("cpu")), 3) == [(0, -1), (1, -1), (2, -1)]
+    assert products.pairs_of(None, 3) == [(0, -1), (1, -1), (2, -1)]
     for directions, most in ((1, 1), (4, 4), (5, 3), (9, 3)):
         assert tiles(16, False, directions, True, True, 9)["SLOTS"] == most
     assert [part_count(*shape) for shape in ((64, 512), (4096, 4096), (2048, 8192), (50000, 2048))] == [

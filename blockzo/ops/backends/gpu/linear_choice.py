@@ -30,16 +30,17 @@ def choose(gpu: str, dtype: str, distribution: str, tokens: int) -> str:
     Raises:
         ValueError: the table is not one; it is named.
     """
-    rows = read(Path(os.environ.get("BLOCKZO_LINEAR_CHOICE") or FILE))
+    # a path is made for each layer of each forward where the table is asked by one
+    rows = read(os.environ.get("BLOCKZO_LINEAR_CHOICE") or str(FILE))
     row, key = rows.get(gpu, rows[ANY]), f"{dtype} {distribution}"
     # beyond, each tile of tokens would make the weight's noise again
     return "products" if tokens <= row.get(key, 0) else "panels"
 
 
 @lru_cache(maxsize=8)
-def read(path: Path) -> dict[str, dict[str, Any]]:
+def read(path: str) -> dict[str, dict[str, Any]]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); unset BLOCKZO_LINEAR_CHOICE, or measure it again") from None
     rows = {name: row for name, row in table.items() if isinstance(row, dict)} if isinstance(table, dict) else {}
@@ -55,4 +56,4 @@ def write(path: Path, gpu: str, row: dict[str, Any]) -> None:
     table[gpu] = row
     path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     read.cache_clear()
-    read(path)
+    read(str(path))

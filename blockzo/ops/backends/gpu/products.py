@@ -5,7 +5,8 @@ Experimental: never run on a GPU.
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -27,14 +28,36 @@ def _major(index: int | None) -> int:
     return torch.cuda.get_device_capability(index)[0]
 
 
-def pairs_of(step: Given, groups: int) -> list[tuple[int, int]]:
-    """Groups by twos of one direction; the second is `NONE` where one is left. Which directions of a packed step are alike is
-    not known here.
+@dataclass(frozen=True)
+class _Plan:
+    """What follows from shapes and directions: the same for all layers of one shape, step after step."""
+
+    tile: dict[str, int]
+    tasks: tuple[tuple[int, ...], ...]
+    bands: int
+    tiles: int
+    """Of tokens."""
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    directions: tuple[int, ...] | None, groups: int, tokens: int, rows: int, gaussian: bool, shared: bool, major: int
+) -> _Plan:
+    pairs = pairs_of(directions, groups)
+    paired = any(second != NONE for _, second in pairs)
+    tile = tiles(tokens, gaussian, len(pairs), paired, shared, major)
+    tasks = tasks_of(pairs, tile["SLOTS"], tile["SIDES"])
+    return _Plan({**EXACT, **tile}, tasks, -(-rows // tile["ROWS"]), -(-tokens // tile["TOKENS"]))
+
+
+def pairs_of(directions: tuple[int, ...] | None, groups: int) -> list[tuple[int, int]]:
+    """Groups by twos of one direction; the second is `NONE` where one is left. None: directions of a packed step, of which it is
+    not known here which are alike.
     """
-    if not isinstance(step, Step):
+    if directions is None:
         return [(group, NONE) for group in range(groups)]
     members: dict[int, list[int]] = {}
-    for group, direction in enumerate(step.directions):
+    for group, direction in enumerate(directions):
         members.setdefault(direction, []).append(group)
     found = [((*held, NONE)[k], (*held, NONE)[k + 1]) for held in members.values() for k in range(0, len(held), 2)]
     return sorted(found, key=lambda pair: pair[1] == NONE)
@@ -73,16 +96,16 @@ def products(
     bias_group = bias.stride(0) if bias is not None and bias.dim() == 2 else 0
     out = torch.empty(groups, tokens, rows, dtype=x.dtype, device=x.device)
     gaussian = step.distribution == "gaussian"
-    pairs = pairs_of(step, groups)
-    paired = any(second != NONE for _, second in pairs)
-    tile = tiles(tokens, gaussian, len(pairs), paired, shared, _major(x.device.index) if x.is_cuda else INTERPRETED_AS)
+    directions = step.directions if isinstance(step, Step) else None
+    major = _major(x.device.index) if x.is_cuda else INTERPRETED_AS
+    plan = _plan(directions, groups, tokens, rows, gaussian, shared, major)
     parts = part_count(rows, width) if parts is None else parts
     sums = out if parts == 1 else torch.empty(parts, *out.shape, dtype=torch.float32, device=x.device)
     with on_device(x):
-        tasks = table(tasks_of(pairs, tile["SLOTS"], tile["SIDES"]), queue_of(x.device))
-        numbers = step_tables([step], queue_of(x.device))
-        bands, blocks = -(-rows // tile["ROWS"]), -(-rows // SUM_BLOCK)
-        grid = programs(len(tasks), bands, -(-tokens // tile["TOKENS"]), parts)
+        queue = queue_of(x.device)
+        tasks, numbers = table(plan.tasks, queue), step_tables([step], queue)
+        count, blocks = len(plan.tasks), -(-rows // SUM_BLOCK)
+        grid = programs(count, plan.bands, plan.tiles, parts)
         products_kernel[grid](
             sums,
             x,
@@ -90,8 +113,8 @@ def products(
             out if bias is None else bias,
             tasks,
             *numbers,
-            len(tasks),
-            bands,
+            count,
+            plan.bands,
             groups,
             tokens,
             rows,
@@ -106,7 +129,7 @@ def products(
             signed(stream),
             BIAS=bias is not None and parts == 1,
             GAUSSIAN=gaussian,
-            **{**EXACT, **tile},
+            **plan.tile,
         )
         if parts > 1:
             add_parts[programs(groups * tokens, blocks)](
