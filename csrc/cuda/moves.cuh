@@ -79,8 +79,7 @@ __global__ void __launch_bounds__(WARPS* LANES, 3) move(const BlockzoTensor* ten
     if (run + part * LANES * EACH >= tensor.count) break;
     float value[PART][EACH];
     const int64_t base = run + part * LANES * EACH + lane * EACH;
-#pragma unroll
-    for (int p = 0; p < PART; ++p) load<EACH>(value[p], data, base + p * LANES * EACH, tensor.count, aligned);
+    load_parts<PART, LANES * EACH>(value, data, base, tensor.count, aligned);
     float total[PART][EACH];
     bool joined = false;
     for (int s = 0; s < step_count; ++s) {

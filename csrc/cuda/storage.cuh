@@ -43,6 +43,29 @@ __device__ __forceinline__ void load(float (&value)[N], const T* data, int64_t i
   for (int j = 0; j < N; ++j) value[j] = index + j < count ? widen(data[index + j]) : 0.0f;
 }
 
+// P parts, APART elements from one another. Where all of them lie inside, every vector is asked for before the first is widened: a branch
+// between two loads would have the second wait for the first.
+template <int P, int APART, int N, class T>
+__device__ __forceinline__ void load_parts(float (&value)[P][N], const T* data, int64_t index, int64_t count, bool aligned) {
+  if (aligned && index + (P - 1) * APART + N <= count) {
+    union {
+      uint4 wide[P][N * sizeof(T) / 16];
+      T each[P][N];
+    } held;
+#pragma unroll
+    for (int p = 0; p < P; ++p)
+#pragma unroll
+      for (int k = 0; k < (int)(N * sizeof(T) / 16); ++k) held.wide[p][k] = reinterpret_cast<const uint4*>(data + index + p * APART)[k];
+#pragma unroll
+    for (int p = 0; p < P; ++p)
+#pragma unroll
+      for (int j = 0; j < N; ++j) value[p][j] = widen(held.each[p][j]);
+    return;
+  }
+#pragma unroll
+  for (int p = 0; p < P; ++p) load<N>(value[p], data, index + p * APART, count, aligned);
+}
+
 template <int N, class T>
 __device__ __forceinline__ void store(const float (&value)[N], T* data, int64_t index, int64_t count, bool aligned) {
   if (aligned && index + N <= count) {

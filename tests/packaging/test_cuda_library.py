@@ -114,6 +114,22 @@ if NVCC:
         assert additions == 64
         assert (len(inner) - additions) / 64 <= 1.5 * LEAST_NOISE
 
+    def test_vectors_of_a_part_are_asked_for_together(library: Path) -> None:
+        """With one 16-byte load of a lane under way a move has about half of a GPU's bandwidth."""
+        import triton
+
+        found = execute([triton.knobs.nvidia.cuobjdump.path, "-sass", "-arch", "sm_90", library], library.parent).stdout
+        together = {}
+        for text in found.split("Function : ")[1:]:
+            words = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", text)
+            line = "".join(
+                "L" if re.match(r"LDG?\..*128", w) else "|" if w[:3] in ("BRA", "BSY", "BSS") else "" for w in words
+            )
+            together[text.split("\n")[0]] = max(map(len, re.findall(r"L+", line)))
+        for kind, least in (("13__nv_bfloat16", 4), ("6__half", 4), ("f", 8)):
+            (name,) = (name for name in together if f"4moveI{kind}Li0ELb0E" in name)
+            assert together[name] >= least, name
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
     def test_it_loads_without_a_driver_and_says_so(library: Path) -> None:
         found = cuda.load(library)
