@@ -46,7 +46,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{page.name} links to {target}: no such heading"
 
 
-BASES = ("", "blockzo", "blockzo/federated", "blockzo/federated/flower", "csrc", "docs", "examples/flower")
+BASES = (
+    "",
+    "blockzo",
+    "blockzo/federated",
+    "blockzo/federated/flower",
+    "csrc",
+    "docs",
+    "examples/flower",
+    "examples/flowertune",
+)
 PLACES = re.compile(r"(?<![\w/.$~{<-])[\w-]+/(?:[\w.-]+/)*[\w.-]*\.(?:py|cpp|cu|cuh|inl|sh|csv|md)\b")
 
 

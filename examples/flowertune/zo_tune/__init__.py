@@ -1,0 +1,1 @@
+"""Federated instruction tuning by scalars as a Flower app."""
