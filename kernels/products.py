@@ -55,7 +55,9 @@ def tiles(tokens: int, gaussian: bool, directions: int, paired: bool, shared: bo
     # with 64 rows this tile spills there
     warps = 8 if hopper and count == 64 and not shared else 4
     tile |= {"ROWS": 16 * warps, "TOKENS": count, "WIDTH": 64 if gaussian else 128, "WAITS": int(hopper)}
-    return {**tile, "num_warps": warps, "num_stages": 3 if count == 16 else 2}
+    # with three stages the Gaussian tile spills on Blackwell
+    stages = 3 if count == 16 and not (gaussian and major == 10) else 2
+    return {**tile, "num_warps": warps, "num_stages": stages}
 
 
 def part_count(rows: int, width: int) -> int:
