@@ -64,7 +64,8 @@ class LocalTransport:
         return found
 
     def synchronize(self) -> None:
-        """Brings every client that ever came to the last round."""
+        """Brings every client to the last round; a server that was restarted is told first what they hold."""
+        self.join(sorted(set(self.clients) - set(self.server.positions)))
         for name, message in self.server.bring_up_to_date().items():
             self.down[name] += len(message)
             self._talk(name, self.clients[name].handle(message))

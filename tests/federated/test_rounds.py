@@ -80,6 +80,7 @@ def test_who_was_not_asked_in_the_last_round_is_brought_up_to_date(ends: str, tm
         federation.transport.round(there)
     behind = [name for name, client in federation.clients.items() if client.position < 7]
     assert "c4" in behind and len(behind) > 2 and ("c5" in federation.server.diverged or "c5" in behind)
+    federation.restart_server()
     federation.server.diverged.add("c5")
     held = federation.catch_up()
     assert len(held) == 1 and {client.position for client in federation.clients.values()} == {7}

@@ -197,7 +197,7 @@ class Server:
         """Messages that bring clients to the last round, whoever was not asked in it; their answers go to `receive` as ever.
 
         Args:
-            names: of those meant; all who ever came where None.
+            names: of those meant; all who said hello to this process where None.
 
         Returns:
             name -> message, for who is known to lack records, or has other weights and begins again.
