@@ -15,7 +15,9 @@ from blockzo.ops.backends import reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import Step, joined_steps, make_step
 
-ISAS: list[str] = _native.available()
+LINEAR_ISAS: list[str] = _native.available()
+ISAS = [name for name in LINEAR_ISAS if name != "amx"]
+"""A matrix unit serves linear layers alone: all other kernels of that set are those of avx512."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DISTRIBUTIONS = ("rademacher", "gaussian")
 SEED = 0xFEDCBA9876543210

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,16 @@ from blockzo.noise import Noise
 from blockzo.ops import panels, perturbed_copy, perturbed_linear
 from blockzo.ops.backends import cpu, reference
 from blockzo.ops.steps import Step, make_step
-from tests.cpu.cases import DISTRIBUTIONS, DTYPES, ISAS, SEED, isa, same_bits, threads
+from tests.cpu import cases
+from tests.cpu.cases import DISTRIBUTIONS, DTYPES, LINEAR_ISAS, SEED, same_bits, threads
+
+
+@pytest.fixture(params=LINEAR_ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this CPU has, a matrix unit among them."""
+    with cases.isa(request.param):
+        yield request.param
+
 
 EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 STREAM = 77
@@ -66,7 +77,7 @@ def test_reference(isa: str, dtype: torch.dtype, path: str) -> None:
 
 @settings(max_examples=200)
 @given(
-    st.sampled_from(ISAS),
+    st.sampled_from(LINEAR_ISAS),
     st.sampled_from(DTYPES),
     st.sampled_from(DISTRIBUTIONS),
     st.sampled_from(["tiles", "panels"]),
@@ -81,7 +92,7 @@ def test_any_size(name, dtype, distribution, path, rows, tokens, width, groups, 
     step = make_step(Noise(SEED, distribution), DIRECTIONS[:groups], SCALES[:groups])
     weight = numbers(rows, width + apart, dtype=dtype)[:, apart // 2 : apart // 2 + width]
     x = numbers(groups, tokens, width, dtype=dtype)
-    with isa(name):
+    with cases.isa(name):
         out = cpu.perturbed_linear(x, weight, None, start, step, STREAM, path)
     assert agrees(out, x, weight, None, start, step, False)
 
@@ -104,7 +115,7 @@ def rounded(x: Tensor, weight: Tensor, bias: Tensor, start: int, step: Step) -> 
     return torch.stack(out)
 
 
-NARROW = ["narrow panels", *([panels.NARROW_TILES] if "amx" in ISAS else [])]
+NARROW = ["narrow panels", *([panels.NARROW_TILES] if "amx" in LINEAR_ISAS else [])]
 
 
 @pytest.mark.parametrize("path", NARROW)
@@ -255,9 +266,9 @@ def test_sets_that_fuse_agree_to_the_bit() -> None:
     x, weight = numbers(2, 19, 400), numbers(50, 400)
     step = make_step(Noise(SEED, "gaussian"), [1, 1], [0.1, -0.1])
     outs = []
-    for name in ISAS:
+    for name in LINEAR_ISAS:
         if name != "baseline":
-            with isa(name):
+            with cases.isa(name):
                 outs.append(cpu.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles"))
     assert all(same_bits(out, outs[0]) for out in outs)
 
