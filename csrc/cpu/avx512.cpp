@@ -12,6 +12,20 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+namespace blockzo {
+namespace {
+// The operating system lends the registers of the matrix unit to processes that ask.
+bool has_tiles() {
+  static const bool found = [] {
+    unsigned a, b, c, d;
+    if (!avx512_table()->runs_here() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1u) || !(d >> 24 & 1u)) return false;
+    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+  }();
+  return found;
+}
+}  // namespace
+}  // namespace blockzo
 #endif
 #pragma GCC push_options
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
@@ -73,22 +87,12 @@ __attribute__((target(SET ",avx512bf16"), always_inline)) inline half_floats add
 #include "kernels.inl"
 #ifdef TILES_KNOWN
 #include "linear_tiles.inl"
-KernelTable with_tiles() {
-  KernelTable table = TABLE;
-  table.name = "amx";
-  table.runs_here = has_tiles;
-  table.tiles_room = tiles_room;
-  table.tiles_rows = tiles_rows;
-  return table;
-}
+constexpr KernelTable AMX_TABLE = KERNELS("amx", has_tiles, tiles_room, tiles_rows);
 #endif
 }  // namespace
 const KernelTable* avx512_table() { return &TABLE; }
 #ifdef TILES_KNOWN
-const KernelTable* amx_table() {
-  static const KernelTable table = with_tiles();
-  return &table;
-}
+const KernelTable* amx_table() { return &AMX_TABLE; }
 #else
 const KernelTable* amx_table() { return nullptr; }
 #endif

@@ -30,6 +30,8 @@ constexpr void (*pack_pairs)(const LinearPlan&, int64_t) = nullptr;
 constexpr void (*signs_rows)(const LinearPlan&, int64_t, int64_t, float*) = nullptr;
 #endif
 
-const KernelTable TABLE = {NAME,   runs_here,   perturb,     steps,    scaled,   fill,     widen,      dot,
-                           LANES, TOKENS, linear_pack, linear_rows, low_rank, has_dots, pack_pairs, signs_rows,
-                           nullptr, nullptr};
+// constexpr: nothing of a set may run on a CPU that lacks it, the making of its table included
+#define KERNELS(name, runs, room_of_tiles, rows_of_tiles)                                                                         \
+  {name,  runs,   perturb,     steps,       scaled,   fill,     widen,      dot,                                                   \
+   LANES, TOKENS, linear_pack, linear_rows, low_rank, has_dots, pack_pairs, signs_rows, room_of_tiles, rows_of_tiles}
+constexpr KernelTable TABLE = KERNELS(NAME, runs_here, nullptr, nullptr);
