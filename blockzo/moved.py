@@ -27,7 +27,6 @@ HOMES = {
     "ops.native": "ops.backends.cpu",
     "ops.gpu": "ops.backends.gpu.kernels",
     "ops.cuda": "ops.backends.gpu.cuda",
-    "ops.gpu_linear": "ops.backends.gpu.linear",
     "ops.gpu_products": "ops.backends.gpu.products",
     "ops.gpu_runs": "ops.backends.gpu.runs",
     "ops.gpu_tables": "ops.backends.gpu.tables",
