@@ -17,6 +17,7 @@ from blockzo.federated.flower.identity import Identities
 from blockzo.federated.flower.plan import open_server
 from blockzo.federated.flower.rounds import Rounds
 from blockzo.federated.protocol import messages as m
+from blockzo.federated.server.hooks import Hooks
 from blockzo.federated.server.server import Server
 from blockzo.federated.signing import new_signers
 from tests.flower.conftest import CONFIG, digest_in_process
@@ -126,5 +127,5 @@ def test_a_worker_that_is_restarted_in_the_middle_of_a_sum_is_asked_anew(secure:
 def test_scores_of_single_clients_are_not_asked_for(tmp_path: Path) -> None:
     server, grid, rounds = make()
     with pytest.raises(ValueError, match="evaluate-every is 2"):
-        server_app._run(grid, {**SECURE, "evaluate-every": 2}, server, tmp_path)
+        server_app._run(grid, {**SECURE, "evaluate-every": 2}, server, tmp_path, Hooks())
     server.close()

@@ -24,7 +24,7 @@ TEMPLATE = (
     "{{ message['content'] }}{{ eos_token }}{% endgeneration %}{% else %}{{ message['content'] }} {% endif %}{% endfor %}"
 )
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"], task_type="CAUSAL_LM")
-RUNS = {"tiny": (0.3, 0.03), "stories": (1e-3, 0.5)}
+RUNS = {"tiny": (0.3, 0.03), "stories": (1e-4, 0.5)}
 """Learning rate, and by how much the loss falls at least; a random model has little to learn with."""
 ADJECTIVES = ("great", "good", "bad", "terrible")
 
