@@ -8,7 +8,6 @@
 #include <immintrin.h>
 #if defined(__linux__) && defined(DOTS_KNOWN) && __has_include(<amxbf16intrin.h>)
 #define TILES_KNOWN  // to the assembler too
-#include <climits>
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>

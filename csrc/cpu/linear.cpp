@@ -51,12 +51,6 @@ int depth_of(int64_t width) {
   return (int)std::max<int64_t>(32, round_up((width + blocks - 1) / blocks, 32));
 }
 
-int64_t groups_along(const LinearDirection& direction) {
-  int64_t groups = 0;
-  for (const LinearMove& move : direction.moves) groups += (int64_t)move.groups.size();
-  return groups;
-}
-
 // Takes the next directions whose tokens go together, one at least, and gives their groups places.
 size_t take_batch(LinearPlan& plan, const std::vector<LinearDirection>& all, size_t next, int64_t most) {
   plan.directions.clear();
@@ -68,7 +62,7 @@ size_t take_batch(LinearPlan& plan, const std::vector<LinearDirection>& all, siz
         move.places.push_back((int)plan.held.size());
         plan.held.push_back(group);
       }
-  } while (next < all.size() && ((int64_t)plan.held.size() + groups_along(all[next])) * plan.call.tokens <= most);
+  } while (next < all.size() && ((int64_t)plan.held.size() + all[next].groups()) * plan.call.tokens <= most);
   return next;
 }
 
@@ -80,18 +74,24 @@ bool by_signs(const LinearPlan& plan, const KernelTable& table) {
          call.weight_row == call.width && call.noise_row == call.width;
 }
 
-void signs_round(LinearPlan& plan, const KernelTable& table, int threads) {
+// Tokens as pairs of neighbours, filled up by zeros to whole pairs of `columns` columns.
+void pack_tokens_as_pairs(LinearPlan& plan, const KernelTable& table, int64_t columns, int threads) {
   static thread_local Scratch packed;
   const Linear& call = plan.call;
   const int64_t packs = call.x_group ? (int64_t)plan.held.size() : 1;
   plan.padded = round_up(plan.tokens, table.token_lanes);
-  plan.pairs = call.width / 2;
+  plan.pairs = columns / 2;
   plan.packed = packed.floats(packs * plan.padded * plan.pairs);
   plan.stride = table.token_tile;
   const int64_t vectors = packs * plan.padded / table.token_lanes;
   in_parallel(vectors * call.width * table.token_lanes / 4, threads, [&](int number, int of) {
     for (int64_t v = vectors * number / of; v < vectors * (number + 1) / of; ++v) table.pack_pairs(plan, v);
   });
+}
+
+void signs_round(LinearPlan& plan, const KernelTable& table, int threads) {
+  const Linear& call = plan.call;
+  pack_tokens_as_pairs(plan, table, call.width, threads);
   in_parallel(call.rows * call.width * ((int64_t)plan.held.size() * plan.padded / 16 + 1), threads, [&](int number, int of) {
     static thread_local Scratch scratch;
     float* room = scratch.floats(SIGN_ROWS * (table.token_tile + call.width / 32 + 1) + (1 << 14));
@@ -101,23 +101,14 @@ void signs_round(LinearPlan& plan, const KernelTable& table, int threads) {
 }
 
 bool by_tiles(const Linear& call, int distribution, const KernelTable& table) {
-  return table.tiles_rows && call.x_dtype == BFLOAT16 && call.weight_dtype == BFLOAT16 && call.width > 0 && call.width % 2 == 0 &&
-         call.noise_row == call.width &&
-         (distribution == RADEMACHER || (call.narrow && call.width % 32 == 0 && call.start % 16 == 0));
+  if (!table.tiles_rows || call.x_dtype != BFLOAT16 || call.weight_dtype != BFLOAT16 || call.noise_row != call.width || !call.width)
+    return false;
+  return call.narrow ? call.width % 32 == 0 && call.start % 16 == 0 : distribution == RADEMACHER && call.width % 2 == 0;
 }
 
 void tiles_round(LinearPlan& plan, const KernelTable& table, int threads) {
-  static thread_local Scratch packed;
   const Linear& call = plan.call;
-  const int64_t packs = call.x_group ? (int64_t)plan.held.size() : 1;
-  plan.padded = round_up(plan.tokens, table.token_lanes);
-  plan.pairs = round_up(call.width, 32) / 2;
-  plan.packed = packed.floats(packs * plan.padded * plan.pairs);
-  plan.stride = table.token_tile;
-  const int64_t vectors = packs * plan.padded / table.token_lanes;
-  in_parallel(vectors * call.width * table.token_lanes / 4, threads, [&](int number, int of) {
-    for (int64_t v = vectors * number / of; v < vectors * (number + 1) / of; ++v) table.pack_pairs(plan, v);
-  });
+  pack_tokens_as_pairs(plan, table, round_up(call.width, 32), threads);
   const int64_t panels = (call.rows + 31) / 32;
   in_parallel(call.rows * call.width * ((int64_t)plan.held.size() * plan.padded / 64 + 1), threads, [&](int number, int of) {
     static thread_local Scratch scratch;

@@ -14,7 +14,7 @@ constexpr int PANEL_ROWS = 96;  // at most so many moved rows (104 KB a move) me
 constexpr int64_t PANEL_SUMS = 1 << 16;  // float32 sums of a panel (256 KB), unless one tile of rows has more
 constexpr int64_t TOKENS_AT_ONCE = 1024;  // tokens of a batch of directions; of one direction, weights are moved again for the rest
 
-constexpr int64_t TILE_BYTES = 3 << 19;   // of tokens that a matrix unit multiplies every panel by: half of a second-level cache
+constexpr int64_t TILE_BYTES = 3 << 19;   // of tokens that a matrix unit multiplies every panel by: three quarters of a second-level cache of 2 MB
 constexpr int SIGN_ROWS = 1020;  // whole tiles of rows for which sums over signs are looked up in the same tables
 
 // Groups that see the same moved weight, and where among those held they are.
@@ -28,6 +28,11 @@ struct LinearDirection {
   uint32_t direction;
   bool noisy;
   std::vector<LinearMove> moves;
+  int64_t groups() const {
+    int64_t count = 0;
+    for (const LinearMove& move : moves) count += (int64_t)move.groups.size();
+    return count;
+  }
 };
 
 struct LinearPlan {

@@ -375,5 +375,17 @@ def test_the_kernel_is_taken_where_torch_multiplies_with_narrower_instructions()
     assert path(383, weight, "avx512", "intel") == "tiles" and path(384, weight, "avx512", "intel") == "panels"
     assert path(1024, weight, "avx512", "amd") == ("tiles" if mkl else "panels")
     assert path(1024, weight, "avx2", "amd") == "panels"
-    assert path(384, torch.empty(8, 32, dtype=torch.bfloat16), "amx", "intel") in ("narrow tiles", "tiles")
     assert path(1024, bf16, "avx512", "intel") == "tiles" and path(1536, bf16, "avx512", "intel") == "panels"
+
+
+def test_a_matrix_unit_is_taken_for_whole_steps_of_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panels, "multiplies", lambda dtype: True)
+
+    def path(tokens: int, width: int = 64, start: int = 0, isa: str = "amx", apart: int = 0) -> str:
+        weight = torch.empty(8, width + apart, dtype=torch.bfloat16)[:, :width]
+        x = torch.empty(1, tokens, width, dtype=torch.bfloat16)
+        return panels.choose_path(x, weight, start, isa, "intel")
+
+    assert path(47) == "tiles" and path(48) == path(384) == panels.NARROW_TILES
+    for other in (path(385), path(48, 48), path(48, start=8), path(48, isa="avx512"), path(48, apart=32)):
+        assert other == "narrow panels"
