@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from blockzo import Journal, JournalError, digest, replay_
 from blockzo.finetune.errors import UserError
@@ -43,19 +46,7 @@ def replay(
         UserError: `base` cannot be loaded, or has another configuration or tokenizer; `out` exists or cannot be written.
     """
     reporter = reporter or Reporter()
-    if out.exists():
-        raise UserError(f"{out} exists: choose another folder, or remove it")
-    journal = Journal.open(path)
-    if not journal.finished and not partial:
-        raise JournalError(
-            f"{path} has no end: it holds {len(journal)} steps of a run that was not finished. Resume the run, or rebuild what "
-            "there is with --partial"
-        )
-    if not partial:
-        journal.verify()
-    count = len(journal) if steps is None else steps
-    if not 0 <= count <= len(journal):
-        raise UserError(f"--steps is {count}, but {path} holds {len(journal)} steps; expected 0 to {len(journal)}")
+    journal, count = opened(path, out, partial, steps)
     facts = RunFacts.of(journal)
     if facts.pooled:
         raise JournalError(
@@ -80,46 +71,76 @@ def replay(
     )
     for note in loaded.notes:
         reporter.warn(note)
-    found = digest(loaded.model)
-    if found != journal.base_digest:
-        raise JournalError(
-            f"{base} is not the model this journal begins at: its weights have the digest {found}, the journal says "
-            f"{journal.base_digest} ({settings.model}, {settings.dtype}). Nothing was written"
-        )
+    found = begins_at(journal, base, loaded.model, f" ({settings.model}, {settings.dtype})")
     unchecked = facts.check_model(loaded)
     if unchecked is not None:
         reporter.warn(unchecked)
+    told = applied(journal, loaded.model, count, out, lambda place: save(loaded, place), reporter)
+    checked = "weights" if unchecked else "weights, configuration and tokenizer"
+    return {**told, "base": base, "base_digest": found, "checked": checked}
+
+
+def opened(path: Path, out: Path, partial: bool, steps: int | None) -> tuple[Journal, int]:
+    """The journal, whole unless `partial`, and how many of its steps are replayed; `out` must not be there."""
+    if out.exists():
+        raise UserError(f"{out} exists: choose another folder, or remove it")
+    journal = Journal.open(path)
+    if not journal.finished and not partial:
+        raise JournalError(
+            f"{path} has no end: it holds {len(journal)} steps of a run that was not finished. Resume the run, or rebuild what "
+            "there is with --partial"
+        )
+    if not partial:
+        journal.verify()
+    count = len(journal) if steps is None else steps
+    if not 0 <= count <= len(journal):
+        raise UserError(f"--steps is {count}, but {path} holds {len(journal)} steps; expected 0 to {len(journal)}")
+    return journal, count
+
+
+def begins_at(journal: Journal, base: str, model: nn.Module, told: str = "") -> str:
+    """The digest of `model`, which must be that of the journal's first weights."""
+    found = digest(model)
+    if found != journal.base_digest:
+        raise JournalError(
+            f"{base} is not the model this journal begins at: its weights have the digest {found}, the journal says "
+            f"{journal.base_digest}{told}. Nothing was written"
+        )
+    return found
+
+
+def applied(
+    journal: Journal, model: nn.Module, count: int, out: Path, save_to: Callable[[Path], None], reporter: Reporter
+) -> dict[str, Any]:
+    """Replays `count` records and writes the model, if all of them lead to the journal's end; what is to be printed of it."""
     reporter.say(f"replaying {count} steps")
-    trained = {n: t for n, t in named_tensors(loaded.model, trainable_only=False).items() if n in journal.layout}
+    trained = {n: t for n, t in named_tensors(model, trainable_only=False).items() if n in journal.layout}
     records = journal.records()
     replay_(trained, records[:count], journal.layout)
-    reached = digest(loaded.model)
+    reached = digest(model)
     verified = count == len(records) and _ends_well(journal, reached, reporter)
     if journal.left_out is not None:
-        reporter.warn(f"{path}: {journal.left_out}")
+        reporter.warn(f"{journal.path}: {journal.left_out}")
 
     def write(place: Path) -> None:
         nonlocal verified
-        save(loaded, place)
+        save_to(place)
         if count < len(records):
             # what was written leads to the journal's end, or it does not appear
             replay_(trained, records[count:], journal.layout)
-            verified = _ends_well(journal, digest(loaded.model), reporter)
+            verified = _ends_well(journal, digest(model), reporter)
 
     make_folder(out.parent)
     write_whole(out, write)
     return {
         "schema": 1,
         "command": "replay",
-        "base": base,
-        "journal": str(path),
+        "journal": str(journal.path),
         "output": str(out),
         "steps": count,
         "finished": journal.finished,
         "exact": journal.exact,
-        "base_digest": found,
         "digest": reached,
-        "checked": "weights" if unchecked else "weights, configuration and tokenizer",
         "verified": verified,
     }
 

@@ -10,13 +10,12 @@ from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.devices import find_device
 from blockzo.finetune.models.loading import resolve
 from blockzo.finetune.models.transformers_library import TORCH_DTYPES, attempt, quiet_transformers
-from blockzo.finetune.output import make_folder, write_whole
 from blockzo.finetune.progress import Reporter
+from blockzo.finetune.rebuild import applied, begins_at, opened
 from blockzo.integrations.adapter_notes import METADATA
 from blockzo.integrations.model_notes import MODEL
-from blockzo.journal.file import Journal, JournalError
+from blockzo.journal.file import Journal
 from blockzo.journal.outside import shown
-from blockzo.ops import digest, replay_
 
 
 def replay(
@@ -36,17 +35,7 @@ def replay(
         UserError: `base` cannot be loaded; `out` exists or cannot be written.
     """
     reporter = reporter or Reporter()
-    if out.exists():
-        raise UserError(f"{out} exists: choose another folder, or remove it")
-    journal = Journal.open(path)
-    if not journal.finished and not partial:
-        raise JournalError(
-            f"{path} has no end: it holds {len(journal)} steps of a run that was not finished. Resume the run, or rebuild what "
-            "there is with --partial"
-        )
-    count = len(journal) if steps is None else steps
-    if not 0 <= count <= len(journal):
-        raise UserError(f"--steps is {count}, but {path} holds {len(journal)} steps; expected 0 to {len(journal)}")
+    journal, count = opened(path, out, partial, steps)
     source = resolve(base, None, reporter.say)
     reporter.say(f"loading {source}")
     model = _load(source, journal, trust_remote_code).to(find_device(device))
@@ -54,36 +43,9 @@ def replay(
         from blockzo.integrations.peft import begun
 
         model = begun(model, journal)
-    found = digest(model)
-    if found != journal.base_digest:
-        raise JournalError(
-            f"{base} is not the model this journal begins at: its weights have the digest {found}, the journal says "
-            f"{journal.base_digest}. Nothing was written"
-        )
-    reporter.say(f"replaying {count} steps")
-    replay_(model, journal.records()[:count], journal.layout)
-    reached = digest(model)
-    verified = journal.finished and count == len(journal) and reached == journal.final_digest
-    if journal.finished and journal.exact and count == len(journal) and not verified:
-        raise JournalError(
-            f"the replay gave weights with the digest {reached}, the journal says {journal.final_digest}. Nothing was written"
-        )
-    make_folder(out.parent)
-    write_whole(out, lambda place: _save(model, source, place))
-    return {
-        "schema": 1,
-        "command": "replay",
-        "base": base,
-        "journal": str(path),
-        "output": str(out),
-        "steps": count,
-        "finished": journal.finished,
-        "exact": journal.exact,
-        "base_digest": found,
-        "digest": reached,
-        "checked": "weights",
-        "verified": verified,
-    }
+    found = begins_at(journal, base, model)
+    told = applied(journal, model, count, out, lambda place: _save(model, source, place), reporter)
+    return {**told, "base": base, "base_digest": found, "checked": "weights"}
 
 
 def _load(source: str, journal: Journal, trust_remote_code: bool) -> Any:

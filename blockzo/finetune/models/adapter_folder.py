@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.models.configuration import read_configuration
 from blockzo.finetune.models.weight_files import file_entries
 from blockzo.journal.outside import shown
 
@@ -28,7 +28,7 @@ def base_of(folder: Path) -> str:
     Raises:
         UserError: it names none.
     """
-    name = _configuration(folder).get("base_model_name_or_path")
+    name = read_configuration(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise UserError(f"{folder / CONFIG} names {shown(name)} as base model; name the model with --base")
     return name
@@ -44,7 +44,7 @@ def with_adapter(model: Any, folder: Path, base: str) -> Any:
         from peft import PeftModel, get_peft_model_state_dict
     except ImportError:
         raise UserError(f"{folder} holds an adapter of PEFT: pip install peft") from None
-    kind = _configuration(folder).get("peft_type")
+    kind = read_configuration(folder / CONFIG).get("peft_type")
     if kind in OF_INPUT:
         raise UserError(
             f"{folder} holds an adapter of the kind {kind}, which is part of the input and of no weight; expected LoRA, or "
@@ -70,17 +70,6 @@ def with_adapter(model: Any, folder: Path, base: str) -> Any:
             "model of the adapter with --base"
         )
     return made.merge_and_unload().eval()
-
-
-def _configuration(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a configuration: {error}; fetch or copy it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a configuration: {type(found).__name__} found, expected a JSON object")
-    return found
 
 
 def _first_line(error: Exception) -> str:

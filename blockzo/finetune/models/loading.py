@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from blockzo.finetune.data.tasks import find_written_task
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.built_in import BUILT_IN
 from blockzo.finetune.models.checkpoint import fitted
+from blockzo.finetune.models.configuration import read_configuration
 from blockzo.finetune.models.devices import put
 from blockzo.finetune.models.gguf import gguf_file, read_gguf
 from blockzo.finetune.models.heads import HEAD_FILE, HeadedEncoder, check_forward, trained_classifier
@@ -158,7 +158,6 @@ def load(
 
 
 def _raw_config(folder: Path) -> dict[str, Any]:
-    """config.json as it is; the library that reads it has its own say later."""
     path = folder / "config.json"
     if not path.is_file():
         adapter = (folder / "adapter_config.json").is_file()
@@ -168,13 +167,7 @@ def _raw_config(folder: Path) -> dict[str, Any]:
             f"the model {str(folder)!r} cannot be loaded (a folder): it has no config.json. Expected a folder with config.json, "
             "tokenizer files and weights, as save_pretrained writes it, or with one .gguf file"
         )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a configuration: {error}; fetch or copy it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a configuration: {type(found).__name__} found, expected a JSON object")
-    return found
+    return read_configuration(path)
 
 
 def _kind(config: Any, source: str, head: str) -> str:
