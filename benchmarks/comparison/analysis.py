@@ -16,13 +16,17 @@ REFERENCE = "n-spsa"
 
 @dataclass(frozen=True)
 class Goal:
-    """What is to be reached: a share of the reference's gain; 1: what it ends with.
+    """What is to be reached: a share of the reference's gain; 1: all of it.
 
     `measure`: "accuracy", or "loss" (on the same rows), which says more where accuracy moves by a few rows.
+    `reference`: the method whose gain it is.
+    `best`: the best that its smoothed curve ever has, not what it ends with: a run that diverges sets a target, too.
     """
 
     measure: str = "accuracy"
     share: float = 1.0
+    reference: str = REFERENCE
+    best: bool = False
 
     def values(self, points: Sequence[Point]) -> list[float]:
         """The measure at each checkpoint; more is better."""
@@ -37,6 +41,8 @@ LEAST_GAIN = {"accuracy": 0.025, "loss": 0.02}
 """Less than the sampling error of a checkpoint is no gain: who reaches it, and when, is chance."""
 ACCURACY = Goal()
 GOALS = (ACCURACY, Goal("accuracy", 0.8), Goal("loss"))
+BEST = Goal(best=True)
+ONE_SIDED, ONE_SIDED_BEST = Goal(reference="one-sided"), Goal(reference="one-sided", best=True)
 
 SAMPLING_ERROR = 0.026
 """Standard error of an accuracy of 0.7 on 320 rows."""
@@ -70,13 +76,21 @@ def end(points: Sequence[Point], goal: Goal = ACCURACY) -> float:
     return statistics.fmean(goal.values(points)[-SMOOTH:])
 
 
+def gained(points: Sequence[Point], goal: Goal) -> float:
+    """The run's end, or the best of its smoothed curve before it diverged."""
+    if not goal.best:
+        return end(points, goal)
+    values = smoothed([value for value, point in zip(goal.values(points), points, strict=True) if not point.diverged])
+    return max(values, default=goal.values(points)[0])
+
+
 def target(by_method: Mapping[str, Mapping[int, Sequence[Point]]], goal: Goal = ACCURACY) -> float | None:
-    """What is to be reached: start + share * (end - start) of the reference, means over seeds; None without runs or a gain."""
-    seeds = by_method.get(REFERENCE)
+    """What is to be reached: start + share * gain of the reference, means over seeds; None without runs or a gain."""
+    seeds = by_method.get(goal.reference)
     if not seeds:
         return None
     start = statistics.fmean(goal.values(points)[0] for points in seeds.values())
-    last = statistics.fmean(end(points, goal) for points in seeds.values())
+    last = statistics.fmean(gained(points, goal) for points in seeds.values())
     return start + goal.share * (last - start) if last - start >= LEAST_GAIN[goal.measure] else None
 
 

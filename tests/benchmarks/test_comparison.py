@@ -217,6 +217,17 @@ def example() -> Runs:
     return found
 
 
+def test_a_baseline_that_diverges_is_met_at_the_best_it_ever_had() -> None:
+    lost = [*points([0.5, 0.6, 0.7, 0.8, 0.7])[:4], replace(points([0.5, 0.6, 0.7, 0.8, 0.5])[4], diverged=1)]
+    by_method = {"n-spsa": {13: lost}, "one-sided": {13: points([0.5, 0.55, 0.55, 0.55, 0.55])}}
+    assert analysis.target(by_method) == pytest.approx((0.7 + 0.8 + 0.5) / 3)
+    assert analysis.target(by_method, analysis.BEST) == pytest.approx(0.75)
+    assert analysis.target(by_method, analysis.ONE_SIDED) == pytest.approx(0.55)
+    assert analysis.target(by_method, analysis.ONE_SIDED_BEST) == pytest.approx(0.55)
+    gone = [replace(point, diverged=1) for point in points([0.5, 0.6])]
+    assert analysis.target({"n-spsa": {13: gone}}, analysis.BEST) is None
+
+
 def test_the_target_is_where_the_reference_ends_and_the_best_is_ours() -> None:
     by_method = analysis.of_case(example(), ("m", "t", 16, 100))
     assert analysis.target(by_method) == pytest.approx(0.7)
