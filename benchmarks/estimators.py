@@ -24,6 +24,7 @@ from benchmarks.comparison import curves, report, store
 from benchmarks.comparison.methods import METHODS
 from benchmarks.comparison.plan import PARTS, Request
 from benchmarks.comparison.run import Work, carry_out, cores, estimate, say
+from benchmarks.comparison.task_rows import TASKS
 
 
 def request_of(given: argparse.Namespace) -> Request:
@@ -44,7 +45,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--part", type=int, choices=sorted(PARTS), default=1, help="models, tasks and seeds to begin from"
     )
     parser.add_argument("--models", nargs="+")
-    parser.add_argument("--tasks", nargs="+", choices=["sst2", "trec", "sst5", "rte"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", help="of the few-shot splits: 13 21 42 87 100")
     parser.add_argument("--shots", type=int, default=512, choices=[16, 512], help="training rows of each class")

