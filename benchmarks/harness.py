@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import csv
 import datetime
+import functools
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,21 +77,49 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def instructions() -> str | None:
+    """The instruction set of blockzo's CPU kernels; None where they are not built."""
+    from blockzo.ops.backends import registry
+
+    kernels = registry.loaded("cpu")
+    return None if kernels is None else str(kernels._native.chosen())
+
+
 def machine() -> str:
-    """CPU and number of cores; never a host name."""
+    """CPU, number of cores and instruction set; never a host name. AVX-512 is not named: rows had it before there was another."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cpu_name()}, {cores} cores"
+    chosen = instructions()
+    return f"{cpu_name()}, {cores} cores" + (f", {chosen}" if chosen not in (None, "avx512") else "")
 
 
 def versions() -> str:
     import torch
 
     import blockzo
-    from blockzo.ops.backends import registry
 
-    kernels = registry.loaded("cpu")
-    native = "reference" if kernels is None else f"native {kernels._native.chosen()}"
+    chosen = instructions()
+    native = "reference" if chosen is None else f"native {chosen}"
     return f"blockzo {blockzo.__version__} ({native}), torch {torch.__version__}, python {platform.python_version()}"
+
+
+@functools.lru_cache
+def commit() -> str:
+    """Of the checkout, short; with `-dirty` where code differs from it."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=RESULTS.parents[1], capture_output=True, text=True)
+
+    try:
+        found = git("rev-parse", "--short", "HEAD").stdout.strip()
+        changed = git("diff", "--quiet", "HEAD", "--", "*.py", "csrc").returncode
+    except OSError:
+        return "unknown"
+    return (found or "unknown") + ("-dirty" if found and changed else "")
+
+
+def results() -> Path:
+    """Where rows go: the repository's file, or what BLOCKZO_RESULTS names (`blockzo bench` keeps a user's rows apart with it)."""
+    return Path(os.environ.get("BLOCKZO_RESULTS", RESULTS))
 
 
 def command() -> str:
@@ -103,7 +133,7 @@ class Table:
     """Rows of the results file; `save` merges them into it."""
 
     benchmark: str
-    path: Path = RESULTS
+    path: Path = field(default_factory=results)
     machine: str = field(default_factory=machine)
     rows: list[dict[str, str]] = field(default_factory=list)
 
@@ -136,7 +166,7 @@ class Table:
                 "rounds": str(spread.rounds),
                 "threads": str(torch.get_num_threads()),
                 "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-                "versions": versions(),
+                "versions": f"{versions()}, commit {commit()}",
                 "command": command(),
             }
         )

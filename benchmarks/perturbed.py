@@ -81,23 +81,37 @@ def evaluation(
 def step(table: Table, rounds: int) -> None:
     for name, make in MODELS.items():
         model = make()
-        for (rows, tokens), bound in SHAPES.items():
-            data = small_batch(rows, tokens)
+        for shape in SHAPES:
             for distribution in ("rademacher", "gaussian"):
-                zo = bz.ZO(model, last_token_loss, lr=LR, eps=EPS, distribution=distribution)
-                times = paired(
-                    {
-                        "forwards": lambda data=data, model=model: plain_losses(model, data, 2),
-                        "evaluation": evaluation(model, data, bz.MeZO(), distribution),
-                        "step": lambda zo=zo, data=data: zo.step(data),
-                    },
-                    rounds=rounds,
-                )
-                case = f"{name} float32 {rows} x {tokens} {distribution}"
-                goal = bound if distribution == "rademacher" else None
-                for side, at_most in (("evaluation", goal), ("step", None)):
-                    ratios = [a / b for a, b in zip(times[side], times["forwards"], strict=True)]
-                    table.add(case, f"{side} over two plain forwards", Spread.of(ratios), "x", at_most=at_most)
+                over_two_forwards(table, name, model, shape, distribution, rounds)
+
+
+def over_two_forwards(
+    table: Table,
+    name: str,
+    model: nn.Module,
+    shape: tuple[int, int],
+    distribution: str,
+    rounds: int,
+    warmup: int = 2,
+    whole: bool = True,
+) -> None:
+    """`whole`: the whole step too, with its checks and its update."""
+    data = small_batch(*shape)
+    evaluate = evaluation(model, data, bz.MeZO(), distribution)
+    sides = {"forwards": lambda: plain_losses(model, data, 2), "evaluation": evaluate}
+    if whole:
+        zo = bz.ZO(model, last_token_loss, lr=LR, eps=EPS, distribution=distribution)
+        sides["step"] = lambda: zo.step(data)
+    times = paired(sides, rounds=rounds, warmup=warmup)
+    case = f"{name} float32 {shape[0]} x {shape[1]} {distribution}"
+    goal = SHAPES[shape] if distribution == "rademacher" else None
+    for side, at_most in (("evaluation", goal), ("step", None)):
+        if side in times:
+            ratios = [a / b for a, b in zip(times[side], times["forwards"], strict=True)]
+            table.add(case, f"{side} over two plain forwards", Spread.of(ratios), "x", at_most=at_most)
+            table.add(case, f"{side}: seconds", Spread.of(times[side]), "s")
+    table.add(case, "two plain forwards: seconds", Spread.of(times["forwards"]), "s")
 
 
 def sixteen_bit_products() -> str:

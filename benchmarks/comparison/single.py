@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import math
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +14,7 @@ from torch import Tensor
 from benchmarks.comparison.methods import METHODS, numbers
 from benchmarks.comparison.problems import Problem, Score, make
 from benchmarks.comparison.store import Place, Point, Run
-from benchmarks.harness import cpu_name, versions
+from benchmarks.harness import commit, cpu_name, versions
 
 CHECKPOINTS = 12
 TUNING_CHECKPOINTS = 4
@@ -58,11 +55,12 @@ def _fresh(run: Run) -> Problem:
     return problem
 
 
-def follow(problem: Problem, run: Run, count: int) -> list[Point]:
+def follow(problem: Problem, run: Run, count: int, last: int | None = None) -> list[Point]:
+    """The points of a run with `count` checkpoints, as far as checkpoint `last`."""
     stepper = METHODS[run.method].make(problem, numbers(run.lr), run.seed)
     flops, forwards, steps, seconds = 0, 0, 0, 0.0
     points: list[Point] = []
-    for number, fraction in enumerate(fractions(count)):
+    for number, fraction in enumerate(fractions(count)[: None if last is None else last + 1]):
         diverged = False
         while flops < fraction * run.budget * problem.unit and not diverged:
             batch = problem.batch(steps)
@@ -111,14 +109,7 @@ def _begin(problem: Problem, run: Run) -> tuple[Score, float]:
 
 def place(workers: int) -> Place:
     today = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-    return Place(torch.get_num_threads(), workers, versions(), cpu_name(), _commit(), today)
-
-
-@functools.lru_cache
-def _commit() -> str:
-    root = Path(__file__).resolve().parents[2]
-    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
-    return asked.stdout.strip() or "unknown"
+    return Place(torch.get_num_threads(), workers, versions(), cpu_name(), commit(), today)
 
 
 def plain_seconds(problem: Problem, batches: Sequence[int] = (0, 1, 2)) -> float:

@@ -8,25 +8,48 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Argument
+from typer import Argument, Option
 
 from blockzo.cli import shared
-from blockzo.cli.printing import show
 
 
 def bench(
     context: typer.Context,
-    name: Annotated[str | None, Argument(help="A file of benchmarks/ without .py; none lists them.")] = None,
+    name: Annotated[
+        str | None, Argument(help="One file of benchmarks/, without .py; what follows it are its own options.")
+    ] = None,
+    quick: Annotated[
+        bool, Option("--quick", help="README's figures in two minutes; what that cannot measure is said.")
+    ] = False,
+    only: Annotated[list[str] | None, Option(help="A claim by its name; may be repeated.")] = None,
+    list_all: Annotated[bool, Option("--list", help="Claims and single benchmarks; nothing is run.")] = False,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="CSV that rows are put into by key; runs/bench/results.csv.")
+    ] = None,
+    no_save: Annotated[bool, Option("--no-save", help="Put rows nowhere.")] = False,
+    plot: Annotated[Path | None, Option(help="Draw what was measured against what is committed.")] = None,
     as_json: shared.Json = False,
 ) -> None:
-    """Run a benchmark of the repository's benchmarks/ folder; further arguments go to it."""
+    """Measure what blockzo claims, and compare it with the committed figures; with NAME, run one benchmark.
+
+    Exit code 1: a figure is outside of what is committed (docs/benchmarks.md).
+    """
     folder = Path(__file__).resolve().parents[2] / "benchmarks"
     found = {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
     if not found:
-        raise ValueError(f"{folder} holds no benchmarks; they are part of the repository, not of the installed package")
-    if name is None:
-        show({"benchmarks": list(found)}, as_json, "\n".join(found))
-        return
-    if name not in found:
-        raise ValueError(f"benchmark is {name!r}; expected one of {', '.join(found)}")
-    raise SystemExit(subprocess.run([sys.executable, str(found[name]), *context.args]).returncode)
+        raise ValueError(
+            f"{folder} holds no benchmarks; they are part of the repository, not of the installed package: run this command "
+            "in a checkout"
+        )
+    if name is not None:
+        if only:
+            raise ValueError(f"--only and the benchmark {name!r}; for several claims repeat --only")
+        if name not in found:
+            raise ValueError(f"benchmark is {name!r}; expected one of {', '.join(found)}")
+        raise SystemExit(subprocess.run([sys.executable, str(found[name]), *context.args]).returncode)
+    words = [word for one in only or [] for word in ("--only", one)]
+    flags = {"--quick": quick, "--list": list_all, "--no-save": no_save, "--json": as_json}
+    words += [flag for flag, wanted in flags.items() if wanted]
+    for option, path in (("--output", output), ("--plot", plot)):
+        words += [] if path is None else [option, str(path)]
+    raise SystemExit(subprocess.run([sys.executable, str(folder / "claims" / "__main__.py"), *words]).returncode)

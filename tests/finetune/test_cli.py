@@ -222,7 +222,7 @@ def test_help_names_every_command_and_option(call: Any) -> None:
         assert code == 0 and all(option in out for option in options)
 
 
-def test_bench_lists_and_refuses(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_bench_passes_on_what_it_is_told_and_refuses(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
     from blockzo.cli import bench
 
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "blockzo" / "cli" / "bench.py"))
@@ -230,8 +230,15 @@ def test_bench_lists_and_refuses(call: Any, tmp_path: Path, monkeypatch: Any) ->
     assert code == 2 and "holds no benchmarks" in err
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "speed.py").write_text("import sys; sys.exit(len(sys.argv) + 5)")
-    code, out, _ = call("bench", "--json")
-    assert code == 0 and json.loads(out) == {"benchmarks": ["speed"]}
+    (tmp_path / "benchmarks" / "claims").mkdir()
+    claims = tmp_path / "benchmarks" / "claims" / "__main__.py"
+    claims.write_text(
+        "import pathlib, sys; pathlib.Path(__file__).with_name('told').write_text(' '.join(sys.argv[1:])); sys.exit(1)"
+    )
+    assert call("bench", "--quick", "--only", "a", "--only", "b c", "--json", "--output", "x.csv")[0] == 1
+    assert claims.with_name("told").read_text() == "--only a --only b c --quick --json --output x.csv"
+    code, _, err = call("bench", "--only", "a", "b")
+    assert code == 2 and "repeat --only" in err
     assert call("bench", "speed", "--quick", "3")[0] == 8
     code, _, err = call("bench", "slow")
     assert code == 2 and "expected one of speed" in err

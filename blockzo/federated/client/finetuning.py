@@ -117,7 +117,9 @@ class Batches:
         adjusted: bool = False,
     ) -> None:
         self.prepared, self.own, self.local_steps = prepared, list(rows), local_steps
-        lengths = [prepared.train.lengths[row] for row in self.own]
+        # of all rows, made anew at every look
+        every = prepared.train.lengths
+        lengths = [every[row] for row in self.own]
         seed = (settings.seed * 1_000_003 + client + 1) % (1 << 64)
         self.order = BatchOrder(lengths, settings.batch, seed, settings.pool)
         self.prior: Tensor | None = None

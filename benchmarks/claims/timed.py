@@ -1,0 +1,28 @@
+"""README's figures of time and memory at quick size: the same functions that fill the committed rows, fewer rounds of them."""
+
+from __future__ import annotations
+
+import blockzo as bz
+from benchmarks import federated, perturbed, step
+from benchmarks.harness import Spread, Table
+
+SHAPE, SMALL = (16, 64), (4, 16)
+
+
+def losses(table: Table) -> None:
+    name, model = "OPT-125M", perturbed.opt_125m()
+    # a small batch does for waking up: a large one takes seconds
+    perturbed.over_two_forwards(Table("unsaved"), name, model, SMALL, "rademacher", rounds=1, warmup=0, whole=False)
+    perturbed.over_two_forwards(table, name, model, SHAPE, "rademacher", rounds=3, warmup=0, whole=False)
+    data = perturbed.small_batch(*SHAPE)
+    cost = bz.cost(bz.Blocks(model, []), bz.MeZO(), batch=data, loss_fn=perturbed.last_token_loss)
+    case = f"{name} float32 {SHAPE[0]} x {SHAPE[1]} rademacher"
+    table.add(case, "FLOPs of both losses", Spread.of([cost.flops / 1e12]), "TFLOP")
+
+
+def memory(table: Table) -> None:
+    step.memory_of(table, ("perturbed",), 1)
+
+
+def catch_up(table: Table) -> None:
+    federated.catch_up(table, rounds=30, times=3, beside=1, timed=2)
