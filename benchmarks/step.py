@@ -88,22 +88,22 @@ def spzo(table: Table, rounds: int) -> None:
     table.add("SPZO coupled 1 x 4", "measured: time saved", wall, "x", target=0.92 * formula)
 
 
-def peak(kind: str) -> int:
-    """Peak RSS in KiB of a process that does this."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--peak", kind]
+def peak(kind: str, steps: int = 3) -> int:
+    """Peak RSS in KiB of a process that makes so many forwards, and then steps."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--peak", kind, "--steps", str(steps)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def run_for_peak(kind: str) -> None:
+def run_for_peak(kind: str, steps: int) -> None:
     model, data = opt_125m(), batch(8, 32)
     # what building the model took at its worst must not hide what running it takes
     Path("/proc/self/clear_refs").write_text("5")
     with torch.no_grad():
-        for _ in range(3):
+        for _ in range(steps):
             model(**data)
     if kind != "inference":
         zo = bz.ZO(model, lr=LR, eps=EPS, evaluate=kind)
-        for _ in range(3):
+        for _ in range(steps):
             zo.step(data)
     status = Path("/proc/self/status").read_text()
     print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
@@ -113,10 +113,10 @@ def memory(table: Table, rounds: int) -> None:
     memory_of(table, ("perturbed", "in_place"), 3)
 
 
-def memory_of(table: Table, kinds: Sequence[str], times: int) -> None:
+def memory_of(table: Table, kinds: Sequence[str], times: int, steps: int = 3) -> None:
     # no clock is read, so processes may run beside each other
     with ThreadPoolExecutor(2) as pool:
-        peaks = {kind: [pool.submit(peak, kind) for _ in range(times)] for kind in ("inference", *kinds)}
+        peaks = {kind: [pool.submit(peak, kind, steps) for _ in range(times)] for kind in ("inference", *kinds)}
         found = {kind: [one.result() for one in many] for kind, many in peaks.items()}
     for kind in kinds:
         ratios = [a / b for a, b in zip(found[kind], found["inference"], strict=True)]
@@ -133,9 +133,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--peak", choices=["inference", "perturbed", "in_place"], help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peak:
-        return run_for_peak(given.peak)
+        return run_for_peak(given.peak, given.steps)
     table = Table("step")
     for name in given.only:
         {"mezo": mezo, "spzo": spzo, "memory": memory}[name](table, given.rounds)

@@ -119,7 +119,7 @@ CLAIMS = (
         },
         by_goal=(
             "times fewer forward FLOPs, from the committed runs",
-            "test loss below n-SPSA's at the third checkpoint",
+            "test loss below n-SPSA's at the second checkpoint",
         ),
         not_in_quick="the runs, which take hours; the figure is computed again from the committed ones, and the beginning of one "
         "is made again: n-SPSA must cost the committed FLOPs and have the committed loss within 1%, and `auto`, which plans by "

@@ -21,8 +21,8 @@ def losses(table: Table) -> None:
 
 
 def memory(table: Table) -> None:
-    step.memory_of(table, ("perturbed",), 1)
+    step.memory_of(table, ("perturbed",), times=1, steps=1)
 
 
 def catch_up(table: Table) -> None:
-    federated.catch_up(table, rounds=30, times=3, beside=1, timed=2)
+    federated.catch_up(table, rounds=30, times=2, beside=1, timed=2)
