@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -46,10 +49,20 @@ def bench(
             raise ValueError(f"--only and the benchmark {name!r}; for several claims repeat --only")
         if name not in found:
             raise ValueError(f"benchmark is {name!r}; expected one of {', '.join(found)}")
-        raise SystemExit(subprocess.run([sys.executable, str(found[name]), *context.args]).returncode)
+        raise SystemExit(_carried_out(found[name], context.args))
     words = [word for one in only or [] for word in ("--only", one)]
     flags = {"--quick": quick, "--list": list_all, "--no-save": no_save, "--json": as_json}
     words += [flag for flag, wanted in flags.items() if wanted]
     for option, path in (("--output", output), ("--plot", plot)):
         words += [] if path is None else [option, str(path)]
-    raise SystemExit(subprocess.run([sys.executable, str(folder / "claims" / "__main__.py"), *words]).returncode)
+    raise SystemExit(_carried_out(folder / "claims" / "__main__.py", words))
+
+
+def _carried_out(script: Path, words: Sequence[str]) -> int:
+    """Its exit code. A stop is the script's to answer: it says what was measured before."""
+    with subprocess.Popen([sys.executable, str(script), *words]) as child:
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        while True:
+            # Ctrl-C reaches both
+            with contextlib.suppress(KeyboardInterrupt):
+                return child.wait()
