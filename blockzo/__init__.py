@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from blockzo.ops.shards import Shard
     from blockzo.optim.costs import Cost, cost
     from blockzo.optim.distributed import DistributedZO
+    from blockzo.optim.first_rate import suggest_lr
     from blockzo.optim.graphed import GraphedStep
     from blockzo.optim.micro_batches import MicroBatches
     from blockzo.optim.step import StepResult
@@ -69,6 +70,7 @@ __all__ = [
     "replay_",
     "shift_",
     "stream_id",
+    "suggest_lr",
     "update_",
 ]
 
@@ -104,6 +106,7 @@ _HOMES = {
     "replay_": "blockzo.ops",
     "shift_": "blockzo.ops",
     "stream_id": "blockzo.noise",
+    "suggest_lr": "blockzo.optim.first_rate",
     "update_": "blockzo.ops",
 }
 

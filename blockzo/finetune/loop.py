@@ -18,6 +18,7 @@ from blockzo import ZO, Journal, JournalError, MeZO, Record, cost, digest
 from blockzo.finetune import diagnostics, memory, output
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.facts import RunFacts
+from blockzo.finetune.first_rate import with_rate
 from blockzo.finetune.interrupt import Interrupts
 from blockzo.finetune.metrics import HeldOutScores, measure
 from blockzo.finetune.models.devices import settled
@@ -45,7 +46,6 @@ class Training:
     """What new and continued runs share: the optimiser, the journal and the figures of every step."""
 
     def __init__(self, settings: Settings, folder: Path, prepared: Prepared, reporter: Reporter) -> None:
-        self.settings = settings
         self.folder = folder
         self.prepared = prepared
         self.reporter = reporter
@@ -55,6 +55,8 @@ class Training:
         self.rows = prepared.evaluation_rows(settings)
         self.base_digest = digest(prepared.model)
         self.loss_fn = Objective(settings, prepared.scorer, prepared.train)
+        settings = with_rate(settings, prepared, self.blocks, self.order, self.loss_fn, reporter.say)
+        self.settings = settings
         self.zo = ZO(
             prepared.model,
             self.loss_fn,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from blockzo import Auto, cost
 from blockzo.finetune.block_facts import block_facts
+from blockzo.finetune.first_rate import UNMEASURED
 from blockzo.finetune.loop import Training
 from blockzo.finetune.models.devices import settled, synchronize
 from blockzo.finetune.models.loading import weight_bytes
@@ -27,7 +29,8 @@ def dry_run(settings: Settings, reporter: Reporter | None = None, fallback: str 
     Raises: as `finetune`.
     """
     reporter = reporter or Reporter()
-    settings = settled(settings)
+    # a rate costs losses to find, and changes nothing of what is told here
+    settings = replace(settled(settings), lr=settings.lr or UNMEASURED)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     prepared = prepare(settings, reporter.say, fallback)

@@ -144,7 +144,11 @@ class Settings:
     )
     levels: str | None = option("tree: directions of every block: 1,2,4.", METHOD, None)
     per_example: bool = option("Every example along directions of its own.", METHOD, False)
-    lr: str | None = option("Learning rate (1e-6), or one a block: 1e-6,1e-4; auto: a factor (1).", METHOD, None)
+    lr: str | None = option(
+        "Learning rate, or one a block: 1e-6,1e-4. Where left out: measured (in rounds 1e-6); auto: a factor (1).",
+        METHOD,
+        None,
+    )
     schedule: str = option("{choices}.", METHOD, "constant", choices=SCHEDULES)
     warmup: int = option("Steps over which the rate rises.", METHOD, 0, least=0)
     eps: str = option("Size of the perturbation, or one a block.", METHOD, "1e-3")
@@ -167,8 +171,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.lr is None:
-            object.__setattr__(self, "lr", "1" if self.method == "auto" else "1e-6")
+        if self.lr is None and self.method == "auto":
+            object.__setattr__(self, "lr", "1")
         if not DEVICE.fullmatch(self.device):
             raise UserError(f"--device is {self.device!r}; expected auto, cpu, cuda, or a numbered GPU such as cuda:1")
         if not 0 <= self.seed < 1 << 64:
@@ -195,7 +199,7 @@ class Settings:
             raise UserError("--blocks and --split both cut the model; give one of them")
         if any(e <= 0 or float32(e) == 0 for e in numbers("--eps", self.eps)):
             raise UserError(f"--eps is {self.eps}; expected positive numbers that float32 can hold")
-        if any(rate < 0 for rate in numbers("--lr", self.lr or "")):
+        if self.lr is not None and any(rate < 0 for rate in numbers("--lr", self.lr)):
             raise UserError(f"--lr is {self.lr}; expected numbers that are not negative")
         if self.levels is not None:
             self._levels()
@@ -204,7 +208,7 @@ class Settings:
         count = 1 if cuts == "fine" else 2 if cuts == "auto" else len(cuts) + 1
         if count > MOST_BLOCKS:
             raise UserError(f"--blocks, --split or --levels make {count} blocks; expected {MOST_BLOCKS} or fewer")
-        for name in ("lr", "eps"):
+        for name in ("eps",) if self.lr is None else ("lr", "eps"):
             found = len(numbers(f"--{name}", getattr(self, name)))
             if found not in (1, count):
                 raise UserError(f"--{name} has {found} numbers for {count} blocks; expected one, or one a block")

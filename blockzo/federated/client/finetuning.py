@@ -14,6 +14,7 @@ from blockzo.federated.protocol.auto import describe
 from blockzo.federated.protocol.settings import RunSettings
 from blockzo.finetune.data.order import BatchOrder
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.first_rate import UNMEASURED
 from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.prepare import Prepared
 from blockzo.finetune.settings import Settings
@@ -72,7 +73,8 @@ def run_settings(
         told, directions = method.describe(), directions_of(method, blocks)
 
     def each(name: str) -> tuple[float, ...]:
-        values = numbers(f"--{name}", getattr(settings, name))
+        # nobody's rows are measured for a rate that all share
+        values = numbers(f"--{name}", getattr(settings, name) or UNMEASURED)
         return tuple(values * blocks if len(values) == 1 else values)
 
     return RunSettings(
