@@ -13,7 +13,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -110,15 +110,18 @@ def run_for_peak(kind: str, steps: int) -> None:
 
 
 def memory(table: Table, rounds: int) -> None:
-    memory_of(table, ("perturbed", "in_place"), 3)
+    tell_peaks(table, peaks_of(("perturbed", "in_place"), 3))
 
 
-def memory_of(table: Table, kinds: Sequence[str], times: int, steps: int = 3) -> None:
-    # no clock is read, so processes may run beside each other
+def peaks_of(kinds: Sequence[str], times: int, steps: int = 3) -> dict[str, list[int]]:
+    """Of inference and of these, as often as `times`; no clock is read, so processes run beside each other."""
     with ThreadPoolExecutor(2) as pool:
         peaks = {kind: [pool.submit(peak, kind, steps) for _ in range(times)] for kind in ("inference", *kinds)}
-        found = {kind: [one.result() for one in many] for kind, many in peaks.items()}
-    for kind in kinds:
+        return {kind: [one.result() for one in many] for kind, many in peaks.items()}
+
+
+def tell_peaks(table: Table, found: Mapping[str, Sequence[int]]) -> None:
+    for kind in list(found)[1:]:
         ratios = [a / b for a, b in zip(found[kind], found["inference"], strict=True)]
         table.add(
             f"MeZO step {kind.replace('_', ' ')}", "peak RSS over inference", Spread.of(ratios), "x", at_most=1.05

@@ -20,6 +20,7 @@ class Claim:
         headline: the line of README's figures that it stands for, from 0.
         quick: fills a table in about `seconds` on two quiet cores, where that can be done; rows of one case and metric have
             one meaning at both sizes.
+        ahead: begins what a quick size may do in processes of its own while earlier claims are measured.
         full: after the commands, figures that come from what they left in their `{folder}`.
         within: share of a figure by which the committed p20..p80 is widened before a spread is called outside of it.
         fixed: metrics that machine and load cannot move (counts, numbers of a fixed seed), each with the share that it may
@@ -37,6 +38,7 @@ class Claim:
     headline: int | None = None
     quick: Callable[[Table], None] | None = None
     seconds: float = 0.0
+    ahead: Callable[[], object] | None = None
     full: Callable[[Table, Path], None] | None = None
     within: float = 0.1
     fixed: Mapping[str, float] = field(default_factory=dict)

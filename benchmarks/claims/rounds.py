@@ -30,7 +30,7 @@ from blockzo.simulate.partitioner import owners
 from blockzo.simulate.rounds import Simulation, name_of
 from blockzo.simulate.settings import Federation
 
-SEED, RUN_ROUNDS = 0, 3
+SEED, RUN_ROUNDS = 0, 2
 SCORED = 32
 """Held-out rows: a simulation scores before its first round, and here nobody reads it."""
 LENGTHS = (8, 16, 32)

@@ -61,8 +61,11 @@ def bench(
 def _carried_out(script: Path, words: Sequence[str]) -> int:
     """Its exit code. A stop is the script's to answer: it says what was measured before."""
     with subprocess.Popen([sys.executable, str(script), *words]) as child:
-        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        while True:
-            # Ctrl-C reaches both
-            with contextlib.suppress(KeyboardInterrupt):
-                return child.wait()
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            while True:
+                # Ctrl-C reaches both
+                with contextlib.suppress(KeyboardInterrupt):
+                    return child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
