@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,23 +29,29 @@ from blockzo.perturb import parameters
 
 GOAL = 2.0
 
+Note = Callable[[str, tuple[int, ...]], object]
+
 
 class Nothing:
     """In place of a kernel."""
 
-    def __getitem__(self, grid: Any) -> Any:
+    def __init__(self, name: str, note: Note) -> None:
+        self.name, self.note = name, note
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.note(self.name, grid)
         return lambda *arguments, **options: None
 
 
-def without_launches() -> ExitStack:
-    """The GPU's backend for all tensors, and nothing in place of its kernels."""
+def without_launches(note: Note = lambda name, grid: None) -> ExitStack:
+    """The GPU's backend for all tensors, and nothing in place of its kernels; `note` is told each launch."""
     from blockzo.ops.backends.gpu import kernels, products
 
     stack = ExitStack()
     for module in (kernels, products):
         for name, value in vars(module).items():
             if type(value).__module__.startswith("triton.runtime"):
-                stack.enter_context(mock.patch.object(module, name, Nothing()))
+                stack.enter_context(mock.patch.object(module, name, Nothing(name, note)))
     stack.enter_context(mock.patch.object(choice, "for_tensor", lambda tensor: kernels))
     # weights that are tiny here are large where a GPU is of use
     stack.enter_context(mock.patch.object(parameters, "SMALL", 1024))

@@ -70,8 +70,10 @@ def check_python(words: list[str]) -> None:
         check_pytest(words[2:])
     elif words[0] == "-m":
         home = find_spec(words[1])
+        if home is not None and home.origin is None:
+            home = find_spec(f"{words[1]}.__main__")
         assert home is not None and home.origin is not None, words[1]
-        if words[1].startswith("blockzo"):
+        if words[1].startswith(("blockzo", "tests")):
             options_in(Path(home.origin), words[2:])
     else:
         assert (ROOT / words[0]).is_file(), words[0]
