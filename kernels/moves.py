@@ -79,15 +79,26 @@ def move(
         if MODE == PERTURB:
             value += scaled(first, number(terms + 1), key0, key1, stream, unsigned(terms), GAUSSIAN, BLOCK)
         else:
-            if not JOINS:
+            own, end = tl.load(step + 2), tl.load(step + 3)
+            if not JOINS and not GAUSSIAN:
+                # the sum begins with the first direction's signs, or with zeros: +0 + -0 is +0
+                there = own < end
+                direction = tl.load(terms + 2 * own, mask=there, other=0).to(tl.uint32, bitcast=True)
+                size = tl.load(terms + 2 * own + 1, mask=there, other=0).to(tl.float32, bitcast=True)
+                total = scaled(first, size, key0, key1, stream, direction, False, BLOCK, True)
+                own += 1
+            elif not JOINS:
                 total = tl.zeros([BLOCK], tl.float32)
-            for t in range(tl.load(step + 2), tl.load(step + 3)):
+            for t in range(own, end):
                 term = terms + 2 * t
                 total += scaled(first, number(term + 1), key0, key1, stream, unsigned(term), GAUSSIAN, BLOCK)
             if MODE == SHIFT:
                 value += total
             else:
-                value = value * number(step + 4) - total
+                factor = number(step + 4)
+                if factor != 1.0:
+                    value = value * factor
+                value -= total
         moved = narrow(value, DTYPE)
         if STOCHASTIC and DTYPE != tl.float32:
             if (tl.load(step + 5) & 1) != 0:

@@ -92,8 +92,18 @@ def gaussian_pairs(word):
 
 
 @triton.jit
-def scaled(first, scale, key0, key1, stream, direction, GAUSSIAN: tl.constexpr, BLOCK: tl.constexpr):
-    """scale * z for BLOCK elements from index `first` on, float32."""
+def scaled(
+    first,
+    scale,
+    key0,
+    key1,
+    stream,
+    direction,
+    GAUSSIAN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FROM_ZERO: tl.constexpr = False,
+):
+    """scale * z for BLOCK elements from index `first` on, float32; FROM_ZERO, of signs alone: +0 + scale * z."""
     if GAUSSIAN:
         block = (first >> 3) + tl.arange(0, BLOCK // 8)
         word = tl.reshape(words_of(block, key0, key1, stream, direction), [BLOCK // 2])
@@ -102,15 +112,19 @@ def scaled(first, scale, key0, key1, stream, direction, GAUSSIAN: tl.constexpr, 
     else:
         block = (first >> 7) + tl.arange(0, BLOCK // 128)
         word = tl.reshape(words_of(block, key0, key1, stream, direction), [BLOCK // 32])
-        return flipped(scale, word, BLOCK)
+        return flipped(scale, word, BLOCK, FROM_ZERO)
 
 
 @triton.jit
-def flipped(scale, word, BLOCK: tl.constexpr):
-    """scale with the sign that each bit of the words [BLOCK / 32] asks for, bit 0 first."""
+def flipped(scale, word, BLOCK: tl.constexpr, FROM_ZERO: tl.constexpr):
+    """scale with the sign that each bit of the words [BLOCK / 32] asks for, bit 0 first; FROM_ZERO: a zero stays +0."""
     bit = (31 - tl.arange(0, 32)).to(tl.uint32)
-    sign = (word[:, None] << bit[None, :]) & 0x80000000
-    moved = (sign ^ scale.to(tl.uint32, bitcast=True)).to(tl.float32, bitcast=True)
+    size, mask = scale.to(tl.uint32, bitcast=True), 0x80000000
+    if FROM_ZERO:
+        zero = scale == 0.0
+        size, mask = tl.where(zero, 0, size), tl.where(zero, 0, mask).to(tl.uint32)
+    sign = (word[:, None] << bit[None, :]) & mask
+    moved = (sign ^ size).to(tl.float32, bitcast=True)
     return tl.reshape(moved, [BLOCK])
 
 

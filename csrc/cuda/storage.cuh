@@ -26,53 +26,50 @@ __device__ __forceinline__ __half narrow<__half>(float x) {
   return __float2half_rn(x);
 }
 
-template <int N, class T>
-__device__ __forceinline__ void load(float (&value)[N], const T* data, int64_t index, int64_t count, bool aligned) {
-  if (aligned && index + N <= count) {
-    union {
-      uint4 wide[N * sizeof(T) / 16];
-      T each[N];
-    } held;
-#pragma unroll
-    for (int k = 0; k < (int)(N * sizeof(T) / 16); ++k) held.wide[k] = reinterpret_cast<const uint4*>(data + index)[k];
-#pragma unroll
-    for (int j = 0; j < N; ++j) value[j] = widen(held.each[j]);
-    return;
-  }
-#pragma unroll
-  for (int j = 0; j < N; ++j) value[j] = index + j < count ? widen(data[index + j]) : 0.0f;
+// The compiler cannot know that an address out of a table is one of global memory, and generic loads are slower.
+template <class T>
+__device__ __forceinline__ T* in_global_memory(uint64_t address) {
+  return reinterpret_cast<T*>(__cvta_global_to_generic(address));
 }
 
-// P parts, APART elements from one another. Where all of them lie inside, every vector is asked for before the first is widened: a branch
-// between two loads would have the second wait for the first.
+// Consecutive elements as they lie in memory.
+template <class T, int N>
+union Stored {
+  uint4 wide[N * sizeof(T) / 16];
+  T each[N];
+  __device__ __forceinline__ Stored() {}
+};
+
+template <class T, int N>
+__device__ __forceinline__ void widen(float (&value)[N], const Stored<T, N>& held) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) value[j] = widen(held.each[j]);
+}
+
+// P parts, APART elements from one another. Where all of them lie inside, nothing stands between two loads: a branch there would have
+// the second wait for the first.
 template <int P, int APART, int N, class T>
-__device__ __forceinline__ void load_parts(float (&value)[P][N], const T* data, int64_t index, int64_t count, bool aligned) {
+__device__ __forceinline__ void load_parts(Stored<T, N> (&held)[P], const T* data, int64_t index, int64_t count, bool aligned) {
   if (aligned && index + (P - 1) * APART + N <= count) {
-    union {
-      uint4 wide[P][N * sizeof(T) / 16];
-      T each[P][N];
-    } held;
 #pragma unroll
     for (int p = 0; p < P; ++p)
 #pragma unroll
-      for (int k = 0; k < (int)(N * sizeof(T) / 16); ++k) held.wide[p][k] = reinterpret_cast<const uint4*>(data + index + p * APART)[k];
-#pragma unroll
-    for (int p = 0; p < P; ++p)
-#pragma unroll
-      for (int j = 0; j < N; ++j) value[p][j] = widen(held.each[p][j]);
+      for (int k = 0; k < (int)(N * sizeof(T) / 16); ++k) held[p].wide[k] = reinterpret_cast<const uint4*>(data + index + p * APART)[k];
     return;
   }
 #pragma unroll
-  for (int p = 0; p < P; ++p) load<N>(value[p], data, index + p * APART, count, aligned);
+  for (int p = 0; p < P; ++p)
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const int64_t place = index + p * APART + j;
+      held[p].each[j] = place < count ? data[place] : narrow<T>(0.0f);
+    }
 }
 
 template <int N, class T>
 __device__ __forceinline__ void store(const float (&value)[N], T* data, int64_t index, int64_t count, bool aligned) {
   if (aligned && index + N <= count) {
-    union {
-      uint4 wide[N * sizeof(T) / 16];
-      T each[N];
-    } held;
+    Stored<T, N> held;
 #pragma unroll
     for (int j = 0; j < N; ++j) held.each[j] = narrow<T>(value[j]);
 #pragma unroll
@@ -100,8 +97,8 @@ __device__ __forceinline__ float stochastic(float x, uint32_t bits, __half) {
   return __uint_as_float(__float_as_uint(__fmul_rn(ticks, 5.9604644775390625e-08f)) | (pattern & 0x80000000u));
 }
 
-// value <- round(value + total), or round(value * factor - total), to T and back to float32.
-template <class T, bool UPDATES, int N>
+// value <- round(value + total), or round(value * factor - total), to T and back to float32. DECAYS: the factor is not 1.
+template <class T, bool UPDATES, bool DECAYS, int N>
 __device__ __forceinline__ void settle(float (&value)[N], const float (&total)[N], const BlockzoStep& step, uint64_t seed,
                                        uint32_t stream, int64_t index) {
   uint32_t words[4];
@@ -109,7 +106,8 @@ __device__ __forceinline__ void settle(float (&value)[N], const float (&total)[N
   if (rounds) philox_block((uint64_t)index >> 3, seed, stream, 0xFFFFFFFFu, words);
 #pragma unroll
   for (int j = 0; j < N; ++j) {
-    float x = UPDATES ? __fsub_rn(__fmul_rn(value[j], step.factor), total[j]) : __fadd_rn(value[j], total[j]);
+    const float held = DECAYS ? __fmul_rn(value[j], step.factor) : value[j];
+    float x = UPDATES ? __fsub_rn(held, total[j]) : __fadd_rn(held, total[j]);
     if (rounds) x = stochastic(x, j & 1 ? words[j >> 1] >> 16 : words[j >> 1] & 0xFFFFu, T());
     value[j] = widen(narrow<T>(x));
   }

@@ -102,3 +102,21 @@ class Listing:
                         lost = [f for f in flight if f.left & written(step) or f.result & touched(step)]
                         found.update((f"{f.text} <- {step}", None) for f in lost)
         return list(found)
+
+
+_ENDS = ("BRA", "BSY", "BSS", "EXIT", "RET", "CALL", "WARPSYNC")
+
+
+def loads_together(lines: list[str]) -> int:
+    """The most 16-byte loads of global memory that a lane has asked for before it uses one of them, or branches."""
+    most = count = 0
+    asked: frozenset[int] = frozenset()
+    for text in lines:
+        load = re.match(r"LDG\S*\.128", text)
+        result = written(text) if load else frozenset()
+        if text.startswith(_ENDS) or (touched(text) - result) & asked:
+            count, asked = 0, frozenset()
+        if load:
+            count, asked = count + 1, asked | result
+            most = max(most, count)
+    return most

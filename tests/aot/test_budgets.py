@@ -44,6 +44,8 @@ def test_budget(compiled: dict[str, dict[str, Any]], case: Case, arch: int) -> N
     assert found["stack"] == found["local"] == 0, "spills, or arrays in local memory"
     assert found["registers"] <= case.registers
     assert found["loads_128"] >= case.loads and found["stores_128"] >= case.stores
+    if case.kernel == "moves.move":
+        assert found["together"] >= case.loads, "a load waits for another one"
     assert found["fused"] == 0, "a fused multiplication has other bits"
     assert not found["hazards"], "registers are overwritten while a matrix product reads them"
     if case.per_element is not None:

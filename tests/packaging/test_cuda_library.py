@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from blockzo.ops.backends.gpu import cuda
+from tests.aot.hazards import Listing, loads_together
 from tests.packaging.builds import NVCC, ROOT, Result, copy_tree, execute
 
 # compiles for three GPUs
@@ -72,6 +73,11 @@ def test_nothing_is_compiled_for_gpus_unless_asked(tree: Path, tmp_path: Path, a
     assert report(tree)["cuda"] is False and "BLOCKZO_CUDA=1" in str(report(tree)["cuda_reason"])
 
 
+def moving_loops(listing: Listing) -> list[list[str]]:
+    """Those that add, the innermost first."""
+    return sorted((body for body in listing.loops() if any("FADD" in line for line in body)), key=len)
+
+
 if NVCC:
 
     @pytest.fixture(scope="module")
@@ -93,42 +99,51 @@ if NVCC:
         # 3 blocks of 128 threads a multiprocessor at least
         assert max(registers) <= 168
 
-    def test_noise_of_a_replay_is_near_the_least_instructions(library: Path) -> None:
+    @pytest.fixture(scope="module")
+    def kernels(library: Path) -> dict[str, Listing]:
+        """What sm_90 runs, by the type, mode and distribution of a move: fLi2ELb0E is float32, update, Rademacher."""
         import triton
 
-        tool = triton.knobs.nvidia.cuobjdump.path
-        found = execute([tool, "-sass", "-arch", "sm_90", library], library.parent).stdout
-        # float32, update, Rademacher
-        (text,) = re.findall(r"Function : \S*4moveIfLi2ELb0E.*?(?=Function :|\Z)", found, flags=re.S)
-        lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text)
-        place = {int(address, 16): number for number, (address, _) in enumerate(lines)}
-        loops = []
-        for number, (_, line) in enumerate(lines):
-            branch = re.search(r"BRA\S* (?:\S+, )?0x([0-9a-f]+)", line)
-            begin = place.get(int(branch[1], 16), number) if branch else number
-            if begin < number:
-                loops.append(lines[begin : number + 1])
-        # the loop of one step's directions: 64 weights of a lane, each of which is moved by one addition
-        inner = min(loops, key=len)
-        additions = sum("FADD" in line for _, line in inner)
+        tools = triton.knobs.nvidia
+        execute([tools.cuobjdump.path, "-xelf", "sm_90", library], library.parent)
+        # one of them is the linker's, and holds no kernel
+        binaries = library.parent.glob("*.sm_90.cubin")
+        found = "".join(execute([tools.nvdisasm.path, "-c", binary], library.parent).stdout for binary in binaries)
+        parts = re.split(r"\.section\s+\.text\.\S*4moveI(\w+?Lb[01]E)", found)
+        return {name: Listing.of(text) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+    def test_noise_of_a_replay_is_near_the_least_instructions(kernels: dict[str, Listing]) -> None:
+        # the loop of one step's further directions: 64 weights of a lane, each of which is moved by one addition
+        inner = moving_loops(kernels["fLi2ELb0E"])[0]
+        additions = sum("FADD" in line for line in inner)
         assert additions == 64
         assert (len(inner) - additions) / 64 <= 1.5 * LEAST_NOISE
 
-    def test_vectors_of_a_part_are_asked_for_together(library: Path) -> None:
-        """With one 16-byte load of a lane under way a move has about half of a GPU's bandwidth."""
-        import triton
+    def test_a_replay_adds_no_zero_and_multiplies_by_no_one(kernels: dict[str, Listing]) -> None:
+        """A step of one direction without decay is one subtraction a weight."""
+        inner, step = moving_loops(kernels["fLi2ELb0E"])[:2]
+        pieces = [[0, 0]]
+        for line in step:
+            if line.startswith("BRA"):
+                pieces.append([0, 0])
+            pieces[-1][0] += "FADD" in line
+            pieces[-1][1] += "FMUL" in line
+        # further directions, and weights with and without decay
+        assert sorted(piece for piece in pieces if any(piece)) == [[64, 0], [64, 0], [64, 64]], pieces
+        assert len(inner) < len(step) / 2
 
-        found = execute([triton.knobs.nvidia.cuobjdump.path, "-sass", "-arch", "sm_90", library], library.parent).stdout
-        together = {}
-        for text in found.split("Function : ")[1:]:
-            words = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", text)
-            line = "".join(
-                "L" if re.match(r"LDG?\..*128", w) else "|" if w[:3] in ("BRA", "BSY", "BSS") else "" for w in words
-            )
-            together[text.split("\n")[0]] = max(map(len, re.findall(r"L+", line)))
-        for kind, least in (("13__nv_bfloat16", 4), ("6__half", 4), ("f", 8)):
-            (name,) = (name for name in together if f"4moveI{kind}Li0ELb0E" in name)
-            assert together[name] >= least, name
+    def test_vectors_of_a_part_are_asked_for_together(kernels: dict[str, Listing]) -> None:
+        """With one 16-byte load of a lane under way a move has about half of a GPU's bandwidth."""
+        together = {name: loads_together(listing.lines) for name, listing in kernels.items()}
+        assert len(together) == 18 and min(together.values()) == 4, together
+        # float32 takes twice the vectors, where the registers are there
+        assert all(together[f"fLi{mode}ELb0E"] == count for mode, count in enumerate((8, 8, 16)))
+
+    def test_no_access_is_generic(kernels: dict[str, Listing]) -> None:
+        """Addresses come out of a table: the compiler has to be told that they are of global memory."""
+        for name, listing in kernels.items():
+            words = {line.split()[0] for line in listing.lines}
+            assert not [word for word in words if re.match(r"(LD|ST)(\.|$)", word)], name
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
     def test_it_loads_without_a_driver_and_says_so(library: Path) -> None:

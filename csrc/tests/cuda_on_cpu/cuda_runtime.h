@@ -36,3 +36,4 @@ inline float __uint_as_float(uint32_t bits) {
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
+inline void* __cvta_global_to_generic(uint64_t address) { return reinterpret_cast<void*>(address); }
