@@ -89,6 +89,29 @@ def perturbed_linear(
     return out.view(*x.shape[:-1], rows)
 
 
+def whole_linear(x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, step: Step) -> Tensor:
+    """`perturbed_linear` by a whole parameter that was checked when it was indexed (`perturb.Index`), without gradients.
+
+    Args:
+        x: [..., K] in the dtype of `weight`.
+        bias: None, [N] or [groups, N].
+        step: of full rank.
+    """
+    rows, width = weight.shape
+    shape = x.shape
+    if x.device != weight.device or not (bias is None or bias.shape[-1] == rows):
+        raise ValueError(
+            f"x is on {x.device} and bias {None if bias is None else tuple(bias.shape)}; expected them on {weight.device}, as "
+            f"the weight is, and {rows} elements of bias"
+        )
+    groups = len(step.directions)
+    if len(shape) == 3 and shape[0] == groups:
+        return moved_linear(x, weight, bias, 0, stream, step)
+    count = x.numel() // width if width else shape[:-1].numel()
+    out = moved_linear(x.reshape(groups, count // groups, width), weight, bias, 0, stream, step)
+    return out.view(*shape[:-1], rows)
+
+
 def moved_linear(flat: Tensor, weight: Tensor, bias: Tensor | None, start: int, stream: int, step: Step) -> Tensor:
     """`perturbed_linear` of what was checked: x [groups, tokens, K] -> [groups, tokens, N], noise of full rank, no gradients.
 
@@ -104,9 +127,11 @@ def moved_linear(flat: Tensor, weight: Tensor, bias: Tensor | None, start: int, 
 
 def plainly_eager(*tensors: Tensor) -> bool:
     """Would an operation on these go straight to its implementation?"""
+    for tensor in tensors:
+        if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+            return False
     return (
-        all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.jit.is_tracing()

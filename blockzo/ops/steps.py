@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from blockzo.contract import is_low_rank
 from blockzo.journal.record import float32
@@ -30,6 +31,8 @@ class Step:
     rank: int = 0
     width: int = 0
     joins: bool = False
+    tables: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What a backend made of this step, kept while it lives."""
 
     def of_shape(self, shape: Sequence[int]) -> Step:
         """The step for a whole tensor of this shape."""

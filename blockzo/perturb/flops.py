@@ -42,7 +42,9 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, *names:
     return value
 
 
-_FORMULAS: dict[Callable[..., Any], Callable[[tuple[Any, ...], dict[str, Any], Tensor], int]] = {
+Formula = Callable[[tuple[Any, ...], dict[str, Any], Tensor], int]
+
+FORMULAS: dict[Callable[..., Any], Formula] = {
     F.linear: _linear,
     quantized_linear: _linear,
     F.scaled_dot_product_attention: _attention,
@@ -59,13 +61,8 @@ _FORMULAS: dict[Callable[..., Any], Callable[[tuple[Any, ...], dict[str, Any], T
     **dict.fromkeys((torch.Tensor.mm, torch.Tensor.bmm), _matmul),
     torch.Tensor.__rmatmul__: _addmm,
 }
+"""FLOPs of one call that gave a result: matrix products, attention and convolutions, as torch's FlopCounterMode counts.
 
-
-def count_flops(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """FLOPs of one call that gave `result`: matrix products, attention and convolutions, as torch's FlopCounterMode counts.
-
-    Element-wise work is not counted, nor is what happens inside functions that torch composes of others in Python
-    (`multi_head_attention_forward`).
-    """
-    formula = _FORMULAS.get(func)
-    return 0 if formula is None or not isinstance(result, Tensor) else formula(args, kwargs, result)
+Element-wise work is not counted, nor is what happens inside functions that torch composes of others in Python
+(`multi_head_attention_forward`).
+"""

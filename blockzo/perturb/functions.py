@@ -6,7 +6,8 @@ A handler takes the mode and the function's own arguments, and returns NotImplem
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from blockzo.ops import low_rank as parts
 from blockzo.perturb import batched
+from blockzo.perturb.flops import FORMULAS, Formula
+from blockzo.perturb.kinds import Kind, kind_of
 from blockzo.perturb.moves import Moves
 from blockzo.perturb.parameters import Parameter
 from blockzo.perturb.values import MovedValues
@@ -36,19 +39,24 @@ def _product(
 ) -> Any:
     """x @ weight.T + bias, where `weight` [N, K] is a large moved parameter or a view of one."""
     parameter, start = found
-    if parameter.small or not parameter.contiguous or weight.dim() != 2 or not x.dim():
+    if parameter.small or not parameter.contiguous:
         return NotImplemented
-    if x.dtype != weight.dtype or x.shape[-1] != weight.shape[1] or torch.is_autocast_enabled(weight.device.type):
+    shape, given = weight.shape, x.shape
+    if len(shape) != 2 or not given or given[-1] != shape[1] or x.dtype != weight.dtype:
         return NotImplemented
-    stack, moved_bias = mode.lower_all(x), _bias(mode, bias)
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(weight.device.type):
+        return NotImplemented
+    stack, moved_bias = mode.lower_all(x), None if bias is None else _bias(mode, bias)
     if stack is None or moved_bias is NotImplemented:
         return NotImplemented
     move = mode.moves[parameter.block]
-    if move.low_rank(parameter):
+    if weight is parameter.tensor:
+        out = move.linear(stack, weight, moved_bias, parameter, start)
+    elif move.low_rank(parameter):
         if not parts.is_part(weight, start, parameter.tensor.shape[1]):
             return NotImplemented
         out = move.linear(stack, weight, moved_bias, parameter, start)
-    elif weight.stride(1) == 1 or weight.shape[1] == 1:
+    elif weight.stride(1) == 1 or shape[1] == 1:
         out = move.linear(stack, weight, moved_bias, parameter, start)
     elif weight.t().is_contiguous():
         out = _by_panels(mode, stack, move, parameter, start, weight.t(), moved_bias)
@@ -228,3 +236,25 @@ GROUPED: dict[Handler, Handler] = {F.linear: _shared_linear, F.scaled_dot_produc
 
 ROWS: dict[Handler, int] = {F.linear: 0, F.embedding: 0, torch.addmm: 1, torch.Tensor.addmm: 1}
 """Functions that work token by token, and which argument holds the tokens."""
+
+ANSWERS = frozenset((Tensor.__bool__, Tensor.is_nonzero, torch.is_nonzero))
+"""Functions that say yes or no."""
+ASKED = ANSWERS | {Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item}
+"""Functions that give Python a number."""
+
+
+class Known(NamedTuple):
+    """All of this of one function."""
+
+    kind: Kind
+    taught: Handler | None
+    grouped: Handler | None
+    rows: int | None
+    asked: bool
+    formula: Formula | None
+
+
+@lru_cache(maxsize=4096)
+def known(func: Handler) -> Known:
+    """Asked for at every call of a forward, so one look-up."""
+    return Known(kind_of(func), TAUGHT.get(func), GROUPED.get(func), ROWS.get(func), func in ASKED, FORMULAS.get(func))

@@ -18,17 +18,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from blockzo.perturb import batched, traced, transforms
-from blockzo.perturb.flops import count_flops
-from blockzo.perturb.functions import GROUPED, ROWS, TAUGHT
-from blockzo.perturb.kinds import Kind, kind_of
+from blockzo.perturb.functions import ANSWERS, Known, known
+from blockzo.perturb.kinds import Kind
 from blockzo.perturb.moves import Moves
 from blockzo.perturb.parameters import Index
 from blockzo.perturb.values import MovedValues, nbytes_of
-
-ANSWERS = frozenset((Tensor.__bool__, Tensor.is_nonzero, torch.is_nonzero))
-"""Functions that say yes or no."""
-ASKED = ANSWERS | {Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item}
-"""Functions that give Python a number."""
 
 _told: set[str] = set()
 """Functions that a copy was reported for; once a process is enough."""
@@ -104,25 +98,26 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_dynamo_compiling():
             return traced.call(self, func, args, kwargs)
-        kind = kind_of(func)
-        if kind is Kind.FACT:
+        facts = known(func)
+        if facts.kind is Kind.FACT:
             return func(*args, **kwargs)
-        if self.level is not None and func in ASKED:
+        if self.level is not None and facts.asked:
             args = (self._agreed(func, args[0]), *args[1:])
-        moved = self._look(args)
+        wrapping = batched.transforming()
+        moved = self._look(args, wrapping)
         if kwargs:
-            moved = self._look(kwargs.values()) or moved
-        place = ROWS.get(func)
-        if place is not None and len(args) > place:
-            self._count_rows(args[place], func is not torch.nn.functional.embedding)
+            moved = self._look(kwargs.values(), wrapping) or moved
+        if facts.rows is not None and len(args) > facts.rows:
+            self._count_rows(args[facts.rows], func is not torch.nn.functional.embedding)
         result = NotImplemented
         if moved:
-            result = self._on_moved(func, kind, args, kwargs)
-        elif self.level is not None and func in GROUPED:
-            result = GROUPED[func](self, *args, **kwargs)
+            result = self._on_moved(func, facts, args, kwargs, wrapping)
+        elif self.level is not None and facts.grouped is not None:
+            result = facts.grouped(self, *args, **kwargs)
         if result is NotImplemented:
             result = func(*args, **kwargs)
-        self.flops += self.groups * count_flops(func, args, kwargs, result)
+        if facts.formula is not None and isinstance(result, Tensor):
+            self.flops += self.groups * facts.formula(args, kwargs, result)
         if self.measure:
             operands = sum(map(nbytes_of, (*args, *kwargs.values())))
             self.operands = max(self.operands, operands)
@@ -146,13 +141,15 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
             raise Parted([bool(one) for one in values], self.flops)
         return value
 
-    def _on_moved(self, func: Callable[..., Any], kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = NotImplemented
-        transformed = transforms.at_work(self, (*args, *kwargs.values()))
+    def _on_moved(
+        self, func: Callable[..., Any], facts: Known, args: tuple[Any, ...], kwargs: dict[str, Any], wrapping: bool
+    ) -> Any:
+        result, kind = NotImplemented, facts.kind
+        transformed = transforms.derives() or (wrapping and transforms.at_work(self, (*args, *kwargs.values())))
         if kind is Kind.VIEW and not transformed:
             result = self._view(func, args, kwargs)
-        if result is NotImplemented and func in TAUGHT and "out" not in kwargs and not transformed:
-            result = TAUGHT[func](self, *args, **kwargs)
+        if result is NotImplemented and facts.taught is not None and "out" not in kwargs and not transformed:
+            result = facts.taught(self, *args, **kwargs)
         if result is not NotImplemented:
             return result
         written = [kwargs["out"]] if "out" in kwargs else list(args[:1]) if kind is Kind.WRITES else []
@@ -179,30 +176,38 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
             return result
         return NotImplemented
 
-    def _look(self, values: Iterable[Any]) -> bool:
-        """Notes the parameters among these; are any of them moved?"""
+    def _look(self, values: Iterable[Any], wrapping: bool) -> bool:
+        """Notes the parameters among these; are any of them moved? `wrapping`: a transform is at work."""
         moved = False
-        wrapping = batched.transforming()
         for value in values:
-            if isinstance(value, Tensor):
-                if type(value) is Tensor and not wrapping and not self.index.may_hold(value):
+            kind = type(value)
+            if kind is Tensor and not wrapping:
+                if not self.index.may_hold(value):
                     continue
-                plain = value
-                if type(value) is Tensor and batched.is_wrapped(value):
-                    plain = batched.layers(value)[-1]
-                if type(plain) is not Tensor and isinstance(plain, nn.Parameter):
-                    self.used.add(id(plain))
-                    if id(plain) in self.barred:
-                        raise ValueError(self.barred[id(plain)])
-                moved = moved or transforms.base(self, value) is not None
-            elif isinstance(value, (list, tuple)):
-                moved = self._look(value) or moved
+            elif kind is nn.Parameter and id(value) in self._by_id:
+                self._use(value)
+                moved = True
+                continue
+            elif not isinstance(value, Tensor):
+                if isinstance(value, (list, tuple)):
+                    moved = self._look(value, wrapping) or moved
+                continue
+            plain = batched.layers(value)[-1] if kind is Tensor and batched.is_wrapped(value) else value
+            if type(plain) is not Tensor and isinstance(plain, nn.Parameter):
+                self._use(plain)
+            moved = moved or transforms.base(self, value) is not None
         return moved
 
+    def _use(self, parameter: Tensor) -> None:
+        self.used.add(id(parameter))
+        if id(parameter) in self.barred:
+            raise ValueError(self.barred[id(parameter)])
+
     def _count_rows(self, input: Any, linear: bool) -> None:
-        if not isinstance(input, Tensor) or not input.numel():
+        count = input.numel() if isinstance(input, Tensor) else 0
+        if not count:
             return
-        rows = input.numel() // (input.shape[-1] if linear else 1)
+        rows = count // input.shape[-1] if linear else count
         if linear:
             self.rows = max(self.rows, rows)
         else:

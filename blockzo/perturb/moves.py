@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from blockzo.noise import Noise
 from blockzo.ops import scaled
 from blockzo.ops.backends import choice
 from blockzo.ops.copies import checked_rows
+from blockzo.ops.linear import whole_linear
 from blockzo.ops.low_rank import by_form
 from blockzo.ops.packed import PackedStep, packed
 from blockzo.ops.params import Target
@@ -36,9 +38,18 @@ class Move:
     def groups(self) -> int:
         return len(self.directions)
 
+    @cached_property
+    def step(self) -> Step:
+        """Of all groups, for tensors of full rank."""
+        return make_step(self.noise, self.directions, self.scales)
+
     def low_rank(self, parameter: Parameter) -> bool:
         """Whether it has products of its own: with scales it has none."""
-        return parameter.scales is None and is_low_rank(parameter.tensor.shape, self.noise.rank)
+        return (
+            self.noise.rank is not None
+            and parameter.scales is None
+            and is_low_rank(parameter.tensor.shape, self.noise.rank)
+        )
 
     def _step(self, parameter: Parameter, *groups: int) -> Step:
         directions, scales = zip(*((self.directions[g], self.scales[g]) for g in groups), strict=True)
@@ -46,6 +57,8 @@ class Move:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, parameter: Parameter, start: int) -> Tensor:
         """`ops.perturbed_linear` for all groups."""
+        if weight is parameter.tensor and self.noise.rank is None and parameter.scales is None:
+            return whole_linear(x, weight, bias, parameter.stream, self.step)
         if parameter.scales is not None:
             step = self._step(parameter, *range(self.groups))
             return scaled.scaled_linear(x, weight, bias, parameter.scales, start, step, parameter.stream)

@@ -18,7 +18,7 @@ SMALL = 1 << 14
 """Parameters of at most so many elements (norm weights, biases, LoRA matrices) are moved together, in one call a block."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Parameter:
     """A tensor that is moved, with the block whose `Move` is its own."""
 
@@ -59,25 +59,28 @@ class Index:
         self.tables: dict[str, tuple[int, torch.device]] = {}
         self.by_id: dict[int, Parameter] = {}
         self.small: dict[int, list[Parameter]] = {}
-        storages: dict[int, list[tuple[int, int, Parameter]]] = {}
+        held: dict[int, list[tuple[int, int, Parameter]]] = {}
+        ranges: set[tuple[int, int]] = set()
         for block, targets in blocks.items():
+            names: dict[torch.device, str] = {}
             for target in targets:
-                tensor = target.tensor
-                small = tensor.numel() <= SMALL
-                table = f"{block} {tensor.device}"
-                self.tables[table] = block, tensor.device
+                tensor, storage = target.tensor, target.tensor.untyped_storage()
+                device, count, begin = tensor.device, tensor.numel(), storage.data_ptr()
+                if device not in names:
+                    names[device] = table = f"{block} {device}"
+                    self.tables[table] = block, device
                 scales = None if target.per_weight is None else flat_scales(target.per_weight)
-                dense = tensor.is_contiguous()
+                small, dense, table = count <= SMALL, tensor.is_contiguous(), names[device]
                 parameter = Parameter(target.name, target.stream, tensor, block, small, dense, table, scales)
                 self.by_id[id(tensor)] = parameter
                 if small:
                     self.small.setdefault(block, []).append(parameter)
-                if tensor.numel():
+                if count:
                     place = int(tensor.storage_offset()), len(self.by_id), parameter
-                    storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(place)
-        self.by_storage = {storage: _Storage(held) for storage, held in storages.items()}
-        ranges = sorted({(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in map(_storage_of, self.by_id.values())})
-        self._begins, self._ends = [begin for begin, _ in ranges], [end for _, end in ranges]
+                    held.setdefault(begin, []).append(place)
+                ranges.add((begin, begin + storage.nbytes()))
+        self.by_storage = {begin: _Storage(sorted(parameters)) for begin, parameters in held.items()}
+        self.begins, self.ends = [begin for begin, _ in sorted(ranges)], [end for _, end in sorted(ranges)]
 
     def may_hold(self, tensor: Tensor) -> bool:
         """False: a plain tensor, wrapped by no transform, that is no moved parameter and no view of one. Nearly all that a
@@ -87,23 +90,19 @@ class Index:
             return True
         try:
             address = tensor.data_ptr()
-            place = bisect_right(self._begins, address)
-            return place > 0 and address < self._ends[place - 1]
+            place = bisect_right(self.begins, address)
+            return place > 0 and address < self.ends[place - 1]
         except (RuntimeError, NotImplementedError):
             # no address: sparse, fake
             return True
-
-
-def _storage_of(parameter: Parameter) -> torch.UntypedStorage:
-    return parameter.tensor.untyped_storage()
 
 
 class _Storage:
     """The moved parameters of one storage."""
 
     def __init__(self, held: Sequence[tuple[int, int, Parameter]]) -> None:
-        self.begins = [begin for begin, _, _ in sorted(held)]
-        self.parameters = [parameter for _, _, parameter in sorted(held)]
+        self.begins = [begin for begin, _, _ in held]
+        self.parameters = [parameter for _, _, parameter in held]
 
     def find(self, tensor: Tensor) -> tuple[Parameter, int] | None:
         """The parameter that a tensor lies in, and where in it the tensor begins.

@@ -35,10 +35,13 @@ def base(mode: MovedValues, value: Any) -> tuple[Parameter, int] | None:
     return found
 
 
+def derives() -> bool:
+    """May a derivative be asked of what is made here, by autograd?"""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
 def at_work(mode: MovedValues, values: Iterable[Any]) -> bool:
-    """Is one of these wrapped by a transform of the model's own, or may a derivative be asked of what is made of them?"""
-    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
-        return True
+    """Is one of these wrapped by a transform of the model's own?"""
     for value in values:
         if isinstance(value, Tensor):
             if batched.is_wrapped(value) and not _is_activation(mode, value):
@@ -70,9 +73,9 @@ def _finite(value: Tensor) -> Tensor:
 
 
 def _may_be_derived(value: Tensor) -> bool:
-    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
-        return True
-    return any(batched.is_wrapped(layer) and not batched.is_batched(layer) for layer in batched.layers(value))
+    return derives() or any(
+        batched.is_wrapped(layer) and not batched.is_batched(layer) for layer in batched.layers(value)
+    )
 
 
 def _is_activation(mode: MovedValues, value: Tensor) -> bool:

@@ -79,9 +79,11 @@ class MovedValues:
 
     def lower_all(self, tensor: Tensor) -> Tensor | None:
         """The same with the groups in dimension 0, shared or not; without that dimension where one runs alone."""
+        if self.level is None:
+            return None if batched.is_wrapped(tensor) else tensor
         found = self.lower(tensor)
-        if found is None or self.level is None:
-            return None if found is None else tensor
+        if found is None:
+            return None
         plain, grouped = found
         return plain if grouped else plain.unsqueeze(0).expand(self.groups, *plain.shape)
 

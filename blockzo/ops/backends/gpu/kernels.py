@@ -41,6 +41,7 @@ from blockzo.ops.quantized import QuantizedWeight
 from blockzo.ops.shards import Place
 from blockzo.ops.steps import Step
 
+_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 READS_PACKED, LOW_RANK, PER_WEIGHT = True, True, False
 BLOCK = 4096
@@ -307,21 +308,22 @@ def perturbed_linear(
         weight = weight.dequantize()
     # the tiles of noise begin where a Philox block does
     unit = 8 if step.distribution == "gaussian" else 128
-    placed = start % unit == 0 and (weight.stride(0) % unit == 0 or weight.shape[0] == 1)
+    dtype = weight.dtype
     # float32 products are not for tensor cores, and cuBLAS has the better plain ones
-    fits = placed and x.dtype == weight.dtype != torch.float32
+    fits = dtype is x.dtype and dtype is not torch.float32 and start % unit == 0
+    fits = fits and (weight.stride(0) % unit == 0 or weight.shape[0] == 1)
     if path is None:
         path = "panels"
         if fits:
             gpu = _gpu_name(weight.device.index) if weight.is_cuda else linear_choice.ANY
-            path = linear_choice.choose(gpu, str(weight.dtype).removeprefix("torch."), step.distribution, x.shape[1])
+            path = linear_choice.choose(gpu, _NAMES[dtype], step.distribution, x.shape[1])
     if path == "panels":
-        narrow = x.dtype == weight.dtype
+        narrow = x.dtype == dtype
         with on_device(x):
             return panels.perturbed_linear(x, weight, bias, start, step, stream, narrow, move_panel, PANEL_BYTES)
     if not fits:
         raise ValueError(
             f"products need x and weight of one 16-bit dtype, and a start and rows apart by multiples of {unit}; found "
-            f"{x.dtype}, {weight.dtype}, {start}, {weight.stride(0)}"
+            f"{x.dtype}, {dtype}, {start}, {weight.stride(0)}"
         )
     return products(x, weight, bias, start, step, stream)

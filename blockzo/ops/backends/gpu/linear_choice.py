@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("linear_choice.json")
+# a path is made into text for each layer of each forward where the table is asked by one
+_FILE = str(FILE)
 ANY = "any"
 KEYS = tuple(f"{dtype} {kind}" for dtype in ("bfloat16", "float16") for kind in ("rademacher", "gaussian"))
 """Most tokens a group for which two products apart are faster than moved panels."""
@@ -30,11 +32,15 @@ def choose(gpu: str, dtype: str, distribution: str, tokens: int) -> str:
     Raises:
         ValueError: the table is not one; it is named.
     """
-    # a path is made for each layer of each forward where the table is asked by one
-    rows = read(os.environ.get("BLOCKZO_LINEAR_CHOICE") or str(FILE))
-    row, key = rows.get(gpu, rows[ANY]), f"{dtype} {distribution}"
     # beyond, each tile of tokens would make the weight's noise again
-    return "products" if tokens <= row.get(key, 0) else "panels"
+    most = _most(os.environ.get("BLOCKZO_LINEAR_CHOICE") or _FILE, gpu, dtype, distribution)
+    return "products" if tokens <= most else "panels"
+
+
+@lru_cache(maxsize=64)
+def _most(path: str, gpu: str, dtype: str, distribution: str) -> int:
+    rows = read(path)
+    return int(rows.get(gpu, rows[ANY]).get(f"{dtype} {distribution}", 0))
 
 
 @lru_cache(maxsize=8)
@@ -56,4 +62,5 @@ def write(path: Path, gpu: str, row: dict[str, Any]) -> None:
     table[gpu] = row
     path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     read.cache_clear()
+    _most.cache_clear()
     read(str(path))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blockzo.kernels.products import add_parts, part_count, tiles
 from blockzo.kernels.products import products as products_kernel
-from blockzo.ops.backends.gpu.tables import EXACT, on_device, programs, queue_of, signed, step_tables, table, used
+from blockzo.ops.backends.gpu.tables import EXACT, on_device, programs, queue_of, signed, table, tables_of, used
 from blockzo.ops.packed import Given
 from blockzo.ops.steps import Step
 
@@ -32,22 +33,36 @@ def _major(index: int | None) -> int:
 class _Plan:
     """What follows from shapes and directions: the same for all layers of one shape, step after step."""
 
-    tile: dict[str, int]
+    options: dict[str, Any]
+    """Of the launch, and constants of the kernel."""
     tasks: tuple[tuple[int, ...], ...]
+    grid: tuple[int]
     bands: int
-    tiles: int
-    """Of tokens."""
+    parts: int
+    span: int
+    """Columns of a part."""
 
 
 @lru_cache(maxsize=256)
 def _plan(
-    directions: tuple[int, ...] | None, groups: int, tokens: int, rows: int, gaussian: bool, shared: bool, major: int
+    directions: tuple[int, ...] | None,
+    sizes: tuple[int, int, int, int],
+    gaussian: bool,
+    shared: bool,
+    bias: bool,
+    major: int,
+    parts: int | None,
 ) -> _Plan:
+    groups, tokens, rows, width = sizes
     pairs = pairs_of(directions, groups)
     paired = any(second != NONE for _, second in pairs)
     tile = tiles(tokens, gaussian, len(pairs), paired, shared, major)
     tasks = tasks_of(pairs, tile["SLOTS"], tile["SIDES"])
-    return _Plan({**EXACT, **tile}, tasks, -(-rows // tile["ROWS"]), -(-tokens // tile["TOKENS"]))
+    parts = part_count(rows, width) if parts is None else parts
+    bands = -(-rows // tile["ROWS"])
+    options = {**EXACT, "BIAS": bias and parts == 1, "GAUSSIAN": gaussian, **tile}
+    grid = programs(len(tasks), bands, -(-tokens // tile["TOKENS"]), parts)
+    return _Plan(options, tasks, grid, bands, parts, -(-width // (128 * parts)) * 128)
 
 
 def pairs_of(directions: tuple[int, ...] | None, groups: int) -> list[tuple[int, int]]:
@@ -88,50 +103,51 @@ def products(
     """
     groups, tokens, width = x.shape
     rows = weight.shape[0]
-    shared = groups > 1 and x.stride(0) == 0
-    if width > 1 and x.stride(2) != 1:
+    group_stride, row_stride, unit = x.stride()
+    shared = groups > 1 and group_stride == 0
+    if width > 1 and unit != 1:
         x = x[:1].contiguous().expand_as(x) if shared else x.contiguous()
-    if bias is not None and rows > 1 and bias.stride(-1) != 1:
-        bias = bias.contiguous()
-    bias_group = bias.stride(0) if bias is not None and bias.dim() == 2 else 0
-    out = torch.empty(groups, tokens, rows, dtype=x.dtype, device=x.device)
-    gaussian = step.distribution == "gaussian"
+        group_stride, row_stride, _ = x.stride()
+    bias_group = 0
+    if bias is not None:
+        if rows > 1 and bias.stride(-1) != 1:
+            bias = bias.contiguous()
+        bias_group = bias.stride(0) if bias.dim() == 2 else 0
     directions = step.directions if isinstance(step, Step) else None
     major = _major(x.device.index) if x.is_cuda else INTERPRETED_AS
-    plan = _plan(directions, groups, tokens, rows, gaussian, shared, major)
-    parts = part_count(rows, width) if parts is None else parts
-    sums = out if parts == 1 else torch.empty(parts, *out.shape, dtype=torch.float32, device=x.device)
+    sizes, gaussian = (groups, tokens, rows, width), step.distribution == "gaussian"
+    plan = _plan(directions, sizes, gaussian, shared, bias is not None, major, parts)
+    device = x.device
+    out = torch.empty((groups, tokens, rows), dtype=x.dtype, device=device)
+    sums = out if plan.parts == 1 else torch.empty((plan.parts, *out.shape), dtype=torch.float32, device=device)
     with on_device(x):
-        queue = queue_of(x.device)
-        tasks, numbers = table(plan.tasks, queue), step_tables([step], queue)
-        count, blocks = len(plan.tasks), -(-rows // SUM_BLOCK)
-        grid = programs(count, plan.bands, plan.tiles, parts)
-        products_kernel[grid](
+        queue = queue_of(device)
+        tasks, numbers = table(plan.tasks, queue), tables_of(step, queue)
+        products_kernel[plan.grid](
             sums,
             x,
             weight,
             out if bias is None else bias,
             tasks,
             *numbers,
-            count,
+            len(plan.tasks),
             plan.bands,
             groups,
             tokens,
             rows,
             width,
-            parts,
-            -(-width // (128 * parts)) * 128,
-            x.stride(0),
-            x.stride(1),
+            plan.parts,
+            plan.span,
+            group_stride,
+            row_stride,
             weight.stride(0),
             start,
             bias_group,
             signed(stream),
-            BIAS=bias is not None and parts == 1,
-            GAUSSIAN=gaussian,
-            **plan.tile,
+            **plan.options,
         )
-        if parts > 1:
+        if plan.parts > 1:
+            blocks = -(-rows // SUM_BLOCK)
             add_parts[programs(groups * tokens, blocks)](
                 out,
                 sums,
@@ -140,7 +156,7 @@ def products(
                 groups * tokens,
                 tokens,
                 rows,
-                parts,
+                plan.parts,
                 bias_group,
                 BIAS=bias is not None,
                 BLOCK=SUM_BLOCK,

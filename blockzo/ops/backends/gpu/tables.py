@@ -109,11 +109,25 @@ def table(rows: tuple[tuple[int, ...], ...], queue: Queue) -> Tensor:
     return upload(torch.tensor(rows or ((0, 0),), dtype=torch.int32), queue[0])
 
 
+def tables_of(step: Given, queue: Queue) -> tuple[Tensor, Tensor]:
+    """Those of one step: all layers of a forward are given the same."""
+    if isinstance(step, PackedStep):
+        return step.line, step.terms
+    found = step.tables.get(queue)
+    if found is None:
+        found = step.tables[queue] = _tables([step], queue)
+    held: tuple[Tensor, Tensor] = found
+    return held
+
+
 def step_tables(steps: Sequence[Given], queue: Queue) -> tuple[Tensor, Tensor]:
     """int32 [steps, 6] and [terms, 2] of `kernels/moves.py`; a step that is packed brings its own and comes alone."""
-    alone = steps[0]
-    if isinstance(alone, PackedStep):
-        return alone.line, alone.terms
+    if len(steps) == 1:
+        return tables_of(steps[0], queue)
+    return _tables(steps, queue)
+
+
+def _tables(steps: Sequence[Given], queue: Queue) -> tuple[Tensor, Tensor]:
     lines: list[tuple[int, ...]] = []
     terms: list[tuple[int, ...]] = []
     for step in steps:
