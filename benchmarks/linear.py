@@ -1,11 +1,12 @@
 """perturbed_linear against torch's F.linear on plain weights, layer by layer of OPT-125M and Llama-134M.
 
-    python benchmarks/linear.py [--only layers bf16 wide groups quantized step] [--threads 2] [--rounds 15] [--no-save]
+    python benchmarks/linear.py [--only layers bf16 wide moved groups quantized step] [--threads 2] [--rounds 15] [--no-save]
 
 layers     float32, Rademacher and Gaussian, 16 to 1,024 tokens in one group: time over F.linear's.
 bf16       bfloat16 weights and x: times faster than F.linear in bfloat16. `--plain-bf16` holds torch and the kernels to AVX2,
            which has no 16-bit dot products.
 wide       bfloat16, 8,192 x 3,072: time over F.linear's.
+moved      the same with moves in float32 and with moves rounded to bfloat16, 16 to 256 tokens.
 groups     4 directions, both signs, 16 tokens each: one call against eight.
 quantized  8 and 4 bit bases against F.linear on float32.
 step       all linear layers of a model's forward, in order, at 64 and 1,024 tokens.
@@ -149,6 +150,23 @@ def wide(table: Table, rounds: int) -> None:
             table.add(case, "over F.linear", slower(times, name, "torch"), "x", at_most=limits.get(tokens))
 
 
+def moved(table: Table, rounds: int) -> None:
+    weight = cold(8192, 3072, torch.bfloat16)
+    for tokens in (16, 64, 256):
+        x = torch.randn(tokens, 3072).bfloat16()
+
+        def product(distribution: str, way: str, x: Tensor = x) -> Callable[[], Tensor]:
+            noise = Noise(1, distribution)
+            return lambda: perturbed_linear(x, weight(), None, noise, 5, [0], [EPS], moved=way)
+
+        ways = [(name, way) for name in WIDE_LIMITS for way in ("float32", "rounded")]
+        sides: dict[str, Callable[[], Tensor]] = {"torch": lambda x=x: F.linear(x, weight())}
+        times = paired(sides | {f"{name} {way}": product(name, way) for name, way in ways}, rounds=rounds)
+        for name, way in ways:
+            case = f"bfloat16 8192 x 3072 {tokens} tokens {_native.chosen()} {name}, moved {way}"
+            table.add(case, "over F.linear", slower(times, f"{name} {way}", "torch"), "x")
+
+
 def groups(table: Table, rounds: int) -> None:
     for rows, width in ((768, 768), (3072, 768), (768, 3072), (576, 576)):
         one_grouped(table, rounds, cold(rows, width, torch.float32))
@@ -230,7 +248,15 @@ def forwards(weights: list[Tensor], tokens: int) -> dict[str, Callable[[], None]
     return {"plain": plain, "moved": moved}
 
 
-PARTS = {"layers": layers, "bf16": bf16, "wide": wide, "groups": groups, "quantized": quantized, "step": step}
+PARTS = {
+    "layers": layers,
+    "bf16": bf16,
+    "wide": wide,
+    "moved": moved,
+    "groups": groups,
+    "quantized": quantized,
+    "step": step,
+}
 
 
 def main() -> None:

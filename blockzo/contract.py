@@ -53,6 +53,17 @@ def is_low_rank(shape: Sequence[int], rank: int | None) -> bool:
     return rank is not None and len(shape) == 2 and min(shape) > rank
 
 
+MOVED = ("auto", "float32", "rounded")
+"""How moved 16-bit weights are multiplied: as is fastest here; with the move as it is; rounded to their dtype once, as moves in
+place leave them."""
+
+
+def check_moved(moved: str) -> str:
+    if moved not in MOVED:
+        raise ValueError(f"moved is {moved!r}; expected one of {', '.join(MOVED)}")
+    return moved
+
+
 def check_stream(stream: str | int) -> int:
     if isinstance(stream, str):
         return stream_id(stream)

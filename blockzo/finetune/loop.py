@@ -70,6 +70,7 @@ class Training:
             weight_decay=settings.weight_decay,
             stochastic_rounding=settings.stochastic_rounding,
             evaluate="in_place" if settings.in_place else "perturbed",
+            moved=settings.moved,
             per_example=settings.per_example,
             rows_of=self.loss_fn.terms,
             max_group=1 if self.loss_fn.writes else "auto",

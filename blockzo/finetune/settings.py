@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from blockzo.contract import DISTRIBUTIONS, MAX_RANK
+from blockzo.contract import DISTRIBUTIONS, MAX_RANK, MOVED
 from blockzo.finetune.data.tasks import OTHERS, TASKS, WRITTEN_TASKS
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.built_in import BUILT_IN
@@ -156,6 +156,14 @@ class Settings:
     rank: int | None = option("Of the noise of matrices; full noise by default.", METHOD, None, least=1, most=MAX_RANK)
     weight_decay: float = option("Decoupled, times the rate.", METHOD, 0.0)
     stochastic_rounding: bool = option("For 16-bit weights.", METHOD, False)
+    moved: str = option(
+        "Moved 16-bit weights in products: {choices}.",
+        METHOD,
+        "auto",
+        choices=MOVED,
+        commands=(FINETUNE,),
+        page="How [moved 16-bit weights](perturbed.md#rounding-of-moved-weights) are multiplied: one of auto, float32, rounded.",
+    )
     in_place: bool = option(
         "Write and restore weights to evaluate: not exact, no bitwise replay.", METHOD, False, commands=(FINETUNE,)
     )

@@ -58,6 +58,7 @@ class ZOSettings:
     rank: int | None = field(default=None, metadata={"help": "Of the noise of matrices, 1 to 64; full where none."})
     per_example: bool = field(default=False, metadata={"help": "Every example along directions of its own."})
     evaluate: str = field(default="perturbed", metadata={"help": "perturbed, or in_place (not exact)."})
+    moved: str = field(default="auto", metadata={"help": "Moved 16-bit weights in products: auto, float32 or rounded."})
     stochastic_rounding: bool = field(default=False, metadata={"help": "For 16-bit weights."})
     journal: str | None = field(
         default="journal.bz", metadata={"help": "File of the records, in output_dir unless absolute; none: no journal."}

@@ -167,7 +167,7 @@ class _ZerothOrder:
         settings = {
             **{
                 name: getattr(args, name)
-                for name in ("eps", "distribution", "seed", "weight_decay", "per_example", "evaluate")
+                for name in ("eps", "distribution", "seed", "weight_decay", "per_example", "evaluate", "moved")
             },
             "stochastic_rounding": args.stochastic_rounding,
             "rank": args.rank,

@@ -20,8 +20,8 @@ from blockzo.ops.steps import Step
 LIBRARY = torch.library.Library("blockzo", "DEF")
 NOISE = "int seed, str distribution"
 LIBRARY.define(
-    f"perturbed_linear(Tensor x, Tensor weight, Tensor? bias, int start, int stream, {NOISE}, int[] directions, float[] scales)"
-    " -> Tensor"
+    f"perturbed_linear(Tensor x, Tensor weight, Tensor? bias, int start, int stream, {NOISE}, int[] directions, float[] scales, "
+    "str moved='auto') -> Tensor"
 )
 LIBRARY.define(
     f"perturbed_copy(Tensor(a!) out, Tensor source, int start, int stream, {NOISE}, int direction, float scale) -> ()"
@@ -60,11 +60,12 @@ def _perturbed_linear(
     distribution: str,
     directions: Sequence[int],
     scales: Sequence[float],
+    moved: str = "auto",
 ) -> Tensor:
     """x [groups, tokens, width] -> [groups, tokens, rows]."""
     step = _step(seed, distribution, directions, scales)
     backend = choice.for_tensor(weight) if x.numel() and weight.numel() else reference
-    return backend.perturbed_linear(x, weight, bias, start, step, stream)
+    return backend.perturbed_linear(x, weight, bias, start, step, stream, moved=moved)
 
 
 def _perturbed_copy(

@@ -18,7 +18,8 @@ from blockzo.ops.steps import Step
 
 PACKED = "Tensor step, Tensor terms, str distribution"
 LIBRARY.define(
-    f"perturbed_linear.packed(Tensor x, Tensor weight, Tensor? bias, int start, int stream, {PACKED}) -> Tensor"
+    f"perturbed_linear.packed(Tensor x, Tensor weight, Tensor? bias, int start, int stream, {PACKED}, str moved='auto')"
+    " -> Tensor"
 )
 LIBRARY.define(f"perturbed_copy.packed(Tensor(a!) out, Tensor source, int start, int stream, {PACKED}) -> ()")
 LIBRARY.define(f"perturbed_rows.packed(Tensor weight, Tensor rows, int stream, {PACKED}) -> Tensor")
@@ -39,12 +40,13 @@ def _perturbed_linear(
     step: Tensor,
     terms: Tensor,
     distribution: str,
+    moved: str = "auto",
 ) -> Tensor:
     """x [groups, tokens, width] -> [groups, tokens, rows]; a term for each group."""
     check_packed(step, terms, weight, x.shape[0])
     backend = choice.for_tensor(weight) if x.numel() and weight.numel() else reference
     given = _given_to(backend, PackedStep(step, terms, distribution))
-    return backend.perturbed_linear(x, weight, bias, start, given, stream)
+    return backend.perturbed_linear(x, weight, bias, start, given, stream, moved=moved)
 
 
 def _perturbed_copy(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from blockzo.contract import check_moved
 from blockzo.noise import Noise, check_stream
 from blockzo.ops import library, low_rank
 from blockzo.ops.backends import choice, reference
@@ -25,6 +26,7 @@ def perturbed_linear(
     scales: Sequence[float],
     start: int = 0,
     shape: Sequence[int] | None = None,
+    moved: str = "auto",
 ) -> Tensor:
     """x @ (weight + scale * z).T + bias, with a direction and a scale for each group of rows; nothing is written.
 
@@ -38,10 +40,12 @@ def perturbed_linear(
         start: index of the first element of `weight` in its logical tensor.
         shape: of the logical tensor, on which noise of a low rank depends; that of `weight` where None. Where the noise has a
             rank, `weight` may also be the transpose of a matrix or of a part.
+        moved: "float32": a moved 16-bit weight is not rounded (on a GPU: docs/perturbed.md); "rounded": it is, once, to its
+            dtype, as a move in place leaves it, and noise must have full rank; "auto": as is fastest.
 
     Returns:
-        Tensor of shape [..., N] and the dtype of `x`. Products and sums are float32, and 16-bit weights are widened and the move
-        is not rounded back; unless the CPU multiplies 16-bit numbers itself, x has the dtype of the weight and a group has 48
+        Tensor of shape [..., N] and the dtype of `x`. Sums are float32. With "auto" products are too, and the move is not
+        rounded; unless the CPU multiplies 16-bit numbers itself, x has the dtype of the weight and a group has 48
         rows or more: then the moved weight and the bias are rounded to that dtype. GPUs multiply 16-bit operands as such and sum
         in float32 (docs/gpu.md). A group's values do not depend on the others; an x that all share (`expand`) GPUs multiply once.
 
@@ -53,6 +57,7 @@ def perturbed_linear(
             raise ValueError(f"start is {start}; expected 0 for a quantized weight, which is always whole")
     else:
         _check_weight(weight.t() if getattr(noise, "rank", None) and _turned(weight) else weight, stream, start)
+    check_moved(moved)
     groups = len(directions)
     rows, width = weight.shape
     if not x.dim() or x.shape[-1] != width:
@@ -74,6 +79,11 @@ def perturbed_linear(
     flat = x.reshape(groups, count // groups, width)
     with torch.no_grad():
         if step.rank:
+            if moved == "rounded":
+                raise ValueError(
+                    f"moved is 'rounded' for noise of rank {step.rank}, whose product moves no weight; expected 'auto' or "
+                    "'float32', or a product of `perturbed_copy`"
+                )
             found = low_rank.linear(flat, weight, bias, start, step, check_stream(stream))
             if found is None:
                 raise ValueError(
@@ -83,13 +93,15 @@ def perturbed_linear(
             return found.view(*x.shape[:-1], rows)
         if isinstance(weight, QuantizedWeight):
             backend = choice.for_tensor(weight.data) if rows and width and count else reference
-            out = backend.perturbed_linear(flat, weight, bias, start, step, check_stream(stream))
+            out = backend.perturbed_linear(flat, weight, bias, start, step, check_stream(stream), moved=moved)
         else:
-            out = moved_linear(flat, weight, bias, start, check_stream(stream), step)
+            out = moved_linear(flat, weight, bias, start, check_stream(stream), step, moved)
     return out.view(*x.shape[:-1], rows)
 
 
-def whole_linear(x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, step: Step) -> Tensor:
+def whole_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, step: Step, moved: str = "auto"
+) -> Tensor:
     """`perturbed_linear` by a whole parameter that was checked when it was indexed (`perturb.Index`), without gradients.
 
     Args:
@@ -106,22 +118,24 @@ def whole_linear(x: Tensor, weight: Tensor, bias: Tensor | None, stream: int, st
         )
     groups = len(step.directions)
     if len(shape) == 3 and shape[0] == groups:
-        return moved_linear(x, weight, bias, 0, stream, step)
+        return moved_linear(x, weight, bias, 0, stream, step, moved)
     count = x.numel() // width if width else shape[:-1].numel()
-    out = moved_linear(x.reshape(groups, count // groups, width), weight, bias, 0, stream, step)
+    out = moved_linear(x.reshape(groups, count // groups, width), weight, bias, 0, stream, step, moved)
     return out.view(*shape[:-1], rows)
 
 
-def moved_linear(flat: Tensor, weight: Tensor, bias: Tensor | None, start: int, stream: int, step: Step) -> Tensor:
+def moved_linear(
+    flat: Tensor, weight: Tensor, bias: Tensor | None, start: int, stream: int, step: Step, moved: str = "auto"
+) -> Tensor:
     """`perturbed_linear` of what was checked: x [groups, tokens, K] -> [groups, tokens, N], noise of full rank, no gradients.
 
     Where nobody looks at operations (no compiler, no mode, no transform), it goes to the backend without torch's dispatch, which
     is a tenth of the host's work for a small layer.
     """
     if plainly_eager(flat, weight) and flat.numel() and weight.numel():
-        return choice.for_tensor(weight).perturbed_linear(flat, weight, bias, start, step, stream)
+        return choice.for_tensor(weight).perturbed_linear(flat, weight, bias, start, step, stream, moved=moved)
     numbers = library.signed(step.seed), step.distribution, step.directions, step.coefficients
-    found: Tensor = torch.ops.blockzo.perturbed_linear(flat, weight, bias, start, stream, *numbers)
+    found: Tensor = torch.ops.blockzo.perturbed_linear(flat, weight, bias, start, stream, *numbers, moved)
     return found
 
 

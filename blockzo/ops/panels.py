@@ -15,10 +15,10 @@ from torch import Tensor
 from blockzo.ops.packed import Given, PackedStep
 from blockzo.ops.quantized import QuantizedWeight
 
-PATHS = ("tiles", "panels", "narrow panels")
-"""The kernel that moves and multiplies in one; float32 panels; panels in the 16-bit dtype of weight and x."""
-NARROW_TILES = "narrow tiles"
-"""The kernel with moved weights rounded to bfloat16, where the CPU has a matrix unit (AMX)."""
+PATHS = ("tiles", "narrow tiles", "panels", "rounded panels", "narrow panels")
+"""The kernel that moves and multiplies in one; the same with moved weights rounded to their dtype (by a matrix unit, AMX, where
+there is one and they fit it); float32 panels; the same of rounded weights; panels in the 16-bit dtype of weight and x.
+"""
 
 PANEL_BYTES = 10 << 20
 """Every product packs x again, so few large panels beat many that stay in a second-level cache: OPT-125M at 1,024 tokens took
@@ -52,26 +52,31 @@ def multiplies(dtype: torch.dtype) -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in names.get(dtype, ()))
 
 
-def choose_path(x: Tensor, weight: Tensor | QuantizedWeight, start: int, isa: str, vendor: str) -> str:
+def choose_path(
+    x: Tensor, weight: Tensor | QuantizedWeight, start: int, isa: str, vendor: str, moved: str = "auto"
+) -> str:
     """By the tokens of one group, so that groups in one call have the bits of calls of their own.
 
     Args:
         isa, vendor: of the CPU, as `_native.chosen()` and `_native.vendor()` name them.
+        moved: one of `MOVED`.
     """
     if isinstance(weight, QuantizedWeight):
         return "tiles"
-    tokens = x.shape[1]
-    if tokens >= NARROW_TOKENS and x.dtype == weight.dtype and multiplies(weight.dtype):
-        few = isa == "amx" and tokens <= TILE_TOKENS[isa]
-        return NARROW_TILES if few and _fits_matrix_unit(weight, start) else "narrow panels"
-    if isa in ("avx512", "amx") and vendor != "intel" and torch.backends.mkl.is_available():
-        return "tiles"
+    tokens, rounded = x.shape[1], moved == "rounded" and weight.dtype != torch.float32
+    if moved != "float32" and x.dtype == weight.dtype and multiplies(weight.dtype):
+        few = isa == "amx" and tokens <= TILE_TOKENS[isa] and _fits_matrix_unit(weight, start)
+        if tokens >= NARROW_TOKENS or (rounded and few):
+            return "narrow tiles" if few else "narrow panels"
     most = TILE_TOKENS[isa] * (1 if weight.dtype == torch.float32 else 4)
-    return "tiles" if tokens < most else "panels"
+    always = isa in ("avx512", "amx") and vendor != "intel" and torch.backends.mkl.is_available()
+    if always or tokens < most:
+        return "narrow tiles" if rounded else "tiles"
+    return "rounded panels" if rounded else "panels"
 
 
 def _fits_matrix_unit(weight: Tensor, start: int) -> bool:
-    """What `linear` in csrc/include/blockzo/cpu.h asks of rounded weights, whatever their noise."""
+    """What a matrix unit (`by_tiles` in csrc/cpu/linear.cpp) asks of rounded weights, whatever their noise."""
     width = weight.shape[1]
     return weight.dtype == torch.bfloat16 and width % 32 == 0 and weight.stride(0) == width and start % 16 == 0
 
@@ -111,11 +116,13 @@ def perturbed_linear(
     narrow: bool,
     move_panel: MovePanel,
     panel_bytes: int = PANEL_BYTES,
+    rounded: bool = False,
 ) -> Tensor:
     """x [G, T, K], weight [N, K]: every move of one panel before the next panel is read.
 
     Args:
         narrow: multiply in the dtype of `weight`, which is that of `x`; else in float32.
+        rounded: moved weights are rounded to the dtype of `weight` before they are multiplied in float32.
         move_panel: the backend's.
     """
     groups, tokens, width = x.shape
@@ -126,7 +133,8 @@ def perturbed_linear(
     moves = list(_moves(step))
     count = max(1, -(-rows * width * dtype.itemsize // panel_bytes))
     height = -(-rows // count)
-    scratch = _scratch(height * width, dtype, x.device).view(height, width)
+    held = weight.dtype if rounded else dtype
+    scratch = _scratch(height * width, held, x.device).view(height, width)
     for first in range(0, rows, height):
         part = weight[first : first + height]
         for move, members in moves:
@@ -134,7 +142,8 @@ def perturbed_linear(
             if isinstance(move, PackedStep) or move.coefficients[0]:
                 move_panel(panel, part, start + first * apart, move, stream)
             else:
-                panel = part.to(dtype)
+                panel = part
+            panel = panel.to(dtype)
             for group in members:
                 target = out[group, :, first : first + height]
                 if bias is None:

@@ -53,7 +53,14 @@ def scaled_rows(table: Tensor, rows: Tensor, scales: Tensor, step: Step, stream:
 
 
 def scaled_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor, start: int, step: Step, stream: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scales: Tensor,
+    start: int,
+    step: Step,
+    stream: int,
+    moved: str = "auto",
 ) -> Tensor:
     """`perturbed_linear` for `weight` [N, K] with unit stride along K, by panels of it."""
 
@@ -64,6 +71,6 @@ def scaled_linear(
 
     flat = x.reshape(len(step.directions), -1, weight.shape[1])
     # GPUs multiply 16-bit operands as such, here as elsewhere
-    narrow = x.is_cuda and x.dtype == weight.dtype
-    out = panels.perturbed_linear(flat, weight.detach(), bias, start, step, stream, narrow, move_panel)
+    narrow, rounded = x.is_cuda and x.dtype == weight.dtype and moved != "float32", moved == "rounded"
+    out = panels.perturbed_linear(flat, weight.detach(), bias, start, step, stream, narrow, move_panel, rounded=rounded)
     return out.view(*x.shape[:-1], weight.shape[0])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from blockzo.contract import check_moved
 from blockzo.methods.tree import BlockMove, EvaluationTree, Node, Place, Waiting
 from blockzo.noise import Noise
 from blockzo.ops.params import Target, whole_targets
@@ -43,6 +44,7 @@ class PerturbedExecutor:
         directions: for each block, numbers of the noise's directions that are the tree's directions 0, 1, 2, ...; the same
             numbers where None.
         reuse: what is known of the loss that is evaluated; one for all steps. Where None, it is found out at the first run.
+        moved: as of `blockzo.perturbed`.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class PerturbedExecutor:
         max_group: MaxGroup = "auto",
         directions: Sequence[Sequence[int]] | None = None,
         reuse: Reuse | None = None,
+        moved: str = "auto",
     ) -> None:
-        self.blocks = blocks
+        self.blocks, self.moved = blocks, check_moved(moved)
         self.reuse = reuse or Reuse(blocks)
         self._targets: list[Target] = []
         self._held: list[tuple[object, ...]] = []
@@ -237,7 +240,7 @@ class PerturbedExecutor:
         # a check moves blocks that the tree has no directions for, too
         directions = tuple(known[k] if known else k for k in named)
         scales = tuple(0.0 if move is None else move.sign * self.eps[block] for move in moves)
-        return Move(self.noises[block], directions, scales)
+        return Move(self.noises[block], directions, scales, self.moved)
 
     def _later(self, stop: int) -> dict[int, str]:
         return {

@@ -132,7 +132,9 @@ class GraphedStep:
         with evaluation_mode(self.zo.model):
             for leaf in range(2 * self.directions):
                 direction = self._order[leaf // 2 : leaf // 2 + 1]
-                move = PackedMove(pack(seed, direction, self._scales[leaf : leaf + 1], distribution), self._scratch)
+                move = PackedMove(
+                    pack(seed, direction, self._scales[leaf : leaf + 1], distribution), self._scratch, self.zo.moved
+                )
                 out, mode = run_groups(lambda *_: self._loss(batch), None, self.index, {0: move}, 1)
                 seen.count(mode)
                 losses.append(_one(out.tree()))

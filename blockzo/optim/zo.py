@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from blockzo.contract import check_moved
 from blockzo.journal.file import Journal
 from blockzo.journal.record import BlockUpdate, Record, float32
 from blockzo.methods.auto import Auto, StepPlan, planned_method
@@ -75,6 +76,9 @@ class ZO(Journaled):
             holds are replayed at once.
         evaluate: "perturbed" (weights are not written to evaluate a loss) or "in_place" (written and restored: not exact, so the
             journal must be one made with exact=False).
+        moved: how perturbed forwards multiply moved 16-bit weights of linear layers: "float32" (the move is not rounded),
+            "rounded" (once to the weights' dtype, as a move in place leaves them), or "auto" (what is fastest here, which
+            depends on the CPU and the number of tokens; docs/perturbed.md). Records and updates are the same kind in every case.
         max_group: evaluations that run as one batch at most; "auto": by measured memory, and only where it is faster; 1: one
             after the other.
         rows_of: weight of a micro-batch: batch -> number that its loss is a mean over. Where None: label tokens where `labels`
@@ -115,6 +119,7 @@ class ZO(Journaled):
         per_example: bool = False,
         rank: int | None = None,
         no_decay: Spared | None = None,
+        moved: str = "auto",
     ) -> None:
         if not self._joined_ranks:
             check_alone(independent_ranks)
@@ -131,6 +136,12 @@ class ZO(Journaled):
             raise ValueError("blocks were cut from another model; expected Blocks of the model that is trained")
         if evaluate not in ("perturbed", "in_place"):
             raise ValueError(f'evaluate is {evaluate!r}; expected "perturbed" or "in_place"')
+        self.moved = check_moved(moved)
+        if moved == "float32" and evaluate == "in_place":
+            raise ValueError(
+                'moved is "float32" with evaluate="in_place", where weights are written in their dtype; expected "auto" or '
+                '"rounded"'
+            )
         if not (targets(model) if self._sharded else whole_targets(model, "a step of blockzo.ZO")):
             raise ValueError("the model has no trainable parameter; expected one with requires_grad")
         self.per_example = per_example
@@ -293,7 +304,9 @@ class ZO(Journaled):
         """The one of this optimiser, for a step of that seed."""
         if self._perturbing is None:
             noise = self._noise(seed)
-            self._perturbing = PerturbedExecutor(self.blocks, noise, eps, self.max_group, reuse=self.reuse)
+            self._perturbing = PerturbedExecutor(
+                self.blocks, noise, eps, self.max_group, reuse=self.reuse, moved=self.moved
+            )
         self._perturbing.along(self._noise(seed), eps, directions)
         return self._perturbing
 

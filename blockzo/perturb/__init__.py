@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from blockzo.contract import check_moved
 from blockzo.noise import Noise
 from blockzo.ops.params import check_finite, whole_targets
 from blockzo.ops.per_weight import PerWeight, with_scales
@@ -33,6 +34,7 @@ def perturbed(
     directions: Sequence[int] = (0,),
     scales: Sequence[float] = (1e-3,),
     per_weight: PerWeight | None = None,
+    moved: str = "auto",
 ) -> PerturbedForward:
     """Inside the block, forward passes of `model` see `w + scale * z` for every trainable parameter; no weight is written.
 
@@ -42,6 +44,8 @@ def perturbed(
         directions: one. For several at once: `blockzo.perturbed_losses`.
         scales: one, of that direction.
         per_weight: as of `blockzo.perturb_`. Linear layers with scales are moved by panels, which takes longer than without.
+        moved: how linear layers multiply moved 16-bit weights: "float32" (the move is not rounded), "rounded" (once to the
+            weights' dtype, as a move in place leaves them), "auto" (what is fastest here); docs/perturbed.md.
 
     Returns:
         A context manager without gradients, the mode; its `flops` counts what ran inside. A function that is to be compiled
@@ -59,13 +63,14 @@ def perturbed(
             f"directions has {len(directions)} entries and scales {len(scales)}; a forward inside `perturbed` sees one: "
             "pass one of each, or use blockzo.perturbed_losses(model, noise, directions, scales, forward)"
         )
-    move = make_move(noise, directions, scales)
+    move = make_move(noise, directions, scales, moved)
     found = with_scales(whole_targets(model, "a perturbed forward"), per_weight)
     mode = _WithoutGradients(Index({0: found}, model), {0: move})
     # noise of a low rank or with scales has no kernels that read tables: a compiled forward refuses it
     for name, (_, device) in mode.index.tables.items() if noise.rank is None and not per_weight else ():
         step = move.packed(device)
         mode.tables[name] = step.line, step.terms, step.distribution
+    mode.linear_moved = moved
     return mode
 
 
@@ -86,11 +91,12 @@ class _WithoutGradients(PerturbedForward):
             torch.set_grad_enabled(self._gradients.pop())
 
 
-def make_move(noise: Noise, directions: Sequence[int], scales: Sequence[float]) -> Move:
+def make_move(noise: Noise, directions: Sequence[int], scales: Sequence[float], moved: str = "auto") -> Move:
     """Checked; one group for each direction and scale."""
+    check_moved(moved)
     for scale in scales:
         check_finite("scale", float(scale))
-    return Move(noise, tuple(map(int, directions)), tuple(map(float, scales)))
+    return Move(noise, tuple(map(int, directions)), tuple(map(float, scales)), moved)
 
 
 __all__ = [

@@ -39,7 +39,9 @@ def _product(
 ) -> Any:
     """x @ weight.T + bias, where `weight` [N, K] is a large moved parameter or a view of one."""
     parameter, start = found
-    if parameter.small or not parameter.contiguous:
+    move = mode.moves[parameter.block]
+    # copies of small ones, made together, are rounded
+    if not parameter.contiguous or (parameter.small and (move.moved != "float32" or weight.dtype == torch.float32)):
         return NotImplemented
     shape, given = weight.shape, x.shape
     if len(shape) != 2 or not given or given[-1] != shape[1] or x.dtype != weight.dtype:
@@ -49,10 +51,12 @@ def _product(
     stack, moved_bias = mode.lower_all(x), None if bias is None else _bias(mode, bias)
     if stack is None or moved_bias is NotImplemented:
         return NotImplemented
-    move = mode.moves[parameter.block]
-    if weight is parameter.tensor:
+    low_rank = move.low_rank(parameter)
+    if low_rank and move.moved == "rounded":
+        out = _by_copies(mode, stack, found, weight, moved_bias)
+    elif weight is parameter.tensor:
         out = move.linear(stack, weight, moved_bias, parameter, start)
-    elif move.low_rank(parameter):
+    elif low_rank:
         if not parts.is_part(weight, start, parameter.tensor.shape[1]):
             return NotImplemented
         out = move.linear(stack, weight, moved_bias, parameter, start)
@@ -65,6 +69,17 @@ def _product(
     return mode.lift(out)
 
 
+def _by_copies(
+    mode: MovedValues, x: Tensor, found: tuple[Parameter, int], weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """x [groups, ..., K] by moved copies of `weight` [N, K], for noise that no product makes rounded weights of."""
+    copies = mode.copies(weight, found)
+    lines = [None] * mode.groups if bias is None else bias.view(-1, len(weight)).expand(mode.groups, -1)
+    rows = [x] if mode.level is None else x
+    outs = [F.linear(own, copy, line) for own, copy, line in zip(rows, copies, lines, strict=True)]
+    return outs[0] if mode.level is None else torch.stack(outs)
+
+
 def _by_panels(
     mode: MovedValues, x: Tensor, move: Moves, parameter: Parameter, start: int, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
@@ -72,17 +87,18 @@ def _by_panels(
     width, columns = weight.shape
     step = max(1, PANEL_BYTES // max(1, columns * weight.element_size()))
     # partial sums of several panels are not rounded to 16 bits
-    dtype = weight.dtype if step >= width else torch.float32
+    dtype = weight.dtype if step >= width and move.moved != "float32" else torch.float32
+    held = weight.dtype if move.moved == "rounded" else dtype
     flat = x.reshape(move.groups, -1, width).to(dtype)
     out = torch.zeros(*flat.shape[:2], columns, dtype=dtype, device=x.device)
     if bias is not None:
         out += bias.unsqueeze(-2)
     for first in range(0, width, step):
         part = weight[first : first + step]
-        panel = mode.scratch(part, part.numel(), dtype).view(part.shape)
+        panel = mode.scratch(part, part.numel(), held).view(part.shape)
         for group in range(move.groups):
             move.copy(panel, part, parameter, start + first * columns, group)
-            out[group].addmm_(flat[group, :, first : first + step], panel)
+            out[group].addmm_(flat[group, :, first : first + step], panel.to(dtype))
     return out.to(x.dtype).view(*x.shape[:-1], columns)
 
 

@@ -90,6 +90,7 @@ def perturbed_losses(
     forward: Callable[[], Tensor],
     max_group: MaxGroup = "auto",
     per_weight: PerWeight | None = None,
+    moved: str = "auto",
 ) -> Tensor:
     """Losses of a model under several moves of its weights, as many at once as memory allows; no weight is written.
 
@@ -101,6 +102,7 @@ def perturbed_losses(
         forward: calls the model and returns a tensor with one element.
         max_group: evaluations that run as one batch at most; "auto": by measured memory, and only where it is faster.
         per_weight: as of `blockzo.perturb_`.
+        moved: as of `blockzo.perturbed`.
 
     Returns:
         float32 tensor [G] on the CPU.
@@ -113,14 +115,14 @@ def perturbed_losses(
             f"directions has {len(directions)} entries, scales {len(scales)}; expected one each, at least one"
         )
     triples = list(zip(range(len(directions)), directions, scales, strict=True))
-    make_move(noise, directions, scales)
+    make_move(noise, directions, scales, moved)
     found = with_scales(whole_targets(model, "a perturbed forward"), per_weight)
     index = Index({0: found})
     device = found[0].tensor.device if found else torch.device("cpu")
 
     def run(part: Sequence[Any], limits: Limits | None, measure: bool) -> tuple[Activations, PerturbedForward]:
         _, named, sizes = zip(*part, strict=True)
-        move = make_move(noise, named, sizes)
+        move = make_move(noise, named, sizes, moved)
         return run_groups(lambda *_: forward(), None, index, {0: move}, len(part), None, limits, measure)
 
     with evaluation_mode(model):

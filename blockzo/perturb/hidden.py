@@ -138,7 +138,7 @@ class _Kept:
 class _Repaired:
     """A move by nothing, of weights that hold NaN: each value handed out is repaired."""
 
-    groups = 1
+    groups, moved = 1, "auto"
 
     def low_rank(self, parameter: Parameter) -> bool:
         return False

@@ -33,6 +33,8 @@ class Move:
     noise: Noise
     directions: tuple[int, ...]
     scales: tuple[float, ...]
+    moved: str = "auto"
+    """Of linear layers, as of `ops.perturbed_linear`."""
 
     @property
     def groups(self) -> int:
@@ -58,12 +60,12 @@ class Move:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, parameter: Parameter, start: int) -> Tensor:
         """`ops.perturbed_linear` for all groups."""
         if weight is parameter.tensor and self.noise.rank is None and parameter.scales is None:
-            return whole_linear(x, weight, bias, parameter.stream, self.step)
+            return whole_linear(x, weight, bias, parameter.stream, self.step, self.moved)
         if parameter.scales is not None:
             step = self._step(parameter, *range(self.groups))
-            return scaled.scaled_linear(x, weight, bias, parameter.scales, start, step, parameter.stream)
+            return scaled.scaled_linear(x, weight, bias, parameter.scales, start, step, parameter.stream, self.moved)
         where = self.noise, parameter.stream, self.directions, self.scales, start, parameter.tensor.shape
-        return ops.perturbed_linear(x, weight, bias, *where)
+        return ops.perturbed_linear(x, weight, bias, *where, self.moved)
 
     def copy(self, out: Tensor, source: Tensor, parameter: Parameter, start: int, group: int) -> None:
         """`source`, which begins at index `start` of its parameter, as the group sees it, into `out`."""
@@ -105,8 +107,10 @@ class PackedMove:
             addresses stay right in a captured graph; one for moves that run one after the other.
     """
 
-    def __init__(self, step: PackedStep, scratch: dict[tuple[object, ...], Tensor] | None = None) -> None:
-        self.step, self.groups, self.scratch = step, len(step.terms), scratch
+    def __init__(
+        self, step: PackedStep, scratch: dict[tuple[object, ...], Tensor] | None = None, moved: str = "auto"
+    ) -> None:
+        self.step, self.groups, self.scratch, self.moved = step, len(step.terms), scratch, moved
         self._each = [step.term(group) for group in range(self.groups)]
 
     def low_rank(self, parameter: Parameter) -> bool:
@@ -115,7 +119,9 @@ class PackedMove:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, parameter: Parameter, start: int) -> Tensor:
         flat = x.reshape(self.groups, -1, weight.shape[1])
         tables = self.step.line, self.step.terms, self.step.distribution
-        out: Tensor = torch.ops.blockzo.perturbed_linear.packed(flat, weight, bias, start, parameter.stream, *tables)
+        out: Tensor = torch.ops.blockzo.perturbed_linear.packed(
+            flat, weight, bias, start, parameter.stream, *tables, self.moved
+        )
         return out.view(*x.shape[:-1], weight.shape[0])
 
     def copy(self, out: Tensor, source: Tensor, parameter: Parameter, start: int, group: int) -> None:

@@ -64,11 +64,12 @@ def _linear(mode: MovedValues, input: Tensor, weight: Tensor, bias: Tensor | Non
     parameter = mode.index.by_id.get(id(weight))
     moved_bias = _moved(mode, bias)
     whole = parameter is not None and parameter.contiguous and weight.dim() == 2 and input.dim() > 0
-    if parameter is None or parameter.small or not whole or input.dtype != weight.dtype or _autocast(weight):
+    rounded = parameter is not None and parameter.small and mode.linear_moved != "float32"
+    if parameter is None or rounded or not whole or input.dtype != weight.dtype or _autocast(weight):
         return F.linear(input, _moved(mode, weight), moved_bias)
     step = mode.tables[parameter.table]
     out: Tensor = torch.ops.blockzo.perturbed_linear.packed(
-        input.reshape(1, -1, weight.shape[1]), weight, moved_bias, 0, parameter.stream, *step
+        input.reshape(1, -1, weight.shape[1]), weight, moved_bias, 0, parameter.stream, *step, mode.linear_moved
     )
     return out.view(*input.shape[:-1], weight.shape[0])
 

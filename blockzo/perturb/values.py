@@ -31,6 +31,7 @@ class MovedValues:
         self.footprint = self.entered = 0
         self.small = {block: SmallParameters(held, self.moves[block]) for block, held in self.index.small.items()}
         self.tables: dict[str, tuple[Tensor, Tensor, str]] = {}
+        self.linear_moved = "auto"
         """What a compiled forward reads, see `perturbed`."""
         self._by_id, self._by_storage = self.index.by_id, self.index.by_storage
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}

@@ -1,7 +1,6 @@
 // `linear`: which groups share what, the scratch, and the work of the threads.
 #include <algorithm>
 #include <memory>
-#include <stdexcept>
 
 #include "table.h"
 #include "threads.h"
@@ -100,6 +99,7 @@ void signs_round(LinearPlan& plan, const KernelTable& table, int threads) {
   });
 }
 
+// By a matrix unit: rounded weights by tiles of whole steps, or two exact products.
 bool by_tiles(const Linear& call, int distribution, const KernelTable& table) {
   if (!table.tiles_rows || call.x_dtype != BFLOAT16 || call.weight_dtype != BFLOAT16 || call.noise_row != call.width || !call.width)
     return false;
@@ -151,7 +151,6 @@ void linear(const Linear& call, const Step& step, uint32_t stream, int threads) 
   const std::vector<LinearDirection> all = share_noise(step);
   LinearPlan plan{call, step.seed, step.distribution, stream, {}, {}, depth_of(call.width), 0, 0, 0, 0, 0, 0, 0, nullptr};
   const bool tiles = by_tiles(call, step.distribution, *table);
-  if (call.narrow && !tiles) throw std::invalid_argument("these weights cannot be rounded for a matrix unit");
   const int64_t most = tiles ? std::clamp<int64_t>(TILE_BYTES / (2 * call.width) / 32 * 32, 32, TOKENS_AT_ONCE) : TOKENS_AT_ONCE;
   for (size_t next = 0; next < all.size();) {
     next = take_batch(plan, all, next, most);
@@ -161,7 +160,7 @@ void linear(const Linear& call, const Step& step, uint32_t stream, int threads) 
       plan.tokens = std::min(at_once, call.tokens - plan.first_token);
       if (tiles)
         tiles_round(plan, *table, threads);
-      else if (by_signs(plan, *table))
+      else if (!call.narrow && by_signs(plan, *table))
         signs_round(plan, *table, threads);
       else
         linear_round(plan, *table, threads);

@@ -73,6 +73,14 @@ INLINE Ahead look_ahead(const Linear& call, int64_t row, int64_t column, int dep
           bytes};
 }
 
+// To the dtype of the weights and back, in the scratch: what a move in place would leave. Whole vectors: what stands behind a row is
+// nobody's.
+template <class Io>
+INLINE void round_tile(float* moved, int rows, int depth) {
+  for (int r = 0; r < rows; ++r)
+    for (int k = 0; k < depth; k += LANES) store(moved + r * LINE + k, Io::round(load<vf>(moved + r * LINE + k)));
+}
+
 // Up to two moves along one direction, of all rows of a panel; rows that fill up the last tile are 0.
 INLINE void move_panel(const LinearPlan& plan, const LinearDirection& along, size_t first_move, int64_t first, int64_t last,
                        int64_t column, int depth, float* const* moved) {
@@ -91,6 +99,10 @@ INLINE void move_panel(const LinearPlan& plan, const LinearDirection& along, siz
       move_tile<2>(plan, along, noise, row, rows, column, depth, scales, out);
     else
       move_tile<1>(plan, along, noise, row, rows, column, depth, scales, out);
+    for (int j = 0; plan.call.narrow && along.noisy && j <= (int)two; ++j) {
+      if (plan.call.weight_dtype == BFLOAT16) round_tile<BFloat16>(out[j], rows, depth);
+      if (plan.call.weight_dtype == FLOAT16) round_tile<Float16>(out[j], rows, depth);
+    }
     for (int j = 0; j <= (int)two; ++j) memset(out[j] + rows * LINE, 0, sizeof(float) * (size_t)((ROW_TILE - rows) * LINE));
   }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_reference(isa: str, dtype: torch.dtype, path: str) -> None:
             )
             bias = (None, numbers(rows), numbers(groups, rows, dtype=dtype), numbers(rows, groups).t())[number % 4]
             out = cpu.perturbed_linear(x, weight, bias, 5 * number, step, STREAM, path)
-            narrow = path == "narrow panels"
+            narrow = path not in ("tiles", "panels")
             assert agrees(out, x, weight, bias, 5 * number, step, narrow), (rows, tokens, width, distribution)
 
 
@@ -105,36 +106,43 @@ def test_rows_that_end_within_a_block_of_noise(isa: str, width: int) -> None:
     assert agrees(cpu.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles"), x, weight, None, 0, step, False)
 
 
-def rounded(x: Tensor, weight: Tensor, bias: Tensor, start: int, step: Step) -> Tensor:
-    """float64 products of moved weights that were rounded to bfloat16."""
+def rounded(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Step) -> Tensor:
+    """float64 products of moved weights that were rounded to their dtype."""
     out = []
     for group, scale in enumerate(step.coefficients):
         noise = Noise(step.seed, step.distribution)
         z = noise.sample(STREAM, weight.numel(), step.directions[group], start).view(weight.shape)
-        out.append(x[group].double() @ (weight.float() + scale * z).bfloat16().double().t() + bias[group].double())
+        product = x[group].double() @ (weight.float() + scale * z).to(weight.dtype).double().t()
+        out.append(product if bias is None else product + bias[group].double())
     return torch.stack(out)
 
 
-NARROW = ["narrow panels", *([panels.NARROW_TILES] if "amx" in LINEAR_ISAS else [])]
-
-
-@pytest.mark.parametrize("path", NARROW)
+@pytest.mark.parametrize("path", ["narrow tiles", "rounded panels", "narrow panels"])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize(
-    ("rows", "tokens", "width"), [(1, 48, 32), (32, 64, 256), (77, 49, 288), (300, 50, 1056), (40, 900, 512)]
+    ("rows", "tokens", "width", "dtype"),
+    [
+        (1, 48, 32, torch.bfloat16),
+        (32, 64, 256, torch.bfloat16),
+        (77, 3, 99, torch.float16),
+        (300, 50, 1056, torch.bfloat16),
+        (40, 700, 512, torch.float16),
+    ],
 )
-def test_weights_rounded_to_bfloat16(path: str, distribution: str, rows: int, tokens: int, width: int) -> None:
+def test_rounded_weights(
+    isa: str, path: str, distribution: str, rows: int, tokens: int, width: int, dtype: torch.dtype
+) -> None:
     step = make_step(Noise(SEED, distribution), DIRECTIONS, SCALES)
-    weight, x = numbers(rows, width, dtype=torch.bfloat16), numbers(8, tokens, width, dtype=torch.bfloat16)
-    bias, start = numbers(8, rows).bfloat16(), 48
+    weight, x = numbers(rows, width, dtype=dtype), numbers(8, tokens, width, dtype=dtype)
+    bias, start = numbers(8, rows).to(dtype), 48
 
     def product(x: Tensor, step: Step = step, bias: Tensor = bias) -> Tensor:
         return cpu.perturbed_linear(x, weight, bias, start, step, STREAM, path)
 
     found, want = product(x), rounded(x, weight, bias, start, step)
     size = x.double().norm(dim=-1, keepdim=True) * (weight.double().norm(dim=1) + 2.0 * width**0.5)
-    assert bool(((found - want).abs() <= 2.0**-8 * want.abs() + 2.0**-20 * size).all())
-    if path != panels.NARROW_TILES:
+    assert bool(((found - want).abs() <= EPS[dtype] * want.abs() + 2.0**-20 * size).all())
+    if path != "narrow tiles":
         return  # torch promises nothing of the order of its sums
     for count in (2, 3):
         with threads(count):
@@ -146,13 +154,43 @@ def test_weights_rounded_to_bfloat16(path: str, distribution: str, rows: int, to
     assert same_bits(product(x[:1].expand(8, -1, -1)), product(x[:1].repeat(8, 1, 1)))
 
 
-def test_rounded_weights_are_refused_where_no_matrix_unit_takes_them(isa: str) -> None:
-    """The Python side never asks for it; the kernel says so rather than multiply in another way."""
-    step = make_step(Noise(SEED, "gaussian"), [0], [0.5])
-    x, wide = numbers(1, 48, 32, dtype=torch.bfloat16), numbers(8, 40, dtype=torch.bfloat16)
-    for weight, start in ((wide[:, :32], 0), (wide[:, :32].contiguous(), 3), (wide[:, :32].float(), 0)):
-        with pytest.raises(ValueError, match="cannot be rounded for a matrix unit"):
-            cpu.perturbed_linear(x, weight, None, start, step, STREAM, panels.NARROW_TILES)
+def check_moved(backend: Any, dtype: torch.dtype, tokens: int, moved: str, width: int = 96) -> None:
+    """Sums in which the weights, all 1, cancel, so that the moves alone are left: these are under a last place of 1, and rounding
+    loses or doubles each.
+    """
+    half = 2.0**-9 if dtype == torch.bfloat16 else 2.0**-12
+    step = make_step(Noise(SEED), [2, 2, 7], [1.5 * half, -1.5 * half, 0.75 * half])
+    weight = torch.ones(20, width, dtype=dtype)
+    x = numbers(3, tokens, width // 2, dtype=dtype).repeat_interleave(2, -1) * torch.tensor([1, -1]).repeat(width // 2)
+    x = x.to(dtype)
+    found = backend.perturbed_linear(x, weight, None, 0, step, STREAM, moved=moved).double()
+    noise = Noise(SEED)
+    z = [noise.sample(STREAM, weight.numel(), d).view(weight.shape) for d in step.directions]
+    exact = torch.stack(
+        [own.double() @ (c * n).double().t() for own, c, n in zip(x, step.coefficients, z, strict=True)]
+    )
+    want = {"float32": exact, "rounded": rounded(x, weight, None, 0, step)}
+    scale = float(exact.abs().max())
+    assert float((found - want[moved]).abs().max()) <= 0.02 * scale
+    assert float((want["rounded"] - exact).abs().max()) > 0.3 * scale
+
+
+@pytest.mark.parametrize("moved", ["float32", "rounded"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_user_chooses_how_moves_are_rounded(isa: str, dtype: torch.dtype, moved: str) -> None:
+    """For any number of tokens, of which "auto" takes one kind or the other."""
+    for tokens in (1, 16, 47, 48, 49, 257):
+        check_moved(cpu, dtype, tokens, moved)
+    check_moved(cpu, dtype, 1100, moved, 32)
+    check_moved(reference, dtype, 5, moved)
+
+
+@pytest.mark.parametrize("moved", ["float32", "rounded"])
+def test_the_choice_is_kept_where_16_bit_products_are_fast(moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch multiplies 16 bits on any CPU, if slowly: the way of one with AVX512-BF16 or AMX, but for its own kernels."""
+    monkeypatch.setattr(panels, "multiplies", lambda dtype: True)
+    for tokens in (47, 48, 400):
+        check_moved(cpu, torch.bfloat16, tokens, moved)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +320,7 @@ def test_groups_that_share_x_read_it_where_it_is(isa: str, path: str) -> None:
     seen = []
     original = cpu.perturbed_linear
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "perturbed_linear", lambda x, *rest: seen.append(x) or original(x, *rest))
+        patch.setattr(cpu, "perturbed_linear", lambda x, *rest, **how: seen.append(x) or original(x, *rest, **how))
         out = perturbed_linear(
             x.view(3, 7, 300).expand(8, 3, 7, 300), weight, None, Noise(SEED), STREAM, DIRECTIONS, SCALES
         )
@@ -386,6 +424,6 @@ def test_a_matrix_unit_is_taken_for_whole_steps_of_few_tokens(monkeypatch: pytes
         x = torch.empty(1, tokens, width, dtype=torch.bfloat16)
         return panels.choose_path(x, weight, start, isa, "intel")
 
-    assert path(47) == "tiles" and path(48) == path(384) == panels.NARROW_TILES
+    assert path(47) == "tiles" and path(48) == path(384) == "narrow tiles"
     for other in (path(385), path(48, 48), path(48, start=8), path(48, isa="avx512"), path(48, apart=32)):
         assert other == "narrow panels"

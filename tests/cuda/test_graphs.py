@@ -20,7 +20,7 @@ GPUS = list(range(torch.cuda.device_count()))
 
 
 class Model(nn.Module):
-    """Plain layers; heads are of a width that both the fused layer and the panels serve."""
+    """Plain layers; heads are of a width that both products and panels serve."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()

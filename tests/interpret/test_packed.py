@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blockzo.noise import Noise
+from blockzo.ops import steps
 from blockzo.ops.backends.gpu import kernels, tables
 from blockzo.ops.packed import pack, packed
 from blockzo.ops.params import Target
@@ -108,13 +109,15 @@ def test_tables_of_a_graph_that_a_user_captures_outlive_their_cache(
     read: list[weakref.ref[Tensor]] = []
     monkeypatch.setattr(kernels, "move_kernel", Launch())
     monkeypatch.setattr(tables, "_of_graphs", {})
-    step = make_step(Noise(1), [7], [0.3])
     for captured in (True, False):
         read.clear()
         monkeypatch.setattr(tables, "is_captured", lambda table, captured=captured: captured)
         w = torch.zeros(130)
+        step = make_step(Noise(1), [7], [0.3])
         kernels.replay_([Target("w", 5, w)], [step if given else packed(step, CPU)])
-        for cache in (tables.table, tables.tensor_tables):
+        # a step keeps its own
+        del step
+        for cache in (tables.table, tables.tensor_tables, steps._made):
             cache.cache_clear()
         gc.collect()
         assert len(read) == 4 and all((one() is not None) is captured for one in read)

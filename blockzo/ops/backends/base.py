@@ -47,6 +47,8 @@ class Backend(Protocol):
         start: int,
         step: Step,
         stream: int,
+        *,
+        moved: str = "auto",
     ) -> Tensor: ...
 
     def project(self, found: Sequence[Target], step: Step) -> list[float]: ...

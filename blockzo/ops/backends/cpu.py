@@ -159,12 +159,15 @@ def perturbed_linear(
     step: Step,
     stream: int,
     path: str | None = None,
+    *,
+    moved: str = "auto",
 ) -> Tensor:
-    """`path`: one of `panels.PATHS`, or `panels.NARROW_TILES`, for tests and benchmarks; None: the fastest as measured."""
-    path = path or panels.choose_path(x, weight, start, _native.chosen(), _native.vendor())
-    if path in ("tiles", panels.NARROW_TILES) or isinstance(weight, QuantizedWeight):
-        return _tiles(x, weight, bias, start, step, stream, path == panels.NARROW_TILES)
-    return panels.perturbed_linear(x, weight, bias, start, step, stream, path == "narrow panels", move_panel)
+    """`path`: one of `panels.PATHS`, for tests and benchmarks; None: the fastest as measured."""
+    path = path or panels.choose_path(x, weight, start, _native.chosen(), _native.vendor(), moved)
+    if path in ("tiles", "narrow tiles") or isinstance(weight, QuantizedWeight):
+        return _tiles(x, weight, bias, start, step, stream, path == "narrow tiles")
+    narrow, rounded = path == "narrow panels", path == "rounded panels"
+    return panels.perturbed_linear(x, weight, bias, start, step, stream, narrow, move_panel, rounded=rounded)
 
 
 def _tiles(

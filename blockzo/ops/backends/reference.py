@@ -182,9 +182,19 @@ def perturbed_rows(out: Tensor, weight: Tensor, rows: Tensor, step: Step, stream
 
 
 def perturbed_linear(
-    x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None, start: int, step: Step, stream: int
+    x: Tensor,
+    weight: Tensor | QuantizedWeight,
+    bias: Tensor | None,
+    start: int,
+    step: Step,
+    stream: int,
+    *,
+    moved: str = "auto",
 ) -> Tensor:
-    """x [G, T, K] times (weight + c_g z_g) of its group, in float32; result [G, T, N] in the dtype of `x`."""
+    """x [G, T, K] times (weight + c_g z_g) of its group, in float32; result [G, T, N] in the dtype of `x`. `moved` "rounded": the
+    second factor is rounded to the dtype of `weight`; else it is not.
+    """
+    dtype = torch.float32 if isinstance(weight, QuantizedWeight) or moved != "rounded" else weight.dtype
     if isinstance(weight, QuantizedWeight):
         weight = weight.dequantize()
     rows, width = weight.shape
@@ -192,11 +202,11 @@ def perturbed_linear(
     index = (index + torch.arange(width, device=weight.device)).reshape(-1)
     outs = []
     for group, (direction, scale) in enumerate(zip(step.directions, step.coefficients, strict=True)):
-        moved = weight.float()
+        own = weight.float()
         if scale != 0.0:
             z = _noise(index, index.numel(), step, stream, direction, weight.device).view(rows, width)
-            moved = moved + scale * z
-        out = x[group].float() @ moved.t()
+            own = (own + scale * z).to(dtype).float()
+        out = x[group].float() @ own.t()
         if bias is not None:
             out = out + (bias if bias.dim() == 1 else bias[group]).float()
         outs.append(out.to(x.dtype))

@@ -63,7 +63,7 @@ struct Linear {
   int bias_dtype;
   int64_t bias_group;
   void* out;    // [groups, tokens, rows] in x_dtype
-  bool narrow;  // moved weights are rounded to bfloat16 and multiplied by a matrix unit
+  bool narrow;  // moved weights are rounded to their 16-bit dtype, as a move in place would leave them
 };
 
 // Instruction sets: "baseline", "avx2", "avx512", "amx" (avx512 and its matrix unit), "neon".
@@ -97,9 +97,7 @@ void rows(void* out, const void* weight, int dtype, int64_t width, const int64_t
           uint32_t stream, int threads);
 
 // out[g] = x[g] (weight + c_g z_g)^T + bias[g], in float32: one chain of additions over k for each number of the result, whatever the
-// threads, the groups and the number of tokens. Throws std::invalid_argument where `narrow` is asked for and cannot be had: by a set without
-// a matrix unit, for other dtypes than bfloat16, where rows do not follow each other in the noise or are no multiple of 32, or where
-// Gaussians do not begin at a multiple of 16.
+// threads, the groups and the number of tokens.
 void linear(const Linear& call, const Step& step, uint32_t stream, int threads);
 
 // totals[k] = <tensor, z_k> in float64: 16 lanes over chunks of 4,096 elements, chunks added in order.

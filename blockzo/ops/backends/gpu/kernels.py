@@ -302,10 +302,15 @@ def perturbed_linear(
     step: Given,
     stream: int,
     path: str | None = None,
+    *,
+    moved: str = "auto",
 ) -> Tensor:
-    """`path`: "products" or "panels", for tests and benchmarks; None takes the one for this number of tokens."""
+    """`path`: "products" or "panels", for tests and benchmarks; None takes the one for this number of tokens.
+
+    Products round no moved weight, so `moved` "float32" takes them wherever they fit, and "rounded" nowhere.
+    """
     if isinstance(weight, QuantizedWeight):
-        weight = weight.dequantize()
+        weight, moved = weight.dequantize(), "auto"
     # the tiles of noise begin where a Philox block does
     unit = 8 if step.distribution == "gaussian" else 128
     dtype = weight.dtype
@@ -313,14 +318,16 @@ def perturbed_linear(
     fits = dtype is x.dtype and dtype is not torch.float32 and start % unit == 0
     fits = fits and (weight.stride(0) % unit == 0 or weight.shape[0] == 1)
     if path is None:
-        path = "panels"
-        if fits:
+        path = "products" if fits and moved == "float32" else "panels"
+        if fits and moved == "auto":
             gpu = _gpu_name(weight.device.index) if weight.is_cuda else linear_choice.ANY
             path = linear_choice.choose(gpu, _NAMES[dtype], step.distribution, x.shape[1])
     if path == "panels":
-        narrow = x.dtype == dtype
+        narrow, rounded = x.dtype == dtype and moved != "float32", moved == "rounded"
         with on_device(x):
-            return panels.perturbed_linear(x, weight, bias, start, step, stream, narrow, move_panel, PANEL_BYTES)
+            return panels.perturbed_linear(
+                x, weight, bias, start, step, stream, narrow, move_panel, PANEL_BYTES, rounded
+            )
     if not fits:
         raise ValueError(
             f"products need x and weight of one 16-bit dtype, and a start and rows apart by multiples of {unit}; found "
