@@ -19,6 +19,8 @@ from tests.docs.commands import FENCE, LANGUAGES, ROOT, Command, blocks, command
 from tests.finetune.process import environment
 
 PYTEST = {"-q", "-x", "-s", "-n", "-k", "-m", "--slow", "--fast", "--no-skips"}
+# pytest-benchmark's
+PYTEST |= {f"--benchmark-{name}" for name in ("only", "autosave", "compare", "compare-fail", "max-time", "min-rounds")}
 each_page = pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
@@ -60,7 +62,7 @@ def check_blockzo(words: list[str]) -> None:
 
 def check_pytest(words: list[str]) -> None:
     for word in words:
-        if word.startswith("tests"):
+        if word.startswith(("tests", "benchmarks/")):
             assert (ROOT / word.split("::")[0]).exists(), word
     assert set(given(words)) <= PYTEST, given(words)
 
