@@ -323,6 +323,9 @@ def measure(cubin: bytes, ptx: str) -> dict[str, object]:
         "loop": max(map(len, listing.loops()), default=0),
         "hazards": listing.hazards(),
         "local": count(r"(LDL|STL)"),
+        # of global memory, whatever their width
+        "loads": count(r"(LDG|UTMALDG|UBLKCP)"),
+        "stores": count(r"(STG|RED|UTMASTG)"),
         "loads_128": count(r"LDG(STS)?\..*128"),
         "together": loads_together(listing.lines),
         "stores_128": count(r"STG\..*128"),

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from tests.aot.kernels import ARCHES, Case, cases
+from tests.guard import sass
+from tests.guard.figures import holds
 
 PROGRAM = Path(__file__).with_name("kernels.py")
 
@@ -35,6 +37,14 @@ def every() -> list[Any]:
         for case in cases()
         if arch in case.arches
     ]
+
+
+@pytest.mark.timeout(900)
+def test_code_does_no_more_than_is_recorded(compiled: dict[str, dict[str, Any]]) -> None:
+    always = {
+        f"{case.name} sm_{arch}" for arch in ARCHES for case in cases() if arch in case.arches and not case.slow(arch)
+    }
+    holds(sass.section(), {name: found for name, found in sass.figures(compiled).items() if name in always})
 
 
 @pytest.mark.timeout(900)

@@ -1,8 +1,8 @@
 """Counts what the guard holds and compares it with counts.json, or records it.
 
-python -m tests.guard [kernels] [steps]            compares
-python -m tests.guard --write [kernels] [steps]    puts the counts of this machine's compiler and versions in their place
-python -m tests.guard --print steps                       prints them, as JSON
+python -m tests.guard [kernels] [steps] [sass] [cuda]             compares
+python -m tests.guard --write [kernels] [steps] [sass] [cuda]     records what this compiler and these versions give
+python -m tests.guard --print steps                               prints counts, as JSON
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.guard.figures import NoFigures, check, write
 
-KINDS = ("kernels", "steps")
+KINDS = ("kernels", "steps", "sass", "cuda")
 ROOT = Path(__file__).resolve().parents[2]
 Counted = tuple[str, dict[str, dict[str, float]]]
 
@@ -41,6 +41,14 @@ def counted(kind: str) -> Counted:
         from tests.guard import steps
 
         return steps.section(), steps.counted()
+    if kind in ("sass", "cuda"):
+        from tests.guard import sass
+
+        if kind == "sass":
+            return sass.section(), sass.counted()
+        if (compiler := sass.nvcc()) is None:
+            raise SystemExit("no nvcc was found; put it on PATH or set CUDA_HOME")
+        return sass.cuda_section(compiler), sass.cuda_counted(compiler)
     from tests.guard import kernels
 
     made = kernels.objects()

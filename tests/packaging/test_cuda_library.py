@@ -13,6 +13,8 @@ import torch
 
 from blockzo.ops.backends.gpu import cuda
 from tests.aot.hazards import Listing, loads_together
+from tests.guard import sass
+from tests.guard.figures import holds
 from tests.packaging.builds import NVCC, ROOT, Result, copy_tree, execute
 
 # compiles for three GPUs
@@ -131,6 +133,12 @@ if NVCC:
         # further directions, and weights with and without decay
         assert sorted(piece for piece in pieces if any(piece)) == [[64, 0], [64, 0], [64, 64]], pieces
         assert len(inner) < len(step) / 2
+
+    def test_code_does_no_more_than_is_recorded(library: Path) -> None:
+        import triton
+
+        done = execute([triton.knobs.nvidia.cuobjdump.path, "-sass", "-arch", "sm_90", library], library.parent)
+        holds(sass.cuda_section(str(NVCC)), sass.cuda_figures(done.stdout))
 
     def test_vectors_of_a_part_are_asked_for_together(kernels: dict[str, Listing]) -> None:
         """With one 16-byte load of a lane under way a move has about half of a GPU's bandwidth."""
