@@ -73,7 +73,11 @@ def cuda_counted(compiler: str) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "moves.cubin")
         options = ["-O3", "-std=c++17", "-fmad=false", "-arch=sm_90", "-cubin", f"-I{ROOT / 'csrc' / 'include'}"]
-        subprocess.run([compiler, *options, str(ROOT / "csrc" / "cuda" / "moves.cu"), "-o", str(target)], check=True)
+        subprocess.run(
+            [compiler, *options, str(ROOT / "csrc" / "cuda" / "moves.cu"), "-o", str(target)],
+            check=True,
+            capture_output=True,
+        )
         tool = triton.knobs.nvidia.cuobjdump.path
         sass = subprocess.run([tool, "-sass", str(target)], capture_output=True, text=True, check=True).stdout
     return cuda_figures(sass)
