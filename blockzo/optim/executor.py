@@ -94,14 +94,16 @@ class PerturbedExecutor:
         """Losses of the leaves. Where evaluations cannot continue from what is kept, each leaf runs the whole model (`Reuse`)."""
         return self.run_each(tree, forward, lambda leaves, mode: forward())
 
-    def run_each(self, tree: EvaluationTree, forward: Callable[[], Any], run: Forward) -> Evaluation:
+    def run_each(self, tree: EvaluationTree, forward: Callable[[], Any], run: Forward, examples: int = 1) -> Evaluation:
         """The same where leaves see batches of their own.
 
         Args:
             forward: calls the model on a batch that has all of them; for checks.
             run: calls the model on those of the leaves that run together.
+            examples: so many batches of their own make up the whole.
         """
         result = Evaluation()
+        self.grouping.apart = examples
         with evaluation_mode(self.blocks.model):
             self.prepare(tree, forward)
             values = self._continued(tree, forward, run, result)

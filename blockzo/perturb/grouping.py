@@ -25,6 +25,9 @@ AUTO_GROUP = 16
 """More groups at once bring no more speed."""
 SAFETY = 4
 """Peak memory of a forward is taken as so many times the operands and results of its largest operation."""
+SHARE, FLOOR = 0.05, 64 << 20
+"""What the evaluations beside the first may take: a share of the model's own bytes, or so many bytes where that is more (a
+process with torch in it takes six times as many before it has a model)."""
 
 Item = TypeVar("Item")
 MaxGroup = int | str
@@ -68,15 +71,19 @@ class Known:
 
     _of: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Any) -> None:
         self.sizes: dict[Any, Size] = {}
         self.alone: dict[Any, Alone] = {}
         self.checked = False
+        self.beside = max(FLOOR, int(SHARE * _held(getattr(owner, "model", owner))))
+        """Bytes that the evaluations beside the first may take."""
 
     @classmethod
     def of(cls, owner: Any) -> Known:
         """`owner`: the model or its Blocks; one object serves every step."""
-        return cls._of.setdefault(owner, cls())
+        if owner not in cls._of:
+            cls._of[owner] = cls(owner)
+        return cls._of[owner]
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,8 @@ class Grouping:
 
     Args:
         owner: the model or its Blocks.
-        max_group: a number, or "auto": by measured memory, and 1 where a linear layer has more than AUTO_ROWS rows.
+        max_group: a number, or "auto": as many as keep the memory of inference (SHARE), by measured memory, and 1 where a linear
+            layer has more than AUTO_ROWS rows.
     """
 
     def __init__(self, owner: Any, max_group: MaxGroup, device: torch.device) -> None:
@@ -104,6 +112,8 @@ class Grouping:
         self.known = Known.of(owner)
         self.max_group, self.device = max_group, device
         self._lost = 0
+        self.apart = 1
+        """So many evaluations are one batch, taken apart."""
         self.busy: set[Any] = set()
         """Kinds of evaluations whose rows keep the cores busy."""
 
@@ -184,15 +194,19 @@ class Grouping:
         if size.largest is not None:
             limit = min(limit, size.largest)
         if isinstance(self.max_group, str) and size.rows is not None:
-            limit = min(limit, free_memory(self.device) // (2 * max(1, size.nbytes)))
+            limit = min(limit, self._room(size) // max(1, size.nbytes))
         chunks = -(-waiting // max(1, limit))
         return -(-waiting // chunks)
+
+    def _room(self, size: Size) -> int:
+        """Bytes that a group may take: half of what is free, and what a forward of the batch takes with a little beside."""
+        return min(free_memory(self.device) // 2, self.apart * size.nbytes + self.known.beside)
 
     def _limits(self, size: Size, count: int) -> Limits | None:
         """More rows than were measured are well where memory is ample."""
         if count == 1 or not isinstance(self.max_group, str) or size.rows is None:
             return None
-        spare = max(1.0, free_memory(self.device) / (2 * max(1, size.nbytes) * count))
+        spare = max(1.0, self._room(size) / (max(1, size.nbytes) * count))
         rows, lookups = size.rows
         return min(AUTO_ROWS, int(rows * spare)), int(lookups * spare)
 
@@ -219,6 +233,12 @@ def _difference(group: Activations, alone: Activations) -> str:
             if found.shape != expected.shape or float(difference) > bound * float(expected.abs().max() + 1e-6):
                 return f"in a group a result differs by {float(difference):.3g} from the same evaluation alone"
     return ""
+
+
+def _held(model: Any) -> int:
+    """Bytes of a model's parameters and buffers."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def free_memory(device: torch.device) -> int:

@@ -323,6 +323,26 @@ def test_auto_follows_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes.seen == [1] * 6
 
 
+def test_auto_keeps_the_memory_of_one_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "FLOOR", 0)
+    sizes, model = Sizes(monkeypatch), nn.Linear(4, 4)
+    losses_of(model, 8)
+    assert set(sizes.seen) == {1}, "a twentieth of 80 bytes holds no second evaluation"
+    known = Known.of(model)
+    known.beside = 2 * known.sizes[None].nbytes
+    sizes.seen.clear()
+    losses_of(model, 8)
+    assert sizes.seen == [3, 1, 3]
+
+
+def test_examples_apart_may_take_what_their_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "FLOOR", 0)
+    sizes, model = Sizes(monkeypatch, "blockzo.optim.executor"), nn.Linear(8, 2)
+    zo = bz.ZO(model, lambda m, x: m(x).square().mean(), per_example=True, blocks=bz.Blocks(model, []))
+    zo.step(torch.arange(48.0).view(6, 8))
+    assert max(sizes.seen) == 6
+
+
 def test_a_group_that_memory_does_not_hold_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     model, plain = nn.Linear(4, 4), groups.run_groups
     seen = []
