@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 import blockzo as bz
-from benchmarks.comparison.eager import EagerMeZO
+from benchmarks.baselines.mezo import EagerMeZO
 from benchmarks.harness import Table, paired, speedup
 from benchmarks.linear import slower
 from benchmarks.parts import run

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import blockzo as bz
+from benchmarks.baselines.mezo import EagerMeZO
 from benchmarks.comparison.counted import Counted
-from benchmarks.comparison.eager import EagerMeZO
 from benchmarks.comparison.first_order import AdamW, add_lora
 from benchmarks.comparison.problems import Problem, plain_flops
 from blockzo.methods.base import Method as Rule

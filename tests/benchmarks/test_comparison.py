@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import blockzo as bz
+from benchmarks.baselines.mezo import EagerMeZO
 from benchmarks.comparison import analysis, curves, methods, plan, report, run, single, store, tuning
-from benchmarks.comparison.eager import EagerMeZO
 from benchmarks.comparison.store import KEY, Place, Point, Run, Runs
 from blockzo.optim.step import step_seed
 
