@@ -64,6 +64,13 @@ def test_a_wrong_result_is_not_timed_and_the_others_are_told(tmp_path: Path) -> 
         assert entry["extra_info"]["of the plain operation's speed"] > 0, name
 
 
+@pytest.mark.slow
+def test_all_of_them_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "benchmarks/", "-q", "--benchmark-disable", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
 def environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return {**kept, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}

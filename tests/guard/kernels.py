@@ -4,10 +4,12 @@ counted by callgrind (`csrc/tests/counts.cpp`).
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,10 +47,14 @@ def objects() -> list[Path]:
         raise Missing(f"{NATIVE.relative_to(ROOT)} holds no build of the extension: scripts/setup.sh")
     if platform.machine() != "x86_64":
         raise Missing(f"the sets that are counted are those of x86_64, and this is {platform.machine()}")
+    # beside the interpreter, whose environment need not be activated
+    ninja = shutil.which("ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if ninja is None:
+        raise Missing("ninja, which built the extension, was not found: scripts/setup.sh")
     if shutil.which("valgrind") is None or not Path("/usr/include/valgrind/callgrind.h").is_file():
         raise Missing("valgrind and its headers are not installed; .ci/run lists the packages")
     # nothing to do after a build; nothing that is in use is written
-    run(["ninja", "-f", NATIVE / "build.ninja"], ROOT)
+    run([ninja, "-f", NATIVE / "build.ninja"], ROOT)
     return sorted(path for path in NATIVE.glob("csrc-cpu-*.o"))
 
 
