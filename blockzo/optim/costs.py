@@ -107,9 +107,13 @@ def cost(
 def tried(blocks: Blocks, forward: Callable[[], Any]) -> Reuse:
     """Whether evaluations may continue from kept activations, on unmoved weights; not tried on the device "meta"."""
     reuse = Reuse(blocks)
-    if len(blocks) > 1 and next(blocks.model.parameters()).device.type != "meta":
+    if len(blocks) > 1:
         with evaluation_mode(blocks.model):
-            reuse.check(UnmovedTrial(blocks, forward))
+            if next(blocks.model.parameters()).device.type == "meta":
+                # after which call of a layer a block ends; without it the first count runs on past the end
+                blocks.run_to_loss(forward)
+            else:
+                reuse.check(UnmovedTrial(blocks, forward))
     return reuse
 
 

@@ -299,3 +299,17 @@ def test_cost_is_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shape.forwards_per_block == [2, 8] and shape.weight_passes == 1.0
     with pytest.raises(ValueError, match="batch_shape"):
         bz.cost(model, bz.MeZO())
+
+
+def test_cost_without_memory_is_the_same() -> None:
+    """On the device "meta", at the first count too: what runs after a block is not counted with it."""
+
+    def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return (model(x) @ torch.ones(4, 100, device=x.device)).sum()
+
+    found = []
+    for device in ("cpu", "meta"):
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)).to(device)
+        blocks, x = bz.Blocks(model, [1]), torch.ones(5, 4, device=device)
+        found.append(bz.cost(blocks, bz.SPZO(1, 4), batch=x, loss_fn=loss).block_flops)
+    assert found == [[2 * 5 * 4 * 8, 2 * 5 * (8 * 4 + 4 * 100)]] * 2
