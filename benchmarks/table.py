@@ -1,6 +1,6 @@
-"""The tables of docs/results.md and the README's headline figures, drawn from `benchmarks/results.csv` and nothing else.
+"""The tables of docs/results.md and docs/paper-shapes.md, and the README's headlines, drawn from `benchmarks/results.csv` alone.
 
-python benchmarks/table.py [--write]        prints the table, or puts both into their files between two marks
+python benchmarks/table.py [--write]        prints the first, or puts all into their files between two marks
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.comparison import report, store
 from benchmarks.harness import RESULTS, read
+from benchmarks.shapes import report as shapes
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+PAGE, README, PAPER = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "paper-shapes.md"
 BEGIN, END = "<!-- from benchmarks/results.csv: python benchmarks/table.py --write -->", "<!-- end -->"
 ADD, EAGER = "speed relative to add_", "times faster than torch.normal"
 SHOWN = {
@@ -227,13 +228,22 @@ def placed(text: str, made: str) -> str:
     return f"{before}{BEGIN}\n{made}\n{END}{after}"
 
 
+def drawn() -> dict[Path, str]:
+    """What stands between the marks of each file."""
+    return {
+        PAGE: markdown(),
+        README: headlines(),
+        PAPER: shapes.page(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     if not parser.parse_args().write:
         print(markdown())
         return
-    for file, made in ((PAGE, markdown()), (README, headlines())):
+    for file, made in drawn().items():
         file.write_text(placed(file.read_text(encoding="utf-8"), made), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The README and docs/results.md tell the truth: their tables are those of the results file."""
+"""The README, docs/results.md and docs/paper-shapes.md tell the truth: their tables are those of the results file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from benchmarks import table
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("file", [table.PAGE, table.README], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [table.PAGE, table.README, table.PAPER], ids=lambda file: file.name)
 def test_the_tables_are_drawn_from_the_results(file: Path) -> None:
-    made = table.markdown() if file == table.PAGE else table.headlines()
+    made = table.drawn()[file]
     text = file.read_text(encoding="utf-8")
     assert text.count(table.BEGIN) == 1 and table.END in text
     assert table.placed(text, made) == text, "run: python benchmarks/table.py --write"
