@@ -222,6 +222,8 @@ class Settings:
                 raise UserError(f"--{name} has {found} numbers for {count} blocks; expected one, or one a block")
         if self.per_example and self.in_place:
             raise UserError("--per-example does not go with --in-place; leave one of them out")
+        if self.moved == "float32" and self.in_place:
+            raise UserError("--moved float32 does not go with --in-place, where weights are written in their dtype")
         if self.method == "auto" and self.in_place:
             raise UserError("--method auto evaluates perturbed forwards; leave --in-place out")
         losses = self._losses()

@@ -68,6 +68,7 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--rank": (*COUNT, "65"),
     "--weight-decay": ("-1", "nan", "inf", "none"),
     "--stochastic-rounding": ANYTHING,
+    "--moved": ("bfloat16",),
     "--in-place": ANYTHING,
     "--batch": COUNT,
     "--steps": COUNT,

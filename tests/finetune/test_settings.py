@@ -46,6 +46,7 @@ from blockzo.finetune.settings import Settings
         ({"method": "auto", "directions": 4}, "--directions does not go with --method auto, which takes no options"),
         ({"method": "auto", "in_place": True}, "leave --in-place out"),
         ({"per_example": True, "in_place": True}, "--per-example does not go with --in-place"),
+        ({"moved": "float32", "in_place": True}, "--moved float32 does not go with --in-place"),
         ({"method": "fzoo", "directions": 1}, "FZOO needs two or more"),
         (
             {"method": "mezo", "one_sided": True},
