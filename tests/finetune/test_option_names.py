@@ -108,6 +108,11 @@ WRONG: dict[str, tuple[str, ...] | str] = {
     "--policy": ("gone.json", ""),
     "--drop": ("-1", "1", "nan", "none"),
     "--liars": ("-1", "1", "nan", "none"),
+    "--quick": ANYTHING,
+    "--only": ANYTHING,
+    "--list": ANYTHING,
+    "--plot": ANYTHING,
+    "--no-save": ANYTHING,
 }
 ALONG = {
     "--levels": ["--method", "tree", "--split", "0.5"],
