@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -46,13 +47,16 @@ class Backprop:
         self.optimizer: torch.optim.Optimizer = getattr(torch.optim, optimizer)(self.parameters, **settings)
 
     def step(self, batch: Any) -> float:
-        """The loss."""
+        """The loss. Raises ValueError where it is not finite; nothing is updated then."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             loss = self.loss_fn(self.model, batch)
             loss.backward()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ValueError(f"the loss is {value}; expected a finite number: lower lr")
         self.optimizer.step()
-        return float(loss.detach())
+        return value
 
     def message_bytes(self) -> int:
         """What a client of federated averaging sends: every weight it trains."""

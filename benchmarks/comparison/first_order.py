@@ -7,52 +7,41 @@ is for every method here.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.baselines.backprop import ALPHA, RANK, Backprop
 from benchmarks.comparison.counted import Counted
 from benchmarks.comparison.problems import Problem, plain_flops
 
-RANK, ALPHA = 8, 16
 PROJECTIONS = ("q_proj", "v_proj", "query", "value", "q", "v")
 """Of queries and values, where Hu et al. (arXiv 2106.09685) put their adapters, as Llama, BERT and MPNet name them."""
 
 
 class AdamW:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) at a constant rate, without weight decay."""
+    """AdamW at a constant rate, without weight decay."""
 
     def __init__(self, problem: Problem, lr: float) -> None:
         self.problem = problem
-        self.parameters = [p for p in problem.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0)
+        self.backprop = Backprop(problem.model, problem.loss_fn, lr)
         self.flops: dict[tuple[int, ...], int] = {}
 
     def step(self, batch: Any) -> Counted:
         """Raises ValueError where the loss is not finite; nothing is updated then."""
         shape = tuple(batch["ids"].shape)
         if shape in self.flops:
-            self._update(batch)
+            self.backprop.step(batch)
         else:
             with torch.no_grad(), FlopCounterMode(display=False) as forward:
                 self.problem.loss_fn(self.problem.model, batch)
             with FlopCounterMode(display=False) as both:
-                self._update(batch)
+                self.backprop.step(batch)
             unseen = plain_flops(self.problem, batch) - forward.get_total_flops()
             self.flops[shape] = both.get_total_flops() + 3 * unseen
         return Counted(self.flops[shape], 1)
-
-    def _update(self, batch: Any) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            loss = self.problem.loss_fn(self.problem.model, batch)
-            loss.backward()
-        if not math.isfinite(float(loss.detach())):
-            raise ValueError(f"the loss is {float(loss.detach())}; expected a finite number: lower lr")
-        self.optimizer.step()
 
 
 def add_lora(problem: Problem, seed: int) -> None:
