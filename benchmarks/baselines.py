@@ -33,7 +33,7 @@ from benchmarks.harness import RESULTS, Table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="opt-125m", choices=["opt-125m", "tiny"])
-    parser.add_argument("--batch", nargs=2, type=int, default=(8, 32), metavar=("ROWS", "TOKENS"))
+    parser.add_argument("--batch", nargs=2, type=int, default=(2, 32), metavar=("ROWS", "TOKENS"))
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=list(SIDES), metavar="SIDE")
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--upstream", nargs="*", default=[], metavar="NAME=PATH", type=checked)

@@ -21,6 +21,8 @@ COLUMNS = {
     "bytes down": ("bytes down a round", "{:,.0f}"),
 }
 Row = dict[str, str]
+Columns = dict[str, tuple[str, str]]
+"""Heading -> metric, and how its value is written."""
 
 
 def found() -> dict[tuple[str, str], Row]:
@@ -33,14 +35,21 @@ def markdown() -> str:
     rows, lines = found(), []
     for name in PAPER:
         shape = SHAPES[name]
-        lines += ["", f"### {shape.name}, {str(shape.dtype)[6:]}", ""]
-        lines += [_line(["", *COLUMNS]), _line(["---"] * (len(COLUMNS) + 1))]
-        for what in (*METHODS, *STATES, AVERAGED):
-            case = f"{shape.case} {ROWS} x {TOKENS}, {what}"
-            cells = [_cell(rows.get((case, metric)), form) for metric, form in COLUMNS.values()]
-            if any(cells):
-                lines.append(_line([what, *cells]))
+        cases = {what: f"{shape.case} {ROWS} x {TOKENS}, {what}" for what in (*METHODS, *STATES, AVERAGED)}
+        lines += ["", f"### {shape.name}, {str(shape.dtype)[6:]}", "", *_table(rows, COLUMNS, cases)]
     return "\n".join(lines[1:])
+
+
+def _table(rows: dict[tuple[str, str], Row], columns: Columns, cases: dict[str, str]) -> list[str]:
+    """Lines and columns of which something was measured."""
+    metrics = {metric for case, metric in rows if case in cases.values()}
+    shown = {name: column for name, column in columns.items() if column[0] in metrics}
+    lines = [_line(["", *shown]), _line(["---"] * (len(shown) + 1))]
+    for what, case in cases.items():
+        cells = [_cell(rows.get((case, metric)), form) for metric, form in shown.values()]
+        if any(cells):
+            lines.append(_line([what, *cells]))
+    return lines
 
 
 def _cell(row: Row | None, form: str) -> str:
@@ -67,18 +76,14 @@ BASELINES = {
 def page() -> str:
     """All that stands between the marks: a table a model, and one of the baselines where they were measured."""
     told = baselines()
-    return f"{markdown()}\n\n### Baselines, OPT-125M float32, 8 x 32 tokens\n\n{told}" if told else markdown()
+    return f"{markdown()}\n\n### Baselines, OPT-125M float32, 2 x 32 tokens\n\n{told}" if told else markdown()
 
 
 def baselines() -> str:
     from benchmarks.baselines.sides import SIDES
 
-    rows, before = found(), f"{SHAPES['opt-125m'].case} 8 x 32, "
-    lines = [_line(["", *BASELINES]), _line(["---"] * (len(BASELINES) + 1))]
-    for name in SIDES:
-        cells = [_cell(rows.get((before + name, metric)), form) for metric, form in BASELINES.values()]
-        if any(cells):
-            lines.append(_line([name, *cells]))
+    rows, before = found(), f"{SHAPES['opt-125m'].case} 2 x 32, "
+    lines = _table(rows, BASELINES, {name: before + name for name in SIDES})
     upstream = sorted((case, metric) for case, metric in rows if case.startswith(before) and " at " in case)
     if upstream:
         lines += ["", _line(["checkout", "against", "measured"]), _line(["---"] * 3)]
