@@ -10,13 +10,11 @@ from blockzo.finetune.data.order import BatchOrder
 from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.objective import Objective
 from blockzo.finetune.prepare import Prepared
-from blockzo.finetune.settings import Settings
+from blockzo.finetune.settings import UNMEASURED, Settings
 from blockzo.methods.auto import Auto
 from blockzo.optim.first_rate import suggest_lr
 
 BATCHES = 4
-UNMEASURED = "1e-6"
-"""Where nothing can be measured: a figure that is no smooth function of the weights, or a loss that does not change."""
 
 
 def with_rate(

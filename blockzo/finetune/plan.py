@@ -12,13 +12,12 @@ import torch
 
 from blockzo import Auto, cost
 from blockzo.finetune.block_facts import block_facts
-from blockzo.finetune.first_rate import UNMEASURED
 from blockzo.finetune.loop import Training
 from blockzo.finetune.models.devices import settled, synchronize
 from blockzo.finetune.models.loading import weight_bytes
 from blockzo.finetune.prepare import prepare
 from blockzo.finetune.progress import Reporter
-from blockzo.finetune.settings import Settings
+from blockzo.finetune.settings import UNMEASURED, Settings
 
 TIMED_STEPS = 2
 

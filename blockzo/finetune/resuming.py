@@ -9,7 +9,7 @@ from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.dtypes import AUTO
 from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.option import free_on_resume, named
-from blockzo.finetune.settings import Settings
+from blockzo.finetune.settings import UNMEASURED, Settings
 
 FREE_ON_RESUME = free_on_resume(Settings)
 """Settings that may differ when a run continues: model and data are compared by digest, the others do not change a step."""
@@ -56,6 +56,7 @@ def refuse(wrong: list[str]) -> None:
 
 def _same(name: str, one: Any, other: Any) -> bool:
     if name in ("lr", "eps") and one is not None:
-        return numbers(named(name), one) == numbers(named(name), other)
+        # rounds that were told no rate
+        return numbers(named(name), one) == numbers(named(name), UNMEASURED if other is None else other)
     # the journal has what `auto` stood for
     return bool(one == other) or (name == "dtype" and one == AUTO)

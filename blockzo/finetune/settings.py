@@ -41,6 +41,11 @@ MOST_LOSSES = 100_000
 """Of one step; far more than any run has use for."""
 
 
+UNMEASURED = "1e-6"
+"""The rate where none is given and none is measured: in rounds, for figures that are no smooth function of the weights, and for
+a loss that does not change."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """One run. Lists (`lr`, `eps`, `split`, `levels`) are text with commas, as on the command line; `None` means the default.

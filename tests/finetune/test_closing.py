@@ -59,7 +59,7 @@ def test_curves_are_bars_from_lowest_to_highest() -> None:
 
 
 def test_only_what_is_not_usual_is_told_of_the_method() -> None:
-    settings = Settings("m", method="tree", levels="0,8", one_sided=True, split="head", seed=3)
+    settings = Settings("m", method="tree", levels="0,8", one_sided=True, split="head", seed=3, lr="1e-6")
     told = method(settings.as_dict())
     assert told[:2] == ["--method", "tree"] and "--seed" not in told and "--batch" not in told
     assert shlex.join(told).endswith("--split head --one-sided --levels 0,8 --lr 1e-6")

@@ -10,6 +10,7 @@ import pytest
 
 from blockzo import Journal
 from blockzo.finetune import Settings, finetune, first_rate, resume
+from blockzo.finetune.settings import UNMEASURED
 
 Tiny = Callable[[str], Path]
 
@@ -42,7 +43,7 @@ def test_the_rate_is_measured_once_and_in_the_journal(
 ) -> None:
     first = finetune(Settings(**told, **method), tmp_path / "one")
     rate = rate_of(tmp_path / "one")
-    assert 0.0 < float(rate) < 10.0 and rate != first_rate.UNMEASURED
+    assert 0.0 < float(rate) < 10.0 and rate != UNMEASURED
     # as if it had been given
     given = finetune(Settings(**told, **method, lr=rate), tmp_path / "two")
     assert given["final_digest"] == first["final_digest"] != first["base_digest"]
@@ -76,5 +77,5 @@ def test_a_resumed_run_keeps_it(told: dict[str, Any], tmp_path: Path, monkeypatc
 
 def test_figures_that_are_not_smooth_have_the_old_rate(told: dict[str, Any], tmp_path: Path) -> None:
     finetune(Settings(**told, method="mezo", objective="accuracy"), tmp_path / "out")
-    assert rate_of(tmp_path / "out") == first_rate.UNMEASURED
+    assert rate_of(tmp_path / "out") == UNMEASURED
     assert Settings(**told, method="auto").lr == "1" and Settings(**told, method="mezo").lr is None

@@ -58,7 +58,8 @@ def settings(model: Path, rows: Rows, **changed: Any) -> Settings:
 
 
 def options(told: Settings) -> list[str]:
-    values = {k: v for k, v in told.as_dict().items() if v not in (None, False) and k not in ("steps", "objective")}
+    alone = ("steps", "objective", "moved")
+    values = {k: v for k, v in told.as_dict().items() if v not in (None, False) and k not in alone}
     return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
 
 

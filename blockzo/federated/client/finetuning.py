@@ -14,10 +14,9 @@ from blockzo.federated.protocol.auto import describe
 from blockzo.federated.protocol.settings import RunSettings
 from blockzo.finetune.data.order import BatchOrder
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.first_rate import UNMEASURED
 from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.prepare import Prepared
-from blockzo.finetune.settings import Settings
+from blockzo.finetune.settings import UNMEASURED, Settings
 from blockzo.methods.auto import Auto
 from blockzo.methods.decoupled import Decoupled
 from blockzo.noise import Noise
