@@ -47,9 +47,9 @@ def test_adapters_are_moved_and_the_base_is_not(name: str, small: int, monkeypat
     for function in ("perturb_", "perturbed_copy", "perturbed_rows", "perturbed_linear"):
         plain = getattr(native, function)
 
-        def noted(*args: Any, plain: Any = plain, function: str = function) -> Any:
+        def noted(*args: Any, plain: Any = plain, function: str = function, **options: Any) -> Any:
             streams.update([t.stream for t in args[0]] if function == "perturb_" else [args[-1]])
-            return plain(*args)
+            return plain(*args, **options)
 
         monkeypatch.setattr(native, function, noted)
     model, batch = with_lora(name), zoo.batch()

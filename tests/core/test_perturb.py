@@ -256,9 +256,9 @@ def test_frozen_parts_cost_nothing(name: str, large: None, monkeypatch: pytest.M
     def note(function: str) -> None:
         plain = getattr(native, function)
 
-        def noted(*args: object) -> object:
+        def noted(*args: object, **options: object) -> object:
             streams.update([t.stream for t in args[0]] if function == "perturb_" else [args[-1]])
-            return plain(*args)
+            return plain(*args, **options)
 
         monkeypatch.setattr(native, function, noted)
 
