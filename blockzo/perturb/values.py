@@ -70,9 +70,11 @@ class MovedValues:
         return dense.as_strided((self.groups, *view.shape), strides, dense.storage_offset() + start)
 
     def lower(self, tensor: Tensor) -> tuple[Tensor, bool] | None:
-        """A tensor without its groups, see `batched.lower`; None where a transform of the model's own is at work."""
+        """A tensor without its groups, see `batched.lower`; None where a transform of the model's own is at work, and of a moved
+        parameter, whose values the tensor does not hold.
+        """
         if not batched.is_wrapped(tensor):
-            return tensor, False
+            return None if self._holds(tensor) else (tensor, False)
         if self.level is None:
             return None
         plain, grouped = batched.lower(tensor, self.level)
@@ -81,12 +83,15 @@ class MovedValues:
     def lower_all(self, tensor: Tensor) -> Tensor | None:
         """The same with the groups in dimension 0, shared or not; without that dimension where one runs alone."""
         if self.level is None:
-            return None if batched.is_wrapped(tensor) else tensor
+            return None if batched.is_wrapped(tensor) or self._holds(tensor) else tensor
         found = self.lower(tensor)
         if found is None:
             return None
         plain, grouped = found
         return plain if grouped else plain.unsqueeze(0).expand(self.groups, *plain.shape)
+
+    def _holds(self, tensor: Tensor) -> bool:
+        return self.index.may_hold(tensor) and self.find(tensor) is not None
 
     def lift(self, tensor: Tensor) -> Tensor:
         """Undoes `lower_all`."""

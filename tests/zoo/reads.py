@@ -246,6 +246,12 @@ def pointer_kept(m: nn.Module, x: Tensor) -> Tensor:
     return plain(m, x) + torch.tensor(list(kept)).sin().sum()
 
 
+def weights_by_weights(m: nn.Module, x: Tensor) -> Tensor:
+    """As DoRA does."""
+    product = F.linear(m.second.weight, m.first.weight[:4], m.first.bias[:4]).sin().mean()
+    return entropy(F.linear(x, m.last.weight @ m.second.weight, m.last.bias)) + product
+
+
 class Scripted(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -320,6 +326,19 @@ class Convolved(nn.Module):
         return self.last(self.pair(hidden, x) + self.bag((5 * x.abs()).long().clamp(max=19)))
 
 
+class Queries(nn.Module):
+    """Learned tokens as the input of layers, trained and frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(5, 8))
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.second.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(self.tokens) * self.second(self.tokens) + self.second(x))
+
+
 class Ensemble(nn.Module):
     """Three models as one stacked parameter each, under `torch.vmap`."""
 
@@ -366,9 +385,13 @@ RIGHT: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
             one_vector,
             foreach,
             checkpointed,
+            weights_by_weights,
         )
     },
-    **{kind.__name__.lower(): (kind, plain) for kind in (Recurrent, Attending, Parametrized, Convolved, Ensemble)},
+    **{
+        kind.__name__.lower(): (kind, plain)
+        for kind in (Recurrent, Attending, Parametrized, Convolved, Queries, Ensemble)
+    },
 }
 """Seen by a perturbed forward, and moved."""
 

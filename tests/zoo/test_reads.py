@@ -14,6 +14,7 @@ import blockzo as bz
 from blockzo.ops.params import whole_targets
 from blockzo.perturb import hidden, hidden_reads, parameters
 from blockzo.perturb.losses import evaluation_mode
+from blockzo.perturb.values import MovedValues
 from tests.zoo import harness, reads
 from tests.zoo.architectures import ARCHITECTURES, batch, jitter, make
 
@@ -29,7 +30,7 @@ def made(kind: Callable[[], nn.Module]) -> nn.Module:
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The matrices here are tiny: they are treated once as the large ones they stand for, once as the small they are."""
     monkeypatch.setattr(parameters, "SMALL", request.param)
-    monkeypatch.setattr(hidden, "WHOLE", request.param)
+    monkeypatch.setattr(hidden, "WHOLE", max(1, request.param))  # a scalar has no rows
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,13 @@ def names_of(model: nn.Module, loss: reads.Loss, data: object) -> list[str]:
 def test_what_is_read_past_the_mode_is_named(way: str, expected: list[str], sizes: None) -> None:
     kind, loss = reads.REFUSED[way]
     assert names_of(made(kind), loss, reads.rows()) == expected
+
+
+def test_what_is_not_seen_beside_another_is_named(sizes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two is seen where it is tried alone."""
+    monkeypatch.setattr(MovedValues, "lower_all", lambda self, tensor: tensor)
+    found = names_of(made(reads.Net), reads.weights_by_weights, reads.rows())
+    assert found == ([] if parameters.SMALL else ["first.weight", "first.bias", "second.weight", "second.bias"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
