@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,10 +64,8 @@ class Backprop:
         return sum(p.numel() * p.element_size() for p in self.parameters)
 
 
-def with_lora(model: nn.Module, targets: list[str]) -> nn.Module:
-    """The model with LoRA matrices of rank 8 in these layers, and nothing else to train."""
-    from peft import LoraConfig, get_peft_model
+def add_lora(model: nn.Module, targets: Sequence[str]) -> None:
+    """Puts LoRA matrices of rank 8 beside the layers whose names end so, in place; all else is frozen."""
+    from peft import LoraConfig, inject_adapter_in_model
 
-    settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, lora_dropout=0.0)
-    adapted: nn.Module = get_peft_model(model, settings)  # type: ignore[arg-type]
-    return adapted.eval()
+    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets)), model)

@@ -10,10 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from benchmarks.baselines.noise import Draw, InPlace, Loss, normal_noise
-from blockzo.optim.step import step_seed
+from benchmarks.baselines.noise import Directions
 
 
 @dataclass(frozen=True)
@@ -25,23 +22,11 @@ class EagerResult:
     forwards: int = 2
 
 
-class EagerMeZO(InPlace):
-    """One symmetric pair a step, weights moved in place by three passes, then updated by a fourth.
-
-    Args:
-        draw: another source of directions (for tests).
-    """
-
-    def __init__(
-        self, model: nn.Module, loss_fn: Loss, lr: float, eps: float, seed: int, draw: Draw = normal_noise
-    ) -> None:
-        super().__init__(model, loss_fn, draw)
-        self.lr, self.eps, self.seed = lr, eps, seed
-        self.step_number = 0
+class EagerMeZO(Directions):
+    """One symmetric pair a step, weights moved in place by three passes, then updated by a fourth."""
 
     def step(self, batch: Any) -> EagerResult:
-        seed = step_seed(self.seed, self.step_number)
+        seed = self.next_seed()
         loss, scalar = self.slope(batch, seed, self.eps)
         self.add(seed, -self.lr * scalar)
-        self.step_number += 1
         return EagerResult(loss, scalar)

@@ -11,7 +11,7 @@ from torch import nn
 
 import blockzo as bz
 from benchmarks.baselines import decomfl, fedkseed
-from benchmarks.baselines.backprop import Backprop, with_lora
+from benchmarks.baselines.backprop import Backprop, add_lora
 from benchmarks.baselines.fzoo import EagerFZOO
 from benchmarks.baselines.mezo import EagerMeZO
 from benchmarks.baselines.noise import Loss
@@ -23,7 +23,7 @@ from blockzo.methods.base import Method as Rule
 LR, EPS, SEED = 1e-7, 1e-3, 0
 DIRECTIONS, SHARED, BATCHED, SEEDS = 4, 5, 8, 4096
 """Of n-SPSA, of DeComFL, of FZOO; FedKSeed's K, as its paper recommends."""
-TARGETS = ["q_proj", "v_proj"]
+TARGETS = ("q_proj", "v_proj")
 SCALAR = 4
 
 
@@ -39,9 +39,9 @@ class Side:
 Make = Callable[[nn.Module, Loss], Side]
 
 
-def _eager(kind: Any, scalars: int) -> Make:
-    """One that moves weights in place; with a client a server, its scalars would travel."""
-    return lambda model, loss: Side(kind(model, loss, LR, EPS, SEED).step, SCALAR * scalars)
+def _eager(kind: Any, directions: int) -> Make:
+    """One that moves weights in place; with a client and a server, a scalar for each direction would travel."""
+    return lambda model, loss: Side(kind(model, loss, LR, EPS, SEED, directions).step, SCALAR * directions)
 
 
 def _decomfl(model: nn.Module, loss: Loss) -> Side:
@@ -62,8 +62,9 @@ def _fedkseed(model: nn.Module, loss: Loss) -> Side:
 
 def _backprop(checkpointing: bool = False, lora: bool = False) -> Make:
     def make(model: nn.Module, loss: Loss) -> Side:
-        inner = with_lora(model, TARGETS) if lora else model
-        backprop = Backprop(inner, loss, LR, checkpointing)
+        if lora:
+            add_lora(model, TARGETS)
+        backprop = Backprop(model, loss, LR, checkpointing)
         return Side(backprop.step, backprop.message_bytes())
 
     return make

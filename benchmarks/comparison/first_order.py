@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.baselines.backprop import ALPHA, RANK, Backprop
+from benchmarks.baselines.backprop import Backprop, add_lora
 from benchmarks.comparison.counted import Counted
 from benchmarks.comparison.problems import Problem, plain_flops
 
@@ -44,14 +44,12 @@ class AdamW:
         return Counted(self.flops[shape], 1)
 
 
-def add_lora(problem: Problem, seed: int) -> None:
+def add_adapters(problem: Problem, seed: int) -> None:
     """Puts LoRA adapters into the problem's model, in place; all else is frozen, but a classification head."""
-    from peft import LoraConfig, inject_adapter_in_model
-
     model = problem.model
     body = getattr(model, "encoder", model)
     torch.manual_seed(seed)
-    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(PROJECTIONS)), body)
+    add_lora(body, PROJECTIONS)
     head = getattr(model, "head", None) if body is not model else None
     if isinstance(head, nn.Module):
         head.requires_grad_(True)

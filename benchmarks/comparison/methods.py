@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import blockzo as bz
 from benchmarks.baselines.mezo import EagerMeZO
 from benchmarks.comparison.counted import Counted
-from benchmarks.comparison.first_order import AdamW, add_lora
+from benchmarks.comparison.first_order import AdamW, add_adapters
 from benchmarks.comparison.problems import Problem, plain_flops
 from blockzo.methods.base import Method as Rule
 
@@ -104,16 +104,18 @@ def _adamw(problem: Problem, rates: Sequence[float], seed: int) -> Stepper:
     return AdamW(problem, rates[0])
 
 
-def with_lora(make: Make) -> Make:
-    def on_adapters(problem: Problem, rates: Sequence[float], seed: int) -> Stepper:
-        add_lora(problem, seed)
-        return make(problem, rates, seed)
-
-    return on_adapters
-
-
 def _at(rate: float) -> Callable[[Problem, float], float]:
     return lambda problem, pair_rate: rate
+
+
+def on_lora(make: Make, rate: float, base: bool = True) -> Entry:
+    """A method on LoRA adapters alone; `rate`: the centre of its rates."""
+
+    def on_adapters(problem: Problem, rates: Sequence[float], seed: int) -> Stepper:
+        add_adapters(problem, seed)
+        return make(problem, rates, seed)
+
+    return Entry(on_adapters, centre=_at(rate), base=base, lora=True)
 
 
 def _fzoo_centre(problem: Problem, pair_rate: float) -> float:
@@ -139,11 +141,11 @@ METHODS: dict[str, Entry] = {
     "one-sided-own": Entry(zo(bz.OneSided(4), per_example=True), directions=5),
     "auto": Entry(_auto(per_example=False), centre=_at(1.0)),
     "auto-own": Entry(_auto(per_example=True), centre=_at(1.0)),
-    "n-spsa-lora": Entry(with_lora(zo(bz.SPSA(4))), centre=_at(1e-3), base=True, lora=True),
-    "one-sided-lora": Entry(with_lora(zo(bz.OneSided(5))), centre=_at(1e-3), base=True, lora=True),
-    "auto-lora": Entry(with_lora(_auto(per_example=False)), centre=_at(1.0), lora=True),
+    "n-spsa-lora": on_lora(zo(bz.SPSA(4)), 1e-3),
+    "one-sided-lora": on_lora(zo(bz.OneSided(5)), 1e-3),
+    "auto-lora": on_lora(_auto(per_example=False), 1.0, base=False),
     "adamw": Entry(_adamw, centre=_at(2e-5), base=True),
-    "adamw-lora": Entry(with_lora(_adamw), centre=_at(5e-4), base=True, lora=True),
+    "adamw-lora": on_lora(_adamw, 5e-4),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines import decomfl, fedkseed
-from benchmarks.baselines.backprop import ALPHA, RANK, Backprop, with_lora
+from benchmarks.baselines.backprop import ALPHA, RANK, Backprop, add_lora
 from benchmarks.baselines.fzoo import EagerFZOO
 from benchmarks.baselines.noise import Use, normal_noise, sign_noise
 from benchmarks.baselines.spsa import EagerSPSA
@@ -80,7 +80,7 @@ def test_n_spsa() -> None:
     model, (batch,) = model_of(), batches(1)
     w, seeds = flat(model), [step_seed(step_seed(SEED, 0), i) for i in range(4)]
     slopes = [pair(w, batch, seed) for seed in seeds]
-    found = EagerSPSA(model, loss, LR, EPS, SEED).step(batch)
+    found = EagerSPSA(model, loss, LR, EPS, SEED, 4).step(batch)
     assert found == pytest.approx(slopes, abs=1e-9)
     same(model, w - LR / 4 * sum((s * z(seed) for s, seed in zip(slopes, seeds, strict=True)), torch.zeros_like(w)))
 
@@ -91,7 +91,7 @@ def test_fzoo() -> None:
     signs = [z(seed, sign_noise) for seed in seeds]
     losses, base = [value(w + EPS * u, batch) for u in signs], value(w, batch)
     direction = sum(((one - base) * u for one, u in zip(losses, signs, strict=True)), torch.zeros_like(w))
-    assert EagerFZOO(model, loss, LR, EPS, SEED).step(batch) == pytest.approx(losses, abs=1e-12)
+    assert EagerFZOO(model, loss, LR, EPS, SEED, 8).step(batch) == pytest.approx(losses, abs=1e-12)
     same(model, w - LR / (8 * EPS * stdev(losses)) * direction)
 
 
@@ -175,8 +175,8 @@ def test_adamw() -> None:
 def test_lora_moves_its_matrices_alone_by_the_chain_rule() -> None:
     torch.manual_seed(2)
     model, (batch,) = model_of(), batches(1)
-    adapted = with_lora(model, ["0"])
-    names = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    add_lora(model, ["0"])
+    names = {name: p for name, p in model.named_parameters() if p.requires_grad}
     a, b = (next(p for name, p in names.items() if f"lora_{which}" in name) for which in "AB")
     assert len(names) == 2 and a.shape == (RANK, 3) and b.shape == (4, RANK)
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_lora_moves_its_matrices_alone_by_the_chain_rule() -> None:
     whole = (plain[0].weight.detach() + scale * b_before @ a_before).requires_grad_()
     plain[0].weight = nn.Parameter(whole.detach())
     (gradient,) = torch.autograd.grad(loss(plain, batch), [plain[0].weight])
-    backprop = Backprop(adapted, loss, LR)
+    backprop = Backprop(model, loss, LR)
     backprop.step(batch)
     wanted = adam([a_before, b_before], [[scale * b_before.T @ gradient, scale * gradient @ a_before.T]], decay=0.0)
     torch.testing.assert_close(a.detach(), wanted[0], rtol=0, atol=1e-9)

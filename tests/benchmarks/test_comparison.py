@@ -138,7 +138,8 @@ def test_eager_mezo_is_mezo_along_the_same_direction() -> None:
         for name, parameter in zip(names, parameters, strict=True):
             use(parameter, noise.sample(name, parameter.shape))
 
-    eager = EagerMeZO(own, loss, lr=0.01, eps=1e-2, seed=7, draw=draw)
+    eager = EagerMeZO(own, loss, lr=0.01, eps=1e-2, seed=7)
+    eager.draw = draw
     zo = bz.ZO(reference, loss, bz.MeZO(), lr=0.01, eps=1e-2, seed=7, distribution="gaussian")
     for _ in range(2):
         found, wanted = eager.step(batch), zo.step(batch)
