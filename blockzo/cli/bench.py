@@ -44,18 +44,22 @@ def bench(
             f"{folder} holds no benchmarks; they are part of the repository, not of the installed package: run this command "
             "in a checkout"
         )
-    if name is not None:
-        if only:
-            raise ValueError(f"--only and the benchmark {name!r}; for several claims repeat --only")
-        if name not in found:
-            raise ValueError(f"benchmark is {name!r}; expected one of {', '.join(found)}")
-        raise SystemExit(_carried_out(found[name], context.args))
     words = [word for one in only or [] for word in ("--only", one)]
     flags = {"--quick": quick, "--list": list_all, "--no-save": no_save, "--json": as_json}
     words += [flag for flag, wanted in flags.items() if wanted]
     for option, path in (("--output", output), ("--plot", plot)):
         words += [] if path is None else [option, str(path)]
-    raise SystemExit(_carried_out(folder / "claims" / "__main__.py", words))
+    if name is None:
+        raise SystemExit(_carried_out(folder / "claims" / "__main__.py", words))
+    if words:
+        rest = "for several claims repeat --only" if only else "leave out the name to run claims"
+        raise ValueError(
+            f"{' '.join(words)} before the benchmark {name!r} is for claims; expected the benchmark's own options, after its "
+            f"name; {rest}"
+        )
+    if name not in found:
+        raise ValueError(f"benchmark is {name!r}; expected one of {', '.join(found)}")
+    raise SystemExit(_carried_out(found[name], context.args))
 
 
 def _carried_out(script: Path, words: Sequence[str]) -> int:

@@ -239,6 +239,10 @@ def test_bench_passes_on_what_it_is_told_and_refuses(call: Any, tmp_path: Path, 
     assert claims.with_name("told").read_text() == "--only a --only b c --quick --json --output x.csv"
     code, _, err = call("bench", "--only", "a", "b")
     assert code == 2 and "repeat --only" in err
+    for suite in (["--quick"], ["--list"], ["--no-save"], ["--json"], ["--output", "x.csv"], ["--plot", "x.png"]):
+        # after the name they are the benchmark's
+        code, _, err = call("bench", *suite, "speed")
+        assert code == 2 and f"{' '.join(suite)} before the benchmark 'speed'" in " ".join(err.split())
     assert call("bench", "speed", "--quick", "3")[0] == 8
     code, _, err = call("bench", "slow")
     assert code == 2 and "expected one of speed" in err
