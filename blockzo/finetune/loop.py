@@ -7,7 +7,7 @@ of the settings and the step, so a continued run does what an uninterrupted one 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.objective import Objective
 from blockzo.finetune.prepare import Prepared
 from blockzo.finetune.progress import Reporter
+from blockzo.finetune.scoring import Batch
 from blockzo.finetune.settings import Settings
 from blockzo.ops.params import named_tensors
 from blockzo.optim.schedules import rates
@@ -55,14 +56,12 @@ class Training:
         self.rows = prepared.evaluation_rows(settings)
         self.base_digest = digest(prepared.model)
         self.loss_fn = Objective(settings, prepared.scorer, prepared.train)
-        settings = with_rate(settings, prepared, self.blocks, self.order, self.loss_fn, reporter.say)
-        self.settings = settings
         self.zo = ZO(
             prepared.model,
             self.loss_fn,
             method=settings.estimator(),
             blocks=self.blocks,
-            lr=rates(settings.schedule, self._each("lr"), settings.steps, settings.warmup),
+            lr=0.0,
             eps=numbers("--eps", settings.eps) if "," in settings.eps else float(settings.eps),
             distribution=settings.distribution,
             rank=settings.rank,
@@ -77,6 +76,8 @@ class Training:
         )
         if self.loss_fn.writes:
             self.zo.reuse.reason = "what a model writes depends on all of its layers, token by token"
+        self.settings = with_rate(settings, self.zo, self.loss_fn, map(self._batch, count()), reporter.say)
+        self.zo.lr = rates(settings.schedule, self._each("lr"), settings.steps, settings.warmup)
         self.sample = diagnostics.WeightSample(named_tensors(prepared.model), settings.seed)
         self.advised: set[str] = set()
         self.warnings = list(prepared.notes)
@@ -86,6 +87,9 @@ class Training:
         self._flops: dict[tuple[int, ...], list[int]] = {}
         self._began = time.monotonic()
         self._earlier = 0.0
+
+    def _batch(self, step: int) -> Batch:
+        return self.prepared.scorer.batch(self.prepared.train, self.order.rows(step))
 
     def _each(self, name: str) -> list[float]:
         values = numbers(f"--{name}", getattr(self.settings, name))
@@ -214,7 +218,7 @@ class Training:
         """One step, taken now or (with `record`) taken before the run was killed, and its line of metrics."""
         number = self.zo.step_number + 1
         scored = number % self.settings.interval == 0 or number == self.settings.steps
-        batch = self.prepared.scorer.batch(self.prepared.train, self.order.rows(number - 1))
+        batch = self._batch(number - 1)
         before = self.sample.take() if scored or number == 1 else None
         if record is None:
             record, flops = self._step(batch, number)
@@ -239,7 +243,7 @@ class Training:
         metrics.append({**line, "seconds": self._seconds()})
         self.reporter.step(metrics.lines[-1])
 
-    def _step(self, batch: Mapping[str, torch.Tensor], number: int) -> tuple[Record, float]:
+    def _step(self, batch: Batch, number: int) -> tuple[Record, float]:
         try:
             result = self.zo.step(batch)
         except JournalError:
@@ -251,7 +255,7 @@ class Training:
             ) from error
         return result.record, result.flops
 
-    def _counted(self, batch: Mapping[str, torch.Tensor], record: Record) -> float:
+    def _counted(self, batch: Batch, record: Record) -> float:
         """FLOPs of a step that is in the journal."""
         shape = tuple(batch["ids"].shape)
         if shape not in self._flops:

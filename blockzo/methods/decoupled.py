@@ -22,7 +22,7 @@ class Decoupled(Method):
         directions: for each block.
         one_sided: sign + only, against one unmoved loss; else symmetric pairs.
         centre: evaluates the unmoved loss of pairs too, which gives the curvature along every direction,
-            (l+ + l- - 2 l0) / eps^2.
+            (l+ + l- - 2 l0) / eps^2 (`slopes_and_curvatures`).
     """
 
     summary: ClassVar[str] = "every block for itself, the others unmoved"
@@ -65,3 +65,13 @@ class Decoupled(Method):
     def examples(cls, blocks: int) -> list[Method]:
         some = tuple(block % 3 for block in range(1, blocks + 1))
         return [cls((2,) * blocks), cls(some, one_sided=True), cls(some, centre=True)]
+
+
+def slopes_and_curvatures(losses: Sequence[float], eps: float) -> list[tuple[float, float]]:
+    """Along every direction of one block, from the losses of its pairs with `centre`, the unmoved one first.
+
+    Slopes are loss per unit of a weight, curvatures loss per its square.
+    """
+    centre, *moved = losses
+    pairs = zip(moved[::2], moved[1::2], strict=True)
+    return [((a - b) / (2 * eps), (a + b - 2 * centre) / eps**2) for a, b in pairs]

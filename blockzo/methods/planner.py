@@ -21,7 +21,7 @@ from blockzo.journal.record import Record
 from blockzo.methods.auto import Auto, SeedOf, StepPlan, planned_method
 from blockzo.methods.base import Scalars
 from blockzo.methods.block_state import PROBE, WASTE, BlockState, share, worth
-from blockzo.methods.decoupled import Decoupled
+from blockzo.methods.decoupled import Decoupled, slopes_and_curvatures
 from blockzo.methods.guard import Guard
 
 OWN_CLIP = 1.5
@@ -124,7 +124,7 @@ class Planner:
         state.energy.add(max(energy, 0.0), max(self.settings.step_weight, worth(count)))
 
     def _observe_probe(self, state: BlockState, record: Record, block: int, due: bool) -> None:
-        values = self._probe_values(record, block)
+        values = _measured(record, block)
         count = len(values)
         for slope, curvature in values:
             state.energy.add(slope * slope, max(0.5, worth(count)) / count)
@@ -135,25 +135,18 @@ class Planner:
         if self._pending is None:
             self._pending = record
             return
-        before = self._probe_values(self._pending, block)
+        before = _measured(self._pending, block)
         state.confirm([slope for slope, _ in before], [slope for slope, _ in values])
         self._pending = None
         if due and all(self.blocks[b].probes for b in self.order):
             self.turn += 1
-
-    def _probe_values(self, record: Record, block: int) -> list[tuple[float, float]]:
-        """Slope and curvature along every direction of a probe."""
-        centre, *moved = record.losses
-        eps = record.blocks[block].eps
-        pairs = zip(moved[::2], moved[1::2], strict=True)
-        return [((a - b) / (2 * eps), (a + b - 2 * centre) / eps**2) for a, b in pairs]
 
     def scalars(self, found: Scalars, plan: StepPlan) -> Scalars:
         """What is applied: the mean over both batches of a probe; cut where a scalar lies far beyond what is likely."""
         block = next(b for b, scalars in enumerate(found) if scalars)
         scalars, state = found[block], self.blocks[block]
         if self._pending is not None:
-            before = [slope / len(scalars) for slope, _ in self._probe_values(self._pending, block)]
+            before = [slope / len(scalars) for slope, _ in _measured(self._pending, block)]
             scalars = {k: (s + before[k]) / 2 for k, s in scalars.items()}
         limit = self.settings.clip * math.sqrt(state.energy.value) / len(scalars)
         if plan.own:
@@ -242,3 +235,7 @@ class Planner:
     @staticmethod
     def _block(record: Record) -> int:
         return next(block for block, update in enumerate(record.blocks) if update.directions)
+
+
+def _measured(probe: Record, block: int) -> list[tuple[float, float]]:
+    return slopes_and_curvatures(probe.losses, probe.blocks[block].eps)

@@ -7,20 +7,21 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor, nn
+
 from blockzo.methods.auto import Auto
 from blockzo.methods.base import Method
-from blockzo.methods.whole import SPSA
+from blockzo.methods.block_state import SHARPNESS
+from blockzo.methods.decoupled import Decoupled, slopes_and_curvatures
 from blockzo.optim.step import step_seed
 from blockzo.optim.zo import ZO
 from blockzo.perturb.blocks import Blocks
-from blockzo.perturb.losses import as_tensor, evaluation_mode
+from blockzo.perturb.losses import LossFunction
 
 DIRECTIONS = 2
 """Of each batch."""
 NOISE_ROWS = 300
 """Rows at which half of a batch's gradient is what all batches share: of 16 rows 5 %, as on SST-2 (docs/lab/planner.md)."""
-ALONG_GRADIENT = 1 / 16
-"""Curvature along the gradient over that along a random direction, where nothing is known (docs/planner.md)."""
 PROBES = 1 << 48
 """Step numbers of the probes' seeds; no run gets so far."""
 
@@ -30,68 +31,91 @@ def suggest_lr(zo: ZO, batches: Sequence[Any], rows: int = 16) -> float:
 
     With slopes s and curvatures c of the loss along random directions of the whole model, E = mean s^2 and T = mean c weighted
     by s^2, one direction lowers the loss most at rho / T, P at rho P / (T + (P - 1) S) (docs/planner.md). Here rho is
-    rows / (rows + 300), S is T / 16, and T is never below E, with its standard error on top: curvature is known badly.
+    rows / (rows + 300), S is T / 16, as where the planner knows nothing, and T is never below E, with its standard error on top:
+    curvature is known badly.
     A method that divides by something of its own (FZOO) is tried once, and its rate scaled by the size of its scalars.
 
     Args:
         zo: its `lr` does not count.
-        batches: some of the first ones; four are enough. Each costs 5 forwards.
+        batches: some of the first ones, each as `zo.step` takes it, in micro-batches or whole; four are enough. Each costs 5
+            forwards. Where the loss is one number an example (`per_example`), their mean counts.
         rows: examples of a batch.
 
     Returns:
         The rate, with two digits.
 
     Raises:
-        ValueError: the method plans its own rates; there is no batch; the loss does not change along any direction.
+        ValueError: the method plans its own rates; there is no batch; a loss is not finite; the loss does not change along any
+            direction.
     """
     if isinstance(zo.method, Auto):
         raise ValueError('method "auto" plans a rate for every block; its lr is a factor: expected 1, or no lr')
     if not batches:
         raise ValueError("no batches; expected a few of the first ones")
-    slopes, bends = zip(*(pair for k, batch in enumerate(batches) for pair in _probed(zo, batch, k)), strict=True)
-    energy = statistics.fmean(s * s for s in slopes)
-    if energy == 0.0:
-        raise ValueError("the loss is the same along every direction; expected one that the weights change: give lr")
+    slopes, bends = zip(*_probed(zo, batches), strict=True)
+    energy = _moving(statistics.fmean(s * s for s in slopes))
     weighted = math.fsum(s * s * c for s, c in zip(slopes, bends, strict=True)) / (energy * len(slopes))
     error = statistics.stdev(bends) / math.sqrt(len(bends))
     curvature = max(weighted, energy) + error
     directions = min(count for count in zo.method.tree(len(zo.blocks)).directions if count)
-    rate = rows / (rows + NOISE_ROWS) * directions / (curvature * (1.0 + (directions - 1) * ALONG_GRADIENT))
+    rate = rows / (rows + NOISE_ROWS) * directions / (curvature * (1.0 + (directions - 1) / SHARPNESS))
     if not zo.method.linear:
-        rate *= math.sqrt(energy / (directions * _size(zo, batches[0])))
+        rate *= math.sqrt(energy / (directions * _moving(_size(zo, zo.method, batches[0]))))
     return float(f"{rate:.1e}")
 
 
-def _probed(zo: ZO, batch: Any, number: int) -> list[tuple[float, float]]:
-    """(slope, curvature) along DIRECTIONS directions of the whole model."""
-    eps = max(zo.eps)
-    losses = _like(zo, SPSA(DIRECTIONS), Blocks(zo.model, []), [eps], PROBES + number).estimate(batch).losses
-    with evaluation_mode(zo.model):
-        here = float(as_tensor(zo.loss_fn(zo.model, batch)))
-    pairs = zip(losses[::2], losses[1::2], strict=True)
-    return [((up - down) / (2 * eps), (up + down - 2 * here) / eps**2) for up, down in pairs]
+def _probed(zo: ZO, batches: Sequence[Any]) -> list[tuple[float, float]]:
+    """(slope, curvature) along DIRECTIONS directions of the whole model on every batch: the planner's probes of one block."""
+    method, eps = Decoupled((DIRECTIONS,), centre=True), max(zo.eps)
+    probe = _like(zo, _mean_of(zo) if zo.per_example else zo.loss_fn, method, Blocks(zo.model, []), [eps])
+    found = []
+    for number, batch in enumerate(batches):
+        probe.seed = step_seed(zo.seed, PROBES + number)
+        found += slopes_and_curvatures(probe.estimate(batch).losses, eps)
+    return found
 
 
-def _size(zo: ZO, batch: Any) -> float:
-    """Sum of squares of a block's scalars in a step, mean over blocks."""
-    assert not isinstance(zo.method, Auto)
-    found = _like(zo, zo.method, zo.blocks, zo.eps, PROBES - 1).estimate(batch).scalars
+def _mean_of(zo: ZO) -> LossFunction:
+    """Its loss, of one number an example their mean: directions here are shared by all."""
+
+    def mean(model: nn.Module, batch: Any) -> Any:
+        found = zo.loss_fn(model, batch)
+        return found.mean() if isinstance(found, Tensor) else found
+
+    return mean
+
+
+def _size(zo: ZO, method: Method, batch: Any) -> float:
+    """Sum of squares of a block's scalars in a step as the run takes it, mean over blocks."""
+    once = _like(zo, zo.loss_fn, method, zo.blocks, zo.eps, zo.per_example)
+    once.seed = step_seed(zo.seed, PROBES - 1)
+    found = once.estimate(batch).scalars
     return statistics.fmean(math.fsum(s * s for s in block.values()) for block in found if block)
 
 
-def _like(zo: ZO, method: Method, blocks: Blocks, eps: Sequence[float], number: int) -> ZO:
-    """Another optimiser of the same model and loss, that writes no weight."""
+def _moving(squares: float) -> float:
+    """A mean of squares of scalars; refused where all of them are 0."""
+    if squares == 0.0:
+        raise ValueError("the loss is the same along every direction; expected one that the weights change: give lr")
+    return squares
+
+
+def _like(
+    zo: ZO, loss_fn: LossFunction, method: Method, blocks: Blocks, eps: Sequence[float], per_example: bool = False
+) -> ZO:
+    """Another optimiser of the same model and evaluations, that writes no weight."""
     return ZO(
         zo.model,
-        zo.loss_fn,
+        loss_fn,
         method,
         blocks,
         lr=0.0,
         eps=eps,
         distribution=zo.distributions[0],
         rank=zo.rank,
-        seed=step_seed(zo.seed, number),
+        moved=zo.moved,
         max_group=zo.max_group,
         rows_of=zo.rows_of,
+        per_example=per_example,
         independent_ranks=True,
     )

@@ -89,11 +89,108 @@ def test_training_at_the_rate_lowers_the_loss() -> None:
         assert float(loss(model, batches()[0]).detach()) < 0.8 * first, method
 
 
+class Line(nn.Module):
+    """w x of every row, whose weights bfloat16 cannot move by 1e-3: its numbers near 1 are 2^-7 apart."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 4, bias=False, dtype=dtype)
+        nn.init.constant_(self.linear.weight, 1.0)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        found: Tensor = self.linear(rows).float()
+        return found
+
+
+def each(model: nn.Module, rows: Tensor) -> Tensor:
+    found: Tensor = model(rows).square().mean(1)
+    return found
+
+
+def whole(model: nn.Module, rows: Tensor) -> Tensor:
+    return each(model, rows).mean()
+
+
+def some_rows(count: int = 4, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(8, 8, generator=generator).to(dtype) for _ in range(count)]
+
+
+@pytest.mark.parametrize("limit", [1, 8])
+def test_of_losses_an_example_the_mean_counts(limit: int) -> None:
+    given = some_rows()
+    wanted = suggest_lr(bz.ZO(Line(), whole, bz.SPSA(2), eps=1e-2, per_example=True, max_group=limit), given)
+    assert suggest_lr(bz.ZO(Line(), each, bz.SPSA(2), eps=1e-2, per_example=True, max_group=limit), given) == wanted
+    assert wanted == suggest_lr(bz.ZO(Line(), whole, bz.SPSA(2), eps=1e-2, max_group=limit), given)
+
+
+def test_a_method_that_divides_is_tried_as_the_run_takes_it() -> None:
+    """Of 8 examples along directions of their own a step of FZOO has 8 times the scalars, an eighth as large each."""
+    given = some_rows()
+    shared, own = (suggest_lr(bz.ZO(Line(), whole, bz.FZOO(8), per_example=own), given) for own in (False, True))
+    assert own / shared == pytest.approx(math.sqrt(8), rel=0.4)
+
+
+def test_micro_batches_are_their_whole() -> None:
+    given = some_rows()
+    wanted = suggest_lr(bz.ZO(Line(), whole, bz.MeZO(), eps=1e-2), given)
+    for parts in ([[one[:2], one[2:]] for one in given], [bz.MicroBatches([one[:2], one[2:]]) for one in given]):
+        assert suggest_lr(bz.ZO(Line(), whole, bz.MeZO(), eps=1e-2), parts) == pytest.approx(wanted, rel=0.02)
+    # of the run's weights
+    last = suggest_lr(bz.ZO(Line(), whole, bz.MeZO(), eps=1e-2), [one[2:] for one in given])
+    weighed = bz.ZO(Line(), whole, bz.MeZO(), eps=1e-2, rows_of=lambda rows: float(len(rows) > 2))
+    assert suggest_lr(weighed, [[one[:2], one[2:]] for one in given]) == last != wanted
+
+
+def test_a_batch_costs_five_forwards() -> None:
+    counts = []
+    for number in (4, 8):
+        calls = []
+
+        def counted(model: nn.Module, rows: Tensor, calls: list[int] = calls) -> Tensor:
+            calls.append(1)
+            return whole(model, rows)
+
+        suggest_lr(bz.ZO(Line(), counted, bz.MeZO(), max_group=1), some_rows(number))
+        counts.append(len(calls))
+    assert counts[1] - counts[0] == 4 * 5
+
+
+def test_weights_are_moved_as_in_the_run() -> None:
+    given = some_rows(dtype=torch.bfloat16)
+    assert suggest_lr(bz.ZO(Line(torch.bfloat16), whole, bz.MeZO(), eps=1e-3, moved="float32"), given) > 0
+    with pytest.raises(ValueError, match="the same along every direction"):
+        suggest_lr(bz.ZO(Line(torch.bfloat16), whole, bz.MeZO(), eps=1e-3, moved="rounded"), given)
+
+
 def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="plans a rate for every block"):
         suggest_lr(bz.ZO(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), method="auto"), batches())
     with pytest.raises(ValueError, match="no batches"):
         suggest_lr(zo(bz.MeZO()), [])
-    flat = bz.ZO(nn.Linear(4, 4), lambda model, batch: model(batch).sum() * 0.0 + 1.0, bz.MeZO())
+
+
+def test_a_loss_that_nothing_moves_is_refused() -> None:
+    def masked(model: nn.Module, rows: Tensor) -> Tensor:
+        return whole(model, rows) * rows[0, 0]
+
+    still, moving = torch.zeros(8, 8), some_rows(3)
     with pytest.raises(ValueError, match="the same along every direction"):
-        suggest_lr(flat, [torch.ones(4)])
+        suggest_lr(bz.ZO(Line(), masked, bz.MeZO()), [still])
+    # the batch that a method is tried on, where others move the loss
+    with pytest.raises(ValueError, match="the same along every direction"):
+        suggest_lr(bz.ZO(Line(), masked, bz.FZOO(4)), [still, *moving])
+    assert suggest_lr(bz.ZO(Line(), masked, bz.MeZO()), [still, *moving]) > 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("as_number", [False, True])
+def test_a_loss_that_is_not_finite_is_refused(value: float, as_number: bool) -> None:
+    def broken(model: nn.Module, rows: Tensor) -> object:
+        found = whole(model, rows) + float(rows[0, 0])
+        return float(found) if as_number else found
+
+    given = some_rows()
+    given[2][0, 0] = value
+    with pytest.raises(ValueError, match=f"the loss is {value} at unmoved weights; expected a finite number"):
+        suggest_lr(bz.ZO(Line(), broken, bz.MeZO(), max_group=1), given)  # type: ignore[arg-type]
