@@ -25,9 +25,9 @@ AUTO_GROUP = 16
 """More groups at once bring no more speed."""
 SAFETY = 4
 """Peak memory of a forward is taken as so many times the operands and results of its largest operation."""
-SHARE, FLOOR = 0.05, 64 << 20
+SHARE, FLOOR = 1 / 30, 48 << 20
 """What the evaluations beside the first may take: a share of the model's own bytes, or so many bytes where that is more (a
-process with torch in it takes six times as many before it has a model)."""
+process with torch in it takes eight times as many before it has a model)."""
 
 Item = TypeVar("Item")
 MaxGroup = int | str

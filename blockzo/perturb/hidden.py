@@ -24,7 +24,7 @@ SPARSE = 61
 kept of them is 2% of the weights."""
 WHOLE = 1 << 10
 """Parameters of at most so many elements become NaN altogether."""
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20
 """Repaired rows of a matrix that are held at once."""
 
 
@@ -92,7 +92,25 @@ def _finite(loss: Any) -> bool:
 
 
 def _step(tensor: Tensor) -> int:
-    return 1 if tensor.numel() <= WHOLE else min(SPARSE, tensor.shape[-1])
+    return 1 if tensor.numel() <= WHOLE or not tensor.dim() else min(SPARSE, tensor.shape[-1])
+
+
+def _places(tensor: Tensor) -> Tensor:
+    return tensor[..., :: _step(tensor)] if tensor.dim() else tensor
+
+
+def _room(places: Sequence[Tensor]) -> list[Tensor]:
+    """A tensor like each, all in one piece of memory: many small ones leave the process larger by as much when they are gone."""
+    counts: dict[tuple[torch.device, torch.dtype], int] = {}
+    for place in places:
+        counts[place.device, place.dtype] = counts.get((place.device, place.dtype), 0) + place.numel()
+    left = {kind: torch.empty(count, dtype=kind[1], device=kind[0]) for kind, count in counts.items()}
+    room = []
+    for place in places:
+        kind = place.device, place.dtype
+        part, left[kind] = left[kind].split([place.numel(), left[kind].numel() - place.numel()])
+        room.append(part.view(place.shape))
+    return room
 
 
 @contextmanager
@@ -100,16 +118,14 @@ def _poisoned(targets: Sequence[Target]) -> Iterator[dict[int, _Kept]]:
     """Stream of a parameter -> what its NaN stand for."""
     held: list[tuple[Tensor, Tensor]] = []
     kept: dict[int, _Kept] = {}
+    full = [target for target in targets if target.tensor.numel()]
+    places = [_places(target.tensor.detach()) for target in full]
     try:
         with torch.no_grad():
-            for target in targets:
-                tensor = target.tensor.detach()
-                if not tensor.numel():
-                    continue
-                step = _step(tensor)
-                place = tensor[..., ::step] if tensor.dim() else tensor
-                saved = place.clone()
-                kept[target.stream] = _Kept(saved.reshape(-1), tensor.shape[-1] if tensor.dim() else 1, step)
+            for target, place, saved in zip(full, places, _room(places), strict=True):
+                saved.copy_(place)
+                width = target.tensor.shape[-1] if target.tensor.dim() else 1
+                kept[target.stream] = _Kept(saved.reshape(-1), width, _step(target.tensor))
                 held.append((place, saved))
                 place.fill_(float("nan"))
         yield kept

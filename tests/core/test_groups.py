@@ -327,7 +327,7 @@ def test_auto_keeps_the_memory_of_one_forward(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(grouping, "FLOOR", 0)
     sizes, model = Sizes(monkeypatch), nn.Linear(4, 4)
     losses_of(model, 8)
-    assert set(sizes.seen) == {1}, "a twentieth of 80 bytes holds no second evaluation"
+    assert set(sizes.seen) == {1}, "a thirtieth of 80 bytes holds no second evaluation"
     known = Known.of(model)
     known.beside = 2 * known.sizes[None].nbytes
     sizes.seen.clear()

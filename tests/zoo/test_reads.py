@@ -129,3 +129,15 @@ def test_later_paths_are_tried_while_parameters_are_unused() -> None:
     with pytest.raises(ValueError, match=r"reads parameter 'expert.weight', 'expert.bias' in a way .* freeze it"):
         zo.step(reads.rows() + 1000)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_what_is_kept_is_one_piece_of_memory() -> None:
+    """In many strips it would stay with the process when it is freed: 30 MiB on RoBERTa-large."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 3))
+    places = [hidden._places(p.detach()) for p in model.parameters()]
+    room = hidden._room(places)
+    assert [part.shape for part in room] == [place.shape for place in places]
+    assert len({part.untyped_storage().data_ptr() for part in room}) == 1
+    for at, part in enumerate(room):
+        part.fill_(at)
+    assert all((part == at).all() for at, part in enumerate(room)), "two overlap"
