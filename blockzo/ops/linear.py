@@ -41,7 +41,7 @@ def perturbed_linear(
         shape: of the logical tensor, on which noise of a low rank depends; that of `weight` where None. Where the noise has a
             rank, `weight` may also be the transpose of a matrix or of a part.
         moved: "float32": a moved 16-bit weight is not rounded (on a GPU: docs/perturbed.md); "rounded": it is, once, to its
-            dtype, as a move in place leaves it, and noise must have full rank; "auto": as is fastest.
+            dtype, as a move in place leaves it, and its noise must have full rank; "auto": as is fastest.
 
     Returns:
         Tensor of shape [..., N] and the dtype of `x`. Sums are float32. With "auto" products are too, and the move is not
@@ -79,7 +79,7 @@ def perturbed_linear(
     flat = x.reshape(groups, count // groups, width)
     with torch.no_grad():
         if step.rank:
-            if moved == "rounded":
+            if moved == "rounded" and not isinstance(weight, QuantizedWeight) and weight.dtype != torch.float32:
                 raise ValueError(
                     f"moved is 'rounded' for noise of rank {step.rank}, whose product moves no weight; expected 'auto' or "
                     "'float32', or a product of `perturbed_copy`"

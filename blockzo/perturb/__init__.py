@@ -2,10 +2,10 @@
 
 `perturbed` is what users hold; `PerturbedForward` (mode.py) is the mode behind it, `values.py` the moved values that it hands
 out, `parameters.py` what it moves, `moves.py` how, `functions.py` and `kinds.py` what it knows of torch's functions,
-`small.py` the norm weights and biases, `batched.py` several groups at once, `transforms.py` torch.func in a model's own code,
-`traced.py` what torch.compile sees of it, `views.py` views that it would miss. Checks: `hidden.py` tries whether weights are
-read past the mode, `materialised.py` writes them. Many evaluations: `groups.py` runs them together, `grouping.py` says how
-many, `causes.py` why not.
+`small.py` the norm weights and biases, `wide.py` products of 16 bits that are not rounded, `batched.py` several groups at once,
+`transforms.py` torch.func in a model's own code, `traced.py` what torch.compile sees of it, `views.py` views that it would miss.
+Checks: `hidden.py` tries whether weights are read past the mode, `materialised.py` writes them. Many evaluations: `groups.py`
+runs them together, `grouping.py` says how many, `causes.py` why not.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def _product(
     if stack is None or moved_bias is NotImplemented:
         return NotImplemented
     low_rank = move.low_rank(parameter)
-    if low_rank and move.moved == "rounded":
+    if low_rank and move.moved == "rounded" and weight.dtype != torch.float32:
         out = _by_copies(mode, stack, found, weight, moved_bias)
     elif weight is parameter.tensor:
         out = move.linear(stack, weight, moved_bias, parameter, start)

@@ -23,6 +23,7 @@ from blockzo.perturb.kinds import Kind
 from blockzo.perturb.moves import Moves
 from blockzo.perturb.parameters import Index
 from blockzo.perturb.values import MovedValues, nbytes_of
+from blockzo.perturb.wide import CASTS, PRODUCTS, in_float32
 
 _told: set[str] = set()
 """Functions that a copy was reported for; once a process is enough."""
@@ -162,12 +163,23 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
             change = partial(transforms.moved, self)
         else:
             self._tell(func, (*args, *kwargs.values()))
+            if func in PRODUCTS or func in CASTS:
+                result = in_float32(func, args, kwargs, self.not_rounded, self.wide, self.moved)
+                if result is not NotImplemented:
+                    return result
         return func(*_each(change, args), **{name: _each(change, value) for name, value in kwargs.items()})
 
     def _view(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A view of a parameter is moved when it is read, so that a slice or a transpose costs nothing."""
         found = self.find(args[0]) if args else None
-        if found is None or not found[0].contiguous:
+        if found is None:
+            return NotImplemented
+        if not found[0].contiguous:
+            if func not in CASTS and self.not_rounded(args[0]):
+                raise ValueError(
+                    f"the model takes a view of parameter {found[0].name!r}, which does not lie densely, so the view would be of "
+                    'a rounded copy; expected a contiguous parameter, or moved="rounded" or "auto" in place of "float32"'
+                )
             return NotImplemented
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args[1:], kwargs))):
             return NotImplemented  # an index that copies

@@ -33,10 +33,10 @@ class Parameter:
     scales: Tensor | None = None
     """What its noise is multiplied by, of all elements in row-major order."""
 
-    def copies(self, move: Moves) -> Tensor:
-        """[groups, *shape]: its moved values."""
+    def copies(self, move: Moves, dtype: torch.dtype | None = None) -> Tensor:
+        """[groups, *shape]: its moved values, rounded to its dtype; or in float32."""
         source = self.tensor.detach().contiguous()
-        out = torch.empty(move.groups, *source.shape, dtype=source.dtype, device=source.device)
+        out = torch.empty(move.groups, *source.shape, dtype=dtype or source.dtype, device=source.device)
         for group in range(move.groups):
             move.copy(out[group], source, self, 0, group)
         return out

@@ -17,11 +17,17 @@ from blockzo.perturb.kinds import kind_of
 from blockzo.perturb.parameters import Parameter
 from blockzo.perturb.values import MovedValues
 from blockzo.perturb.views import hidden_view
+from blockzo.perturb.wide import CASTS, PRODUCTS, in_float32
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
 def _kind(func: Callable[..., Any]) -> str:
     return kind_of(func).name
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+def _goes_wide(func: Callable[..., Any]) -> bool:
+    return func in PRODUCTS or func in CASTS
 
 
 def call(mode: MovedValues, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -53,23 +59,51 @@ def call(mode: MovedValues, func: Callable[..., Any], args: tuple[Any, ...], kwa
             f"the model calls {func} on a parameter inside a perturbed forward, which would write the weight or read its memory "
             'by address; use evaluate="in_place" for this model'
         )
-    if func is F.linear:
-        return _linear(mode, *args, **kwargs)
+    result = _linear(mode, *args, **kwargs) if func is F.linear else NotImplemented
     if func is F.embedding:
-        return _embedding(mode, *args, **kwargs)
+        result = _embedding(mode, *args, **kwargs)
+    if result is NotImplemented and mode.linear_moved == "float32":
+        result = _not_rounded(mode, func, kind, args, kwargs)
+    if result is not NotImplemented:
+        return result
     return func(*_each(mode, args), **{name: _moved(mode, value) for name, value in kwargs.items()})
 
 
-def _linear(mode: MovedValues, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _not_rounded(
+    mode: MovedValues, func: Callable[..., Any], kind: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """Products of matrices that stay in float32; a view of such a one would be rounded."""
+
+    def concerns(value: Any) -> bool:
+        if not isinstance(value, Tensor) or value.dim() != 2 or value.dtype == torch.float32 or _autocast(value):
+            return False
+        return mode.index.by_id.get(id(value)) is not None
+
+    def copied(value: Any) -> Any:
+        return _copy(mode, mode.index.by_id[id(value)], value, torch.float32)
+
+    if _goes_wide(func):
+        return in_float32(func, args, kwargs, concerns, copied, lambda value: _moved(mode, value))
+    if kind == "VIEW" and args and concerns(args[0]):
+        raise ValueError(
+            f"the model takes a view of parameter {mode.index.by_id[id(args[0])].name!r}, which a compiled forward takes of a "
+            'rounded copy; expected moved="rounded" or "auto" in place of "float32", or do not compile'
+        )
+    return NotImplemented
+
+
+def _linear(mode: MovedValues, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     parameter = mode.index.by_id.get(id(weight))
-    moved_bias = _moved(mode, bias)
-    whole = parameter is not None and parameter.contiguous and weight.dim() == 2 and input.dim() > 0
-    rounded = parameter is not None and parameter.small and mode.linear_moved != "float32"
-    if parameter is None or rounded or not whole or input.dtype != weight.dtype or _autocast(weight):
-        return F.linear(input, _moved(mode, weight), moved_bias)
+    if parameter is None or mode.index.by_id.get(id(input)) is not None:
+        return NotImplemented
+    whole = parameter.contiguous and weight.dim() == 2 and input.dim() > 0
+    # copies of small ones, made together, are rounded
+    small = parameter.small and (mode.linear_moved != "float32" or weight.dtype == torch.float32)
+    if small or not whole or input.dtype != weight.dtype or _autocast(weight):
+        return NotImplemented
     step = mode.tables[parameter.table]
     out: Tensor = torch.ops.blockzo.perturbed_linear.packed(
-        input.reshape(1, -1, weight.shape[1]), weight, moved_bias, 0, parameter.stream, *step, mode.linear_moved
+        input.reshape(1, -1, weight.shape[1]), weight, _moved(mode, bias), 0, parameter.stream, *step, mode.linear_moved
     )
     return out.view(*input.shape[:-1], weight.shape[0])
 
@@ -119,8 +153,8 @@ def _moved(mode: MovedValues, value: Any) -> Any:
     return _each(mode, value) if isinstance(value, (list, tuple)) else value
 
 
-def _copy(mode: MovedValues, parameter: Parameter, value: Tensor) -> Tensor:
+def _copy(mode: MovedValues, parameter: Parameter, value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     source = value if parameter.contiguous else value.contiguous()
-    out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    out = torch.empty(value.shape, dtype=dtype or value.dtype, device=value.device)
     torch.ops.blockzo.perturbed_copy.packed(out, source, 0, parameter.stream, *mode.tables[parameter.table])
     return out

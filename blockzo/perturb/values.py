@@ -53,14 +53,36 @@ class MovedValues:
         found = self.find(value)
         if found is None:
             return value
-        copies = self.copies(value, found)
+        return self._of_all(self.copies(value, found))
+
+    def _of_all(self, copies: Tensor) -> Tensor:
         return copies[0] if self.level is None else batched.lift(copies, self.level)
 
-    def copies(self, view: Tensor, found: tuple[Parameter, int]) -> Tensor:
-        """[groups, *shape of the view]: its moved values."""
+    def not_rounded(self, value: Any) -> bool:
+        """Is it a matrix whose moved values products take as they are, though its dtype has 16 bits?"""
+        if not isinstance(value, Tensor) or value.dim() != 2 or value.dtype == torch.float32:
+            return False
+        found = self.find(value)
+        return (
+            found is not None
+            and self.moves[found[0].block].moved == "float32"
+            and not torch.is_autocast_enabled(value.device.type)
+        )
+
+    def wide(self, value: Tensor) -> Tensor:
+        """The moved values of such a one in float32."""
+        found = self.find(value)
+        assert found is not None
+        return self._of_all(self.copies(value, found, torch.float32))
+
+    def copies(self, view: Tensor, found: tuple[Parameter, int], dtype: torch.dtype | None = None) -> Tensor:
+        """[groups, *shape of the view]: its moved values, rounded to its dtype; or in float32."""
         parameter, start = found
         block = parameter.block
-        whole = self.small[block].copies(parameter) if parameter.small else parameter.copies(self.moves[block])
+        if parameter.small and dtype is None:
+            whole = self.small[block].copies(parameter)
+        else:
+            whole = parameter.copies(self.moves[block], dtype)
         if self.measure and not parameter.small:
             self.footprint = max(self.footprint, 2 * nbytes_of(whole))
         if view is parameter.tensor:

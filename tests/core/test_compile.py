@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import blockzo as bz
 from blockzo.perturb import PerturbedForward, parameters
 from tests.core import zoo
+from tests.core.test_rounded_moves import FORMS, Cancels, moved_by
 
 # compiles whole steps
 pytestmark = pytest.mark.heavy
@@ -135,3 +136,28 @@ def test_a_model_that_writes_a_parameter_is_refused() -> None:
     loss = torch.compile(enter, fullgraph=True, backend="aot_eager")
     refused("which would write the weight", lambda: loss(model, torch.randn(4, 4), bz.perturbed(model, bz.Noise(1))))
     assert bz.digest(model) == before
+
+
+@pytest.mark.parametrize("moved", ["float32", "rounded"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("small", [0, pytest.param(1 << 14, marks=pytest.mark.slow)], ids=["large", "small"])
+def test_moves_are_rounded_as_told(form: str, small: int, moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or refused, where the compiler would take a view of a rounded copy."""
+    monkeypatch.setattr(parameters, "SMALL", small)
+    model, noise, scale = Cancels(form, 48, torch.bfloat16), bz.Noise(5), 1.5 * 2.0**-9
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def loss(model: nn.Module, mode: PerturbedForward) -> Tensor:
+        with mode:
+            return model().double().square().mean()
+
+    def found() -> float:
+        return float(loss(model, bz.perturbed(model, noise, [3], [scale], moved=moved)))
+
+    if moved == "float32" and form in ("view", "columns", "factors", "both"):
+        refused("which a compiled forward takes of a rounded copy", found)
+        return
+    want = moved_by(
+        model, lambda held: bz.perturb_(held, noise, scale, 3), torch.bfloat16 if moved == "rounded" else None
+    )
+    assert found() == pytest.approx(want, rel=0.03)

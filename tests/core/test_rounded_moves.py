@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,10 +13,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blockzo as bz
-from blockzo.perturb import parameters
+from blockzo.contract import MOVED
+from blockzo.perturb import functions, parameters
 
 ROWS, WIDTH = 24, 64
 DTYPES = (torch.bfloat16, torch.float16)
+
+
+def by_factors(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.addmm(x.new_zeros(ROWS), x[0], weight.t(), beta=0.5, alpha=2.0)
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "linear": F.linear,
+    "transposed": lambda x, weight: x @ weight,
+    "view": lambda x, weight: F.linear(x, weight[4:]),
+    "columns": lambda x, weight: x @ weight[:, 4:],
+    "strided": F.linear,
+    "vector": lambda x, weight: weight @ x[0, 1],
+    "batch": lambda x, weight: torch.matmul(weight, x.transpose(1, 2)),
+    "factors": by_factors,
+    "cast": lambda x, weight: F.linear(x.double(), weight.to(torch.float64)),
+    "both": lambda x, weight: x @ weight.t(),
+}
+"""Products of weights [ROWS, WIDTH], in "transposed" and "columns" of [WIDTH, ROWS]. Those of "strided" lie along columns, and in
+"both" x is moved too."""
 
 
 class Cancels(nn.Module):
@@ -23,45 +45,55 @@ class Cancels(nn.Module):
 
     def __init__(self, form: str, tokens: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.form = form
-        shape = (WIDTH, ROWS) if form == "transposed" else (ROWS, WIDTH)
-        self.weight = nn.Parameter(torch.ones(shape, dtype=dtype))
+        self.product = FORMS[form]
+        ones = torch.ones((WIDTH, ROWS) if form in ("transposed", "columns", "strided") else (ROWS, WIDTH), dtype=dtype)
+        self.weight = nn.Parameter(ones.t() if form == "strided" else ones)
         half = torch.randn(1, tokens, WIDTH // 2, generator=torch.Generator().manual_seed(1)).to(dtype)
-        self.x = torch.stack((half, -half), -1).flatten(-2)
+        x = torch.stack((half, -half), -1).flatten(-2)
+        self.x = nn.Parameter(x[0]) if form == "both" else x
 
-    def forward(self, x: Tensor | None = None) -> Tensor:
-        x = self.x if x is None else x
-        if self.form == "transposed":
-            return x @ self.weight.to(x.dtype)
-        weight = self.weight[4:] if self.form == "view" else self.weight
-        return F.linear(x, weight.to(x.dtype))
+    def forward(self) -> Tensor:
+        return self.product(self.x, self.weight)
 
 
 def square(y: Tensor) -> Tensor:
     return y.float().square().mean()
 
 
-def exact_loss(model: Cancels, move: Callable[[dict[str, Tensor]], None]) -> float:
-    """In float64, of weights that were moved in float32."""
-    held = {"weight": model.weight.detach().float()}
-    move(held)
+def moved_by(model: Cancels, move: Callable[[dict[str, Tensor]], None], dtype: torch.dtype | None) -> float:
+    """Of weights that were moved in place; moved in float32 and multiplied in float64 where there is no dtype."""
     other = copy.deepcopy(model)
-    other.weight = nn.Parameter(held["weight"].double())
+    held = {name: p.detach().float() if dtype is None else p.data for name, p in other.named_parameters()}
+    move(held)
+    if dtype is None:
+        for name, value in held.items():
+            setattr(other, name, nn.Parameter(value.double()))
+        if "x" not in held:
+            other.x = other.x.double()
     with torch.no_grad():
-        return float(other(model.x.double()).square().mean())
+        return float(other().double().square().mean())
+
+
+CASES = [
+    *((form, form) for form in FORMS),
+    ("small", "linear"),
+    ("low rank", "linear"),
+    ("low rank columns", "columns"),
+]
+CASES += [("small both", "both"), ("scales", "linear"), ("scaled columns", "columns")]
 
 
 @pytest.mark.parametrize("moved", ["float32", "rounded"])
-@pytest.mark.parametrize("form", ["linear", "transposed", "view", "small", "low rank", "scales"])
+@pytest.mark.parametrize(("case", "form"), CASES, ids=[case for case, _ in CASES])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_losses_are_those_of_the_semantics_asked_for(
-    dtype: torch.dtype, form: str, moved: str, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, case: str, form: str, moved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if form != "small":
+    if "small" not in case:
         monkeypatch.setattr(parameters, "SMALL", 16)
     half = 2.0**-9 if dtype == torch.bfloat16 else 2.0**-12
-    noise = bz.Noise(5, rank=2 if form == "low rank" else None)
-    more: dict[str, Any] = {"per_weight": {"weight": torch.tensor(0.9)}} if form == "scales" else {}
+    noise = bz.Noise(5, rank=2 if "low rank" in case else None)
+    more: dict[str, Any] = {"per_weight": {"weight": torch.tensor(0.9)}} if "scale" in case else {}
     directions, scales = [3, 3, 8], [1.5 * half, -1.5 * half, 2.5 * half]
     for tokens in (47, 48):
         model = Cancels(form, tokens, dtype)
@@ -76,11 +108,7 @@ def test_losses_are_those_of_the_semantics_asked_for(
             def move(held: dict[str, Tensor], c: float = scale, d: int = direction) -> None:
                 bz.perturb_(held, noise, c, d, **more)
 
-            plain = copy.deepcopy(model)
-            move({"weight": plain.weight.data})
-            with torch.no_grad():
-                in_place = float(square(plain()))
-            exact = exact_loss(model, move)
+            in_place, exact = moved_by(model, move, dtype), moved_by(model, move, None)
             assert abs(in_place / exact - 1.0) > 0.1, "the two can be told apart"
             want = in_place if moved == "rounded" else exact
             assert all(abs(float(losses[place]) / want - 1.0) < 0.03 for losses in found.values()), (tokens, place)
@@ -102,3 +130,26 @@ def test_a_step_takes_the_choice_and_its_update_does_not_depend_on_it(monkeypatc
         bz.ZO(model, moved="bf16")
     with pytest.raises(ValueError, match='moved is "float32" with evaluate="in_place"'):
         bz.ZO(model, moved="float32", evaluate="in_place")
+
+
+def test_float32_weights_have_nothing_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No copy is made of one whose noise has a low rank."""
+    monkeypatch.setattr(parameters, "SMALL", 16)
+    monkeypatch.delattr(functions, "_by_copies")
+    noise, model = bz.Noise(5, rank=2), Cancels("linear", 5, torch.float32)
+    found = []
+    for moved in MOVED:
+        with bz.perturbed(model, noise, [3], [0.1], moved=moved):
+            found.append(model())
+        found.append(bz.ops.perturbed_linear(model.x, model.weight, None, noise, "weight", [3], [0.1], moved=moved))
+    assert all(torch.equal(found[0], other) for other in found)
+    half = model.weight.detach().bfloat16()
+    with pytest.raises(ValueError, match="moved is 'rounded' for noise of rank 2"):
+        bz.ops.perturbed_linear(model.x.bfloat16(), half, None, noise, "weight", [3], [0.1], moved="rounded")
+
+
+def test_a_view_of_what_does_not_lie_densely_is_refused_where_it_would_be_rounded() -> None:
+    model = Cancels("strided", 5, torch.bfloat16)
+    for moved, context in (("rounded", nullcontext()), ("float32", pytest.raises(ValueError, match="not lie densely"))):
+        with bz.perturbed(model, bz.Noise(5), moved=moved), context:
+            assert model.weight[2:].shape == (ROWS - 2, WIDTH)
