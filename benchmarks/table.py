@@ -180,6 +180,7 @@ def measured() -> list[dict[str, str]]:
 def markdown() -> str:
     # of several machines the one that was measured last
     rows = {(row["case"], row["metric"]): row for row in sorted(measured(), key=lambda row: row["date"])}
+    rows = {key: rows[key] for key in SHOWN if key in rows}
     machines = sorted({row["machine"] for row in rows.values()})
     letters = {machine: chr(ord("A") + place) for place, machine in enumerate(machines)}
     lines = ["| figure | measured (p20 to p80) | goal | | on |", "|---|---|---|---|---|"]

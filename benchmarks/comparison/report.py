@@ -38,8 +38,8 @@ ELSEWHERE = (
 """Targets that are not the end of n-SPSA: (what it says, baseline, goal); a baseline that diverges is met at its best."""
 
 FIRST_ORDER = (
-    ("**backpropagation needs less**: FLOPs of both passes, AdamW against `auto`", "adamw"),
-    ("the same, AdamW on LoRA against `auto`", "adamw-lora"),
+    ("FLOPs of both passes, AdamW (backpropagation) against `auto`", "adamw"),
+    ("the same, AdamW on LoRA", "adamw-lora"),
 )
 
 Row = tuple[analysis.Goal, str, "str | None", str, str, "float | None", tuple[int, ...]]

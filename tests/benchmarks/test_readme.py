@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ def test_the_tables_are_drawn_from_the_results(file: Path) -> None:
     assert text.count(table.BEGIN) == 1 and table.END in text
     assert table.placed(text, made) == text, "run: python benchmarks/table.py --write"
     assert "not measured yet" not in text
+
+
+def test_letters_are_of_machines_that_are_shown() -> None:
+    *rows, _, legend = table.markdown().splitlines()[2:]
+    told = re.findall(r"\b([A-Z]): ", legend.partition(". Dates")[0])
+    assert told == sorted({row.split("|")[-2].strip() for row in rows}) == list("ABCDEFGH"[: len(told)])
 
 
 def test_the_readme_has_six_figures_with_their_commands() -> None:
