@@ -113,6 +113,8 @@ class DistributedZO(ZO):
                 "split": split,
                 "costs": costs and [float(c) for c in costs],
                 "per_example": self.per_example,
+                "evaluate": self.evaluate,
+                "moved": self.moved,
             }
         )
         self._shared = SharedExamples(self.ranks, split == "batch")

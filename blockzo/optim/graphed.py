@@ -82,7 +82,7 @@ class GraphedStep:
         follows once the record is on disk."""
         if self._now() != self._settings:
             raise ValueError(
-                "the model's parameters, eps or rounding changed after the step was made; make GraphedStep again"
+                "the model's parameters, eps, moved or rounding changed after the step was made; make GraphedStep again"
             )
         if self._batch is None:
             self.zo.look_at(batch)
@@ -214,7 +214,8 @@ class GraphedStep:
     def _now(self) -> tuple[Any, ...]:
         """What the captured step holds fixed."""
         places = tuple((t.tensor.data_ptr(), t.tensor.shape, t.tensor.dtype) for t in self.targets)
-        return places, tuple(self.zo.eps), tuple(self.zo.distributions), self.zo.stochastic_rounding
+        zo = self.zo
+        return places, tuple(zo.eps), tuple(zo.distributions), zo.stochastic_rounding, zo.moved
 
 
 @contextmanager

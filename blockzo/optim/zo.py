@@ -304,9 +304,9 @@ class ZO(Journaled):
         """The one of this optimiser, for a step of that seed."""
         if self._perturbing is None:
             noise = self._noise(seed)
-            self._perturbing = PerturbedExecutor(
-                self.blocks, noise, eps, self.max_group, reuse=self.reuse, moved=self.moved
-            )
+            self._perturbing = PerturbedExecutor(self.blocks, noise, eps, self.max_group, reuse=self.reuse)
+        # what is set between steps counts, as with eps
+        self._perturbing.moved = check_moved(self.moved)
         self._perturbing.along(self._noise(seed), eps, directions)
         return self._perturbing
 

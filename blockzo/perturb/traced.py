@@ -75,7 +75,7 @@ def _not_rounded(
     """Products of matrices that stay in float32; a view of such a one would be rounded."""
 
     def concerns(value: Any) -> bool:
-        if not isinstance(value, Tensor) or value.dim() != 2 or value.dtype == torch.float32 or _autocast(value):
+        if not isinstance(value, Tensor) or value.dim() != 2 or value.dtype == torch.float32:
             return False
         return mode.index.by_id.get(id(value)) is not None
 

@@ -63,11 +63,7 @@ class MovedValues:
         if not isinstance(value, Tensor) or value.dim() != 2 or value.dtype == torch.float32:
             return False
         found = self.find(value)
-        return (
-            found is not None
-            and self.moves[found[0].block].moved == "float32"
-            and not torch.is_autocast_enabled(value.device.type)
-        )
+        return found is not None and self.moves[found[0].block].moved == "float32"
 
     def wide(self, value: Tensor) -> Tensor:
         """The moved values of such a one in float32."""

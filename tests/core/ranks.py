@@ -236,6 +236,11 @@ def check_errors(folder: Path) -> None:
         (begin(split="rows"), "split is 'rows'"),
         (begin(costs=[1.0, -1.0]), "costs"),
         (begin(seed=rank), "seed is 1 on rank 1, 0 on rank 0"),
+        (begin(moved="rounded" if rank else "auto"), "moved is rounded on rank 1, auto on rank 0"),
+        (
+            begin(split="batch", evaluate="in_place" if rank else "perturbed"),
+            "evaluate is in_place on rank 1, perturbed",
+        ),
         (begin(eps=0.0 if rank == last else 1e-3), f"rank {last}: eps is 0.0"),
         (begin(journal=object() if rank else None), "rank 1: rank 0 alone writes"),
     ):

@@ -149,9 +149,11 @@ def test_what_does_not_fit_the_first_step_is_refused() -> None:
     for change, message in changes:
         with pytest.raises(ValueError, match=message):
             graphed.step(change())
-    zo.eps = [0.5]
-    with pytest.raises(ValueError, match="changed after the step was made"):
-        graphed.step(batch)
+    for name, value in (("eps", [0.5]), ("moved", "rounded")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(zo, name, value)
+            with pytest.raises(ValueError, match="changed after the step was made"):
+                graphed.step(batch)
     assert bz.digest(zo.model) == before and zo.step_number == 1
     with pytest.raises(ValueError, match="expected a CUDA device"):
         bz.GraphedStep(pair("llama")[0], capture=True)

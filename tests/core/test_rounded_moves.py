@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 import blockzo as bz
 from blockzo.contract import MOVED
-from blockzo.perturb import functions, parameters
+from blockzo.optim import executor
+from blockzo.optim.step import step_seed
+from blockzo.perturb import Move, functions, parameters
 
 ROWS, WIDTH = 24, 64
 DTYPES = (torch.bfloat16, torch.float16)
@@ -126,10 +128,56 @@ def test_a_step_takes_the_choice_and_its_update_does_not_depend_on_it(monkeypatc
         bz.replay_(other, [result.record])
         assert torch.equal(other.weight, model.weight)
     assert abs(results["rounded"][0] / results["float32"][0] - 1.0) > 0.1
+    zo.moved = "float32"
+    other = bz.ZO(Cancels("linear", 50, torch.bfloat16), zo.loss_fn, eps=3e-3, moved="float32", max_group=1)
+    other.step_number = zo.step_number
+    bz.replay_(other.model, [result.record])
+    assert zo.estimate(None).losses == other.estimate(None).losses
     with pytest.raises(ValueError, match="moved is 'bf16'; expected one of auto, float32, rounded"):
         bz.ZO(model, moved="bf16")
     with pytest.raises(ValueError, match='moved is "float32" with evaluate="in_place"'):
         bz.ZO(model, moved="float32", evaluate="in_place")
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {"max_group": 1},
+    "groups": {"method": bz.SPSA(2), "max_group": 4},
+    "own directions": {"per_example": True},
+    "micro-batches": {"method": bz.FZOO(2)},
+    "blocks": {"method": bz.SPZO(1, 2)},
+    "planned": {"method": "auto"},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_evaluation_of_a_step_takes_the_choice(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Move] = []
+    monkeypatch.setattr(executor, "Move", lambda *told: made.append(Move(*told)) or made[-1])
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))).bfloat16()
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x).float().square().mean()
+
+    x = torch.randn(6, 8).bfloat16()
+    zo = bz.ZO(model, loss, moved="rounded", **SETTINGS[setting])
+    zo.step(bz.MicroBatches([x, 2 * x]) if setting == "micro-batches" else x)
+    assert made and {move.moved for move in made} == {"rounded"}
+
+
+@pytest.mark.parametrize("moved", ["float32", "rounded"])
+@pytest.mark.parametrize("case", ["linear", "transposed", "vector", "small"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_graphed_step_takes_the_choice(
+    dtype: torch.dtype, case: str, moved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if case != "small":
+        monkeypatch.setattr(parameters, "SMALL", 16)
+    model, eps = Cancels("linear" if case == "small" else case, 50, dtype), 3e-3 if dtype == torch.bfloat16 else 4e-4
+    zo = bz.ZO(model, lambda m, _: square(m()), eps=eps, moved=moved, max_group=1)
+    want = moved_by(
+        model, lambda held: bz.perturb_(held, bz.Noise(step_seed(0, 0)), eps), dtype if moved == "rounded" else None
+    )
+    assert bz.GraphedStep(zo).step(torch.ones(1)).losses[0] == pytest.approx(want, rel=0.03)
 
 
 def test_float32_weights_have_nothing_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,3 +201,20 @@ def test_a_view_of_what_does_not_lie_densely_is_refused_where_it_would_be_rounde
     for moved, context in (("rounded", nullcontext()), ("float32", pytest.raises(ValueError, match="not lie densely"))):
         with bz.perturbed(model, bz.Noise(5), moved=moved), context:
             assert model.weight[2:].shape == (ROWS - 2, WIDTH)
+
+
+def test_products_in_float32_are_else_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parameters, "SMALL", 16)
+    model, scale = Cancels("vector", 5, torch.bfloat16), 1.5 * 2.0**-9
+    weight, line, out = model.weight, model.x[0, 1], torch.empty(ROWS).bfloat16()
+    with bz.perturbed(model, bz.Noise(5), [3], [scale], moved="rounded"):
+        rounded = weight @ line
+    with bz.perturbed(model, bz.Noise(5), [3], [scale], moved="float32"):
+        found = weight @ line
+        assert found.dtype == torch.bfloat16 and not torch.equal(found, rounded)
+        assert torch.mv(weight, line, out=out) is out and torch.equal(out, found)
+        assert weight.to("cpu", copy=True).dtype == torch.bfloat16
+        with pytest.raises(RuntimeError, match="same dtype"):
+            weight @ line.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(weight @ line, rounded)
