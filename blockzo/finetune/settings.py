@@ -166,7 +166,6 @@ class Settings:
         METHOD,
         "auto",
         choices=MOVED,
-        commands=(FINETUNE,),
         page="How [moved 16-bit weights](perturbed.md#rounding-of-moved-weights) are multiplied: one of auto, float32, rounded.",
     )
     in_place: bool = option(

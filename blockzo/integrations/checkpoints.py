@@ -53,11 +53,11 @@ def holds(path: Path, place: Place) -> bool:
     return (before[-1].digest if before else journal.base_digest) in (None, place.digest)
 
 
-def resumed(path: Path, folder: str | None, place: Place) -> Journal:
+def resumed(path: Path, folder: str | None, place: Place, moved: str) -> Journal:
     """The journal cut to a checkpoint; its copy in `folder` where the steps are not in it.
 
     Raises:
-        JournalError: neither holds them.
+        JournalError: neither holds them; or the run had another `moved`, which its records do not tell and its losses depend on.
     """
     if not holds(path, place):
         copy = None if folder is None else Path(folder, JOURNAL)
@@ -67,6 +67,13 @@ def resumed(path: Path, folder: str | None, place: Place) -> Journal:
                 "resume from another checkpoint, or train anew with another journal"
             )
         carry(copy, path)
+    # a journal without it is older than the option
+    before = Journal.open(path).metadata.get("settings", {}).get("moved", "auto")
+    if before != moved:
+        raise JournalError(
+            f"{path} is of a run with moved={before!r}, now moved={moved!r}; pass what it had, or train anew in another "
+            "output_dir"
+        )
     journal = Journal.resume(path)
     journal.truncate(place.step)
     return journal

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import TrainingArguments
 
+from blockzo.contract import check_moved
 from blockzo.methods import Method, named
 from blockzo.methods.auto import Auto
 from blockzo.perturb.blocks import Blocks
@@ -71,6 +72,7 @@ class ZOSettings:
             self.bf16 = False
         refuse(vars(self))
         self.estimator()
+        check_moved(self.moved)
         super().__post_init__()  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -106,7 +108,7 @@ class ZOSettings:
             "method": self.estimator().describe(),
             **{
                 name: getattr(self, name)
-                for name in ("blocks", "block_rates", "eps", "distribution", "rank", "per_example")
+                for name in ("blocks", "block_rates", "eps", "distribution", "rank", "per_example", "moved")
             },
             **{name: getattr(self, name) for name in ("learning_rate", "weight_decay", "seed", "max_steps")},
             "schedule": str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)),  # type: ignore[attr-defined]

@@ -193,7 +193,7 @@ class _ZerothOrder:
 
         def opened() -> Journal:
             if place is not None:
-                return checkpoints.resumed(path, self._checkpoint, place)
+                return checkpoints.resumed(path, self._checkpoint, place, args.moved)
             metadata = {
                 "settings": args.described(),
                 TRAINER: type(self).__name__,

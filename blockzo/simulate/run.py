@@ -54,8 +54,12 @@ def simulate(
         )
     if hooks is not None and federation.engine == "fedavg":
         raise UserError("hooks are called after rounds of scalars; leave them out with the engine fedavg")
-    if (settings.per_example or settings.rank is not None) and federation.engine == "fedavg":
-        raise UserError("--engine fedavg backpropagates and has no directions; leave out --per-example and --rank")
+    if federation.engine == "fedavg" and (
+        settings.per_example or settings.rank is not None or settings.moved != "auto"
+    ):
+        raise UserError(
+            "--engine fedavg backpropagates and moves no weight; leave out --per-example, --rank and --moved"
+        )
     output.check_folder(folder)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

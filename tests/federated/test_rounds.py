@@ -10,15 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import blockzo as bz
 from blockzo import _native
 from blockzo.federated.client.client import Client
 from blockzo.federated.protocol import messages as m
 from blockzo.federated.protocol.seeds import first_direction, round_seed
-from blockzo.federated.protocol.settings import RoundPolicy, RunSettings
+from blockzo.federated.protocol.settings import RoundPolicy, RunSettings, run_tag
 from blockzo.journal.file import Journal, JournalError
+from blockzo.optim import executor
+from blockzo.perturb import Move
+from tests.federated.private_problem import LOCAL, private_run
 from tests.federated.problem import RUN, Federation, loss, network, settings, spoil, worker
+from tests.federated.test_planned_rounds import run_of
 
 METHODS = {
     "mezo": bz.MeZO(),
@@ -122,6 +127,32 @@ def test_noise_of_a_low_rank_in_rounds(given: dict[str, Any], tmp_path: Path) ->
         assert {bz.digest(model)} == digests
     with pytest.raises(ValueError, match="rank is 65; expected an integer from 1 to 64"):
         settings(rank=65)
+
+
+@pytest.mark.parametrize("kind", ["plain", "own directions", "planned", "private rows"])
+def test_moves_of_16_bits_are_rounded_as_the_run_says(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every evaluation of a client; a run with another choice is another run, and says so."""
+    run = {
+        "plain": settings(moved="rounded", local_steps=2),
+        "own directions": settings(moved="rounded", per_example=24),
+        "planned": run_of(moved="rounded"),
+        "private rows": private_run({**LOCAL, "unit": "example", "batch": 16}, moved="rounded"),
+    }[kind]
+    made: list[Move] = []
+    monkeypatch.setattr(executor, "Move", lambda *told: made.append(Move(*told)) or made[-1])
+    member = worker(0, torch.bfloat16)
+    if kind == "private rows":
+        member.loss_fn = lambda model, batch: F.cross_entropy(
+            model(batch[0].bfloat16()).float(), batch[1], reduction="none"
+        )
+    member.begin(run)
+    member.estimate(0, 0)
+    assert made and {move.moved for move in made} == {"rounded"}
+    usual = replace(run, moved="auto")
+    assert RunSettings.from_dict(run.as_dict()) == run and "moved" not in usual.as_dict()
+    assert run_tag(run, "b", {"w": 0}) != run_tag(usual, "b", {"w": 0})
+    with pytest.raises(ValueError, match="moved is 'bf16'; expected one of auto, float32, rounded"):
+        replace(run, moved="bf16")
 
 
 def test_scalars_are_the_differences_of_losses_along_the_directions() -> None:

@@ -230,6 +230,8 @@ def test_what_differs_is_named(whole: dict[str, Any], tiny: Tiny, rows: Rows, tm
     out = tmp_path / "whole"
     with pytest.raises(UserError, match="--lr was 1e-3, now 5e-3; --eps was 1e-3, now 1e-2"):
         resume(out, {"lr": "5e-3", "eps": "1e-2"})
+    with pytest.raises(UserError, match="--moved was auto, now rounded"):
+        resume(out, {"moved": "rounded"})
     with pytest.raises(UserError, match=r"the model .* is not the one that the run began with"):
         resume(out, {"model": str(tiny("qwen2"))})
     with pytest.raises(UserError, match=r"the train data differ .* has 59 rows .* it was .* with 60 rows"):

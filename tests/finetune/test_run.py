@@ -13,9 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from blockzo import Journal, JournalError, digest, replay_
+from blockzo.federated.client.finetuning import run_settings
 from blockzo.finetune import Settings, UserError, dry_run, evaluate, finetune, loop, replay
 from blockzo.finetune.models.loading import load
 from blockzo.finetune.progress import Reporter
+from blockzo.optim import executor
+from blockzo.perturb import Move
 from blockzo.simulate import simulate
 from blockzo.simulate.settings import Federation
 
@@ -82,8 +85,26 @@ def test_noise_of_a_low_rank(tiny: Tiny, rows: Rows, tmp_path: Path, method: dic
     base = load(str(model), "float32").model
     replay_(base, journal.records(), journal.layout)
     assert digest(base) == rounds["final_digest"] != result["base_digest"]
-    with pytest.raises(UserError, match="leave out --per-example and --rank"):
-        simulate(settings(model, rows, rank=2), Federation(engine="fedavg"), tmp_path / "fedavg")
+    for given in ({"rank": 2}, {"moved": "rounded"}):
+        with pytest.raises(UserError, match="leave out --per-example, --rank and --moved"):
+            simulate(settings(model, rows, **given), Federation(engine="fedavg"), tmp_path / "fedavg")
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_moves_of_16_bits_are_rounded_as_told(
+    rounds: bool, tiny: Tiny, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Move] = []
+    monkeypatch.setattr(executor, "Move", lambda *told: made.append(Move(*told)) or made[-1])
+    told = settings(tiny("llama"), rows, moved="rounded", dtype="bfloat16", steps=1, lr=None)
+    if rounds:
+        simulate(told, Federation(clients=2, sample=2), tmp_path / "out")
+        with pytest.raises(UserError, match="leave --in-place out"):
+            run_settings(settings(Path(told.model), rows, in_place=True), 1, "0" * 32, 1)
+    else:
+        finetune(told, tmp_path / "out")
+    # the probes of the first rate too
+    assert made and {move.moved for move in made} == {"rounded"}
 
 
 def test_a_real_model_on_real_data(stories: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def settings(model: Path, rows: Rows, **changed: Any) -> Settings:
 
 
 def options(told: Settings) -> list[str]:
-    alone = ("steps", "objective", "moved")
+    alone = ("steps", "objective")
     values = {k: v for k, v in told.as_dict().items() if v not in (None, False) and k not in alone}
     return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
 

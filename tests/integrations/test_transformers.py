@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 
 import blockzo as bz
+from blockzo.contract import MOVED
 from blockzo.federated.flower.loopback import free_port
 from blockzo.integrations.trainer_settings import converted
 from blockzo.integrations.transformers import ZOConfig, ZOTrainer, zo
@@ -171,6 +172,31 @@ def test_models_of_16_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     assert bz.digest(base) == bz.digest(run.model) and next(run.model.parameters()).dtype == dtype
 
 
+@pytest.mark.parametrize("moved", ["float32", "rounded"])
+def test_moves_of_16_bits_are_rounded_as_told(moved: str, tmp_path: Path) -> None:
+    """The losses are those of a plain loop, and a run goes on with what it began with; weights follow from its records alone."""
+    model, base = (models.make("llama").bfloat16() for _ in range(2))
+    given: dict[str, Any] = {"max_steps": 2, "eps": 1e-3, "moved": moved}
+    run = trainer(tmp_path, model, **given)
+    run.train()
+    journal = bz.Journal.open(tmp_path / "journal.bz")
+    assert journal.metadata["settings"]["moved"] == moved
+    losses = {}
+    for way in MOVED:
+        other = models.make("llama").bfloat16()
+        losses[way] = bz.ZO(other, eps=1e-3, seed=run.args.seed, moved=way).estimate(run.inputs[0]).losses
+    assert journal.records()[0].losses == losses[moved] != losses["rounded" if moved == "float32" else "float32"]
+    bz.replay_(base, journal.records(), journal.layout)
+    assert bz.digest(base) == bz.digest(model)
+    before = (tmp_path / "journal.bz").read_bytes()
+    with pytest.raises(bz.JournalError, match=f"of a run with moved='{moved}', now moved='auto'"):
+        trainer(tmp_path, models.make("llama").bfloat16(), max_steps=3).train(resume_from_checkpoint=True)
+    assert (tmp_path / "journal.bz").read_bytes() == before
+    again = trainer(tmp_path, models.make("llama").bfloat16(), **{**given, "max_steps": 3})
+    again.train(resume_from_checkpoint=True)
+    assert len(bz.Journal.open(tmp_path / "journal.bz")) == 3
+
+
 def test_label_smoothing_and_losses_of_the_user(tmp_path: Path) -> None:
     smooth = trainer(tmp_path / "a", label_smoothing_factor=0.5, max_steps=1, eps=1e-3)
     own = Seen(
@@ -197,6 +223,7 @@ def test_label_smoothing_and_losses_of_the_user(tmp_path: Path) -> None:
         ({"fp16": True}, "dtype=torch.float16"),
         ({"neftune_noise_alpha": 0.1}, "neftune_noise_alpha=0.1 does not go"),
         ({"method": "adam"}, 'expected "auto", one of'),
+        ({"moved": "bf16"}, "moved is 'bf16'; expected one of auto, float32, rounded"),
         ({"method": "mezo", "inner": 2}, "has no setting inner"),
         ({"method": "auto", "directions": 2}, "chooses by itself"),
         ({"method": "tree"}, "needs levels"),

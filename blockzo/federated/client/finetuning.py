@@ -60,9 +60,11 @@ def run_settings(
         planner: where a planner chooses the method: what `measured` gave, and whether each block can be moved.
 
     Raises:
-        UserError: a planner needs these.
+        UserError: a planner needs these; evaluations in place, which rounds do not have.
     """
     method = settings.estimator()
+    if settings.in_place:
+        raise UserError("clients evaluate perturbed forwards; leave --in-place out")
     if isinstance(method, Auto):
         if planner is None:
             raise UserError("--method auto needs costs of the blocks that all participants agree on; name a method")
@@ -90,6 +92,7 @@ def run_settings(
         stochastic_rounding=settings.stochastic_rounding,
         per_example=settings.batch if settings.per_example else 0,
         rank=settings.rank,
+        moved=settings.moved,
         **federated,
     )
 

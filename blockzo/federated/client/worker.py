@@ -167,7 +167,12 @@ class Worker:
         self._check_reads(batch)
         noises = [Noise(plan.seed, distribution, settings.rank) for distribution in settings.distributions]
         executor = PerturbedExecutor(
-            self.weights.blocks, noises, plan.eps, self.max_group, reuse=Reuse.of(self.weights.blocks, self.loss_fn)
+            self.weights.blocks,
+            noises,
+            plan.eps,
+            self.max_group,
+            reuse=Reuse.of(self.weights.blocks, self.loss_fn),
+            moved=settings.moved,
         )
         self._method = plan.method
         found = self._run(executor, batch)
@@ -215,7 +220,9 @@ class Worker:
     def _executor(self, kind: type[E], settings: RunSettings, directions: Sequence[Sequence[int]], number: int) -> E:
         noises = self._noises(settings, number)
         reuse = Reuse.of(self.weights.blocks, self.loss_fn)
-        return kind(self.weights.blocks, noises, settings.eps, self.max_group, directions=directions, reuse=reuse)
+        return kind(
+            self.weights.blocks, noises, settings.eps, self.max_group, directions, reuse=reuse, moved=settings.moved
+        )
 
     def _run(self, executor: PerturbedExecutor, batch: Any) -> Evaluation:
         # a client may hand over micro-batches

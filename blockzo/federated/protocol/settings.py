@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from blockzo.contract import CONTRACT, DISTRIBUTIONS, ROUNDING_DIRECTION, check_rank
+from blockzo.contract import CONTRACT, DISTRIBUTIONS, ROUNDING_DIRECTION, check_moved, check_rank
 from blockzo.federated.privacy.noise_shares import check_shares
 from blockzo.federated.privacy.settings import PrivacySettings
 from blockzo.federated.protocol.aggregates import Aggregate, aggregate_of, names_with
@@ -64,6 +64,8 @@ class RunSettings:
         per_example: examples of a client's local step at most, each of which has directions of its own
             (blockzo.federated.protocol.examples); 0: the examples of a batch share their directions.
         rank: of the noise of matrices; None: full.
+        moved: how clients multiply moved 16-bit weights, as of `blockzo.ZO`; with "auto" each as is fastest there, so that
+            estimates of different machines differ by that rounding.
     """
 
     run: str
@@ -89,6 +91,7 @@ class RunSettings:
     aggregate_options: Mapping[str, Any] = field(default_factory=dict)
     per_example: int = 0
     rank: int | None = None
+    moved: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("directions", "lr", "eps", "distributions"):
@@ -107,6 +110,7 @@ class RunSettings:
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= most:
                 raise ValueError(f"{name} is {shown(value)}; expected an integer from {lowest} to {most}")
         check_rank(self.rank)
+        check_moved(self.moved)
         if len(self.distributions) == 1:
             object.__setattr__(self, "distributions", self.distributions * blocks)
         if len(self.run) != 32 or not set(self.run) <= set("0123456789abcdef"):
@@ -295,6 +299,8 @@ class RunSettings:
             del found["per_example"]
         if self.rank is None:
             del found["rank"]
+        if self.moved == "auto":
+            del found["moved"]
         return found
 
     @classmethod
@@ -305,7 +311,7 @@ class RunSettings:
             ValueError: a setting is missing, unknown or out of range.
         """
         lacking = (
-            sorted({f.name for f in fields(cls)} - {"aggregate_options", "per_example", "rank", *values})
+            sorted({f.name for f in fields(cls)} - {"aggregate_options", "per_example", "rank", "moved", *values})
             if isinstance(values, Mapping)
             else []
         )
