@@ -50,8 +50,9 @@ def served_by_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parameters, "SMALL", 600)
 
 
-def make(dtype: torch.dtype, distribution: str, method: Any) -> bz.ZO:
+def make(dtype: torch.dtype, distribution: str, method: Any, moved: str = "auto") -> bz.ZO:
     settings: dict[str, Any] = {"distribution": distribution, "method": method, "lr": 1e-2, "weight_decay": 0.1}
+    settings["moved"] = moved
     return bz.ZO(Model(dtype), lambda m, ids: m(ids), max_group=1, seed=7, **settings)
 
 
@@ -76,6 +77,22 @@ def test_equals_step(dtype: torch.dtype, distribution: str, monkeypatch: pytest.
         assert bz.digest(other.model) == bz.digest(eager.model)
     # 16-bit weights do not go by panels
     assert bool(calls) == (dtype == torch.float16)
+
+
+@pytest.mark.parametrize("moved", ["float32", "rounded"])
+def test_the_choice_of_rounding(moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    plain: Callable[..., Tensor] = products.products
+    monkeypatch.setattr(kernels, "products", lambda *arguments: calls.append(1) or plain(*arguments))
+    eager, other = (make(torch.float16, "rademacher", bz.MeZO(), moved) for _ in range(2))
+    ids = torch.tensor([[1, 5, 7], [3, 39, 0]])
+    # checks of the loss are no part of the step
+    eager.look_at(ids)
+    other.look_at(ids)
+    calls.clear()
+    assert bz.GraphedStep(other).step(ids) == eager.step(ids)
+    # two layers, both signs, in either
+    assert len(calls) == (8 if moved == "float32" else 0)
 
 
 class Watch(TorchDispatchMode):

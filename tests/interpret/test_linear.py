@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from blockzo.noise import Noise
 from blockzo.ops.backends import reference
-from blockzo.ops.backends.gpu import kernels
+from blockzo.ops.backends.gpu import kernels, linear_choice, products
 from blockzo.ops.quantized import quantize
 from blockzo.ops.steps import Step, make_step
 from tests.cpu.cases import DISTRIBUTIONS, SEED
+from tests.cpu.test_linear import check_moved
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 # bfloat16 products are not the interpreter's: the compiled kernel is compared on a GPU
@@ -82,3 +85,23 @@ def test_rows_that_begin_amid_a_block_of_noise_go_by_panels() -> None:
     assert (kernels.perturbed_linear(x, weight, None, 7, step, 9).double() - want).abs().max() < 1e-4
     with pytest.raises(ValueError, match="multiples of 128; found torch.float32, torch.float32, 7, 100"):
         kernels.perturbed_linear(x, weight, None, 7, step, 9, "products")
+
+
+@pytest.mark.parametrize("moved", ["float32", "rounded"])
+@pytest.mark.parametrize(
+    ("dtype", "width"),
+    # rows of 96 begin within a block of noise, so that products do not fit; nor are those of bfloat16 the interpreter's
+    [(torch.float16, 128), (torch.float16, 96), (torch.bfloat16, 96)],
+    ids=str,
+)
+def test_the_user_chooses_how_moves_are_rounded(
+    dtype: torch.dtype, width: int, moved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    plain: Callable[..., Tensor] = products.products
+    monkeypatch.setattr(kernels, "products", lambda *arguments: calls.append(1) or plain(*arguments))
+    for most, tokens in ((0, 3), (1 << 20, 3)):
+        # the table, which decides for "auto" alone
+        monkeypatch.setattr(linear_choice, "_most", lambda *told, most=most: most)
+        check_moved(kernels, dtype, tokens, moved, width)
+    assert len(calls) == (2 if (moved, width) == ("float32", 128) else 0)
