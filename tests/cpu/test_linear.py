@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import blockzo as bz
 from blockzo.noise import Noise
@@ -154,25 +155,33 @@ def test_rounded_weights(
     assert same_bits(product(x[:1].expand(8, -1, -1)), product(x[:1].repeat(8, 1, 1)))
 
 
-def check_moved(backend: Any, dtype: torch.dtype, tokens: int, moved: str, width: int = 96) -> None:
+def check_moved(
+    backend: Any,
+    dtype: torch.dtype,
+    tokens: int,
+    moved: str,
+    width: int = 96,
+    rows: int = 20,
+    beside: int = 0,
+    x_dtype: torch.dtype | None = None,
+) -> None:
     """Sums in which the weights, all 1, cancel, so that the moves alone are left: these are under a last place of 1, and rounding
-    loses or doubles each.
+    loses or doubles each. The weight is a slice of columns, with so many `beside` it.
     """
     half = 2.0**-9 if dtype == torch.bfloat16 else 2.0**-12
-    step = make_step(Noise(SEED), [2, 2, 7], [1.5 * half, -1.5 * half, 0.75 * half])
-    weight = torch.ones(20, width, dtype=dtype)
+    noise, columns = Noise(SEED), slice(beside, beside + width)
+    step = make_step(noise, [2, 2, 7], [1.5 * half, -1.5 * half, 0.75 * half])
+    weight = torch.ones(rows, beside + width, dtype=dtype)[:, columns]
     x = numbers(3, tokens, width // 2, dtype=dtype).repeat_interleave(2, -1) * torch.tensor([1, -1]).repeat(width // 2)
-    x = x.to(dtype)
-    found = backend.perturbed_linear(x, weight, None, 0, step, STREAM, moved=moved).double()
-    noise = Noise(SEED)
-    z = [noise.sample(STREAM, weight.numel(), d).view(weight.shape) for d in step.directions]
-    exact = torch.stack(
-        [own.double() @ (c * n).double().t() for own, c, n in zip(x, step.coefficients, z, strict=True)]
-    )
-    want = {"float32": exact, "rounded": rounded(x, weight, None, 0, step)}
+    x = x.to(x_dtype or dtype)
+    found = backend.perturbed_linear(x, weight, None, beside, step, STREAM, moved=moved).double()
+    z = [noise.sample(STREAM, rows * (beside + width), d).view(rows, -1)[:, columns] for d in step.directions]
+    moves = [c * n for c, n in zip(step.coefficients, z, strict=True)]
+    exact = torch.stack([own.double() @ move.double().t() for own, move in zip(x, moves, strict=True)])
+    narrow = torch.stack([own.double() @ (1 + move).to(dtype).double().t() for own, move in zip(x, moves, strict=True)])
     scale = float(exact.abs().max())
-    assert float((found - want[moved]).abs().max()) <= 0.02 * scale
-    assert float((want["rounded"] - exact).abs().max()) > 0.3 * scale
+    assert float((found - {"float32": exact, "rounded": narrow}[moved]).abs().max()) <= 0.02 * scale
+    assert float((narrow - exact).abs().max()) > 0.3 * scale
 
 
 @pytest.mark.parametrize("moved", ["float32", "rounded"])
@@ -181,8 +190,35 @@ def test_the_user_chooses_how_moves_are_rounded(isa: str, dtype: torch.dtype, mo
     """For any number of tokens, of which "auto" takes one kind or the other."""
     for tokens in (1, 16, 47, 48, 49, 257):
         check_moved(cpu, dtype, tokens, moved)
+    # rows of which products of 16-bit pairs and tables of signs may be made
+    for tokens in (3, 48):
+        check_moved(cpu, dtype, tokens, moved, 128, 132)
+        check_moved(cpu, dtype, tokens, moved, 64, 132, beside=16)
+        check_moved(cpu, dtype, tokens, moved, x_dtype=torch.float32)
     check_moved(cpu, dtype, 1100, moved, 32)
     check_moved(reference, dtype, 5, moved)
+    check_moved(reference, dtype, 5, moved, x_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("moved", ["float32", "rounded"])
+def test_the_choice_is_kept_past_a_mode(moved: str) -> None:
+    """Operations that torch dispatches."""
+
+    class Passing(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    class Dispatched:
+        @staticmethod
+        def perturbed_linear(
+            x: Tensor, weight: Tensor, bias: None, start: int, step: Step, stream: int, moved: str
+        ) -> Tensor:
+            with Passing():
+                return perturbed_linear(
+                    x, weight, bias, Noise(step.seed), stream, step.directions, step.coefficients, start, moved=moved
+                )
+
+    check_moved(Dispatched, torch.bfloat16, 5, moved)
 
 
 @pytest.mark.parametrize("moved", ["float32", "rounded"])

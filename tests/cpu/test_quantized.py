@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from blockzo.contract import MOVED
 from blockzo.noise import Noise
 from blockzo.ops import perturbed_linear
 from blockzo.ops.backends import cpu, reference
@@ -56,6 +57,18 @@ def test_equals_the_dequantised_weight_to_the_bit(isa: str, bits: int) -> None:
     step = make_step(noise, [1, 1], [0.1, -0.1])
     assert same_bits(out, cpu.perturbed_linear(flat, dense, bias, 0, step, 9, "tiles").view(6, 50))
     assert torch.allclose(out, reference.perturbed_linear(flat, weight, bias, 0, step, 9).view(6, 50), atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_there_is_nothing_to_round(rank: int | None, bits: int) -> None:
+    """They are moved in float32, whatever is chosen and whatever the input's dtype."""
+    weight, x = quantize(numbers(20, 64), bits), numbers(100, 64).bfloat16()
+    found = [perturbed_linear(x, weight, None, Noise(7, rank=rank), 9, [1], [1e-3], moved=moved) for moved in MOVED]
+    assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
+    step = make_step(Noise(7), [1], [1e-3])
+    wide = [reference.perturbed_linear(x.view(1, 100, 64), weight, None, 0, step, 9, moved=moved) for moved in MOVED]
+    assert same_bits(wide[0], wide[1]) and same_bits(wide[0], wide[2])
 
 
 @pytest.mark.parametrize("bits", [8, 4])
