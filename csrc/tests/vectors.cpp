@@ -6,6 +6,7 @@
 //   copy      tensor  start  steps  values...
 //   rows      tensor  count rows...  steps  values...
 //   project   tensor  steps  float64 bits...
+//   linear    x [groups, tokens, width]  weight [rows, width]  bias [groups, rows]  start  narrow (0 or 1)  steps  values of the product...
 //
 // tensor: dtype stream ndim sizes... strides... memory-count values...     steps: count step...
 // step: seed distribution[:rank:width] factor-bits flags (1 stochastic, 2 joins) terms (direction coefficient-bits)...
@@ -203,6 +204,21 @@ std::vector<uint64_t> run_kernel(const std::string& kind, Case& words, int threa
         out.resize(rows.size() * static_cast<size_t>(width));
         blockzo::rows(out.data(), memory.data(), view.dtype, width, rows.data(), static_cast<int64_t>(rows.size()), steps[0],
                       view.stream, threads);
+        expected = words.rest();
+        return out.bits();
+    }
+    if (kind == "linear") {
+        const Owned weight(words), bias(words);
+        const auto start = static_cast<int64_t>(words.number());
+        const bool narrow = words.number() != 0;
+        const auto steps = read_steps(words);
+        Owned out = memory;
+        const int64_t groups = view.sizes[0], tokens = view.sizes[1], rows = weight.view.sizes[0], apart = weight.view.strides[0];
+        out.resize(static_cast<size_t>(groups * tokens * rows));
+        blockzo::linear({groups, tokens, rows, view.sizes[2], view.data, view.dtype, view.strides[0], view.strides[1], weight.view.data,
+                         weight.view.dtype, apart, nullptr, start, apart, bias.view.data, bias.view.dtype, bias.view.strides[0],
+                         out.data(), narrow},
+                        steps[0], weight.view.stream, threads);
         expected = words.rest();
         return out.bits();
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -85,3 +86,38 @@ def test_split_trees_of_adapted_models(size: int) -> None:
         bz.perturb_(parts[1], NOISE, sign * 0.05, late)
         with torch.no_grad():
             assert found.losses[leaf] == pytest.approx(float(other(**batch).loss), rel=1e-5)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "tied": lambda: zoo.make("llama"),
+    "transposed, biases": lambda: zoo.make("gpt2"),
+    "lora": lambda: with_lora("llama"),
+    "dora": lambda: with_lora("llama", use_dora=True),
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "alone": {"max_group": 1},
+    "groups": {"method": bz.SPSA(2), "max_group": 4},
+    "own directions": {"per_example": True},
+    "low rank": {"rank": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "way", [name if name == "groups" else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
+)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
+def test_moves_below_half_a_last_place(
+    dtype: torch.dtype, model: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded they leave every weight, so that no loss differs; in products in float32 they count."""
+    monkeypatch.setattr(parameters, "SMALL", 300)
+    made, eps = MODELS[model]().to(dtype), 4e-4 if dtype == torch.bfloat16 else 5e-5
+    with torch.no_grad():
+        for p in made.parameters():
+            # frozen ones too, as products are larger for it
+            p.copy_(torch.where(p < 0, -1, 1) * (p.abs() + 0.27))
+    for moved in ("rounded", "float32"):
+        zo = bz.ZO(made, lambda m, b: m(**b).loss, eps=eps, moved=moved, **WAYS[way])
+        scalars = [scalar for block in zo.estimate(zoo.batch()).scalars for scalar in block.values()]
+        assert any(scalars) is (moved == "float32"), (moved, scalars)

@@ -123,5 +123,38 @@ def rows_and_copies(dtype: torch.dtype, step: Step, starts: Sequence[int] = (0, 
         yield " ".join(["copy", tensor_text(memory, memory), str(start), steps_text([step]), *bits(copied)])
 
 
+def linear_cases() -> Iterator[str]:
+    """Products whose sums are exact in any order, with moves that are rounded to the weight's dtype and moves that are not."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        half = 2.0**-12 if dtype == torch.float16 else 2.0**-9
+        step = make_step(Noise(SEED), [2, 2, 7], [1.5 * half, -1.5 * half, 0.75 * half])
+        for tokens, rows, width, beside in ((3, 130, 64, 0), (18, 130, 64, 0), (5, 13, 40, 3), (1, 20, 96, 0)):
+            # multiples of 1/8 up to 1, whole numbers up to 3
+            weight = (torch.arange(rows * (width + beside)) * 37 % 17 - 8).view(rows, -1) / 8
+            x = (torch.arange(3 * tokens * width) * 29 % 7 - 3).view(3, tokens, width)
+            bias = (torch.arange(3 * rows) % 5 - 2).view(3, -1).to(dtype)
+            yield from products(x.to(dtype), weight.to(dtype), bias, width, step)
+        # each token reads one column, so that Gaussian noise makes no sums
+        x, weight = torch.eye(40).expand(3, 40, 40), weights(13 * 43, dtype).view(13, 43)
+        step = make_step(Noise(SEED, "gaussian"), [2, 2, 7], [1.5 * half, -1.5 * half, 0.0])
+        yield from products(x.contiguous(), weight, torch.zeros(3, 13, dtype=dtype), 40, step)
+
+
+def products(x: Tensor, memory: Tensor, bias: Tensor, width: int, step: Step, start: int = 128) -> Iterator[str]:
+    """By the first columns of `memory` [rows, columns]."""
+    weight = memory[:, :width]
+    noise = Noise(step.seed, step.distribution)
+    z = [noise.sample(STREAM, memory.numel(), d, start).view(memory.shape)[:, :width] for d in step.directions]
+    moved = torch.stack([weight.float() + c * own for c, own in zip(step.coefficients, z, strict=True)])
+    tensors = [tensor_text(x, x), tensor_text(weight, memory), tensor_text(bias, bias)]
+    for narrow in (False, True) if memory.dtype != torch.float32 else (False,):
+        read = moved.to(weight.dtype) if narrow else moved
+        out = x.double() @ read.double().transpose(1, 2) + bias.double().unsqueeze(1)
+        assert torch.equal(out, out.float().double())
+        yield " ".join(
+            ["linear", *tensors, str(start), str(int(narrow)), steps_text([step]), *bits(out.float().to(x.dtype))]
+        )
+
+
 def all_cases() -> list[str]:
-    return [*noise_cases(), *operation_cases()]
+    return [*noise_cases(), *operation_cases(), *linear_cases()]
