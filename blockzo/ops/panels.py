@@ -16,8 +16,9 @@ from blockzo.ops.packed import Given, PackedStep
 from blockzo.ops.quantized import QuantizedWeight
 
 PATHS = ("tiles", "narrow tiles", "panels", "rounded panels", "narrow panels")
-"""The kernel that moves and multiplies in one; the same with moved weights rounded to their dtype (by a matrix unit, AMX, where
-there is one and they fit it); float32 panels; the same of rounded weights; panels in the 16-bit dtype of weight and x.
+"""The kernel that moves and multiplies in one; the same with moved weights rounded to their dtype (by a matrix unit, AMX, or by
+products of 16-bit pairs, where the CPU has them and they fit); float32 panels; the same of rounded weights; panels in the
+16-bit dtype of weight and x.
 """
 
 PANEL_BYTES = 10 << 20
@@ -33,7 +34,11 @@ Measured where the product of torch uses the same instructions. MKL uses AVX-512
 does 105 GFLOP/s a core at any size and the fused kernel 200, so there the kernel is always the faster way.
 """
 NARROW_TOKENS = 48
-"""Tokens a group from which 16-bit panels are, where the CPU multiplies 16-bit numbers."""
+"""Tokens a group from which rounded moves are, where the CPU multiplies 16-bit numbers."""
+PAIR_TOKENS = 17, 384
+"""First and last number of tokens a group for which the kernel by 16-bit pairs is the fastest way, with AVX512-BF16 and no AMX.
+Below, sums over signs are as fast and round no move; above, torch's product of 16-bit panels is.
+"""
 
 
 WITHOUT_16_BIT = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
@@ -65,8 +70,10 @@ def choose_path(
         return "tiles"
     tokens, rounded = x.shape[1], moved == "rounded" and weight.dtype != torch.float32
     if moved != "float32" and x.dtype == weight.dtype and multiplies(weight.dtype):
-        few = isa == "amx" and tokens <= TILE_TOKENS[isa] and _fits_matrix_unit(weight, start)
-        if tokens >= NARROW_TOKENS or (rounded and few):
+        first, few = NARROW_TOKENS, isa == "amx" and tokens <= TILE_TOKENS[isa] and _fits_matrix_unit(weight, start)
+        if isa == "avx512" and _fits_pairs(weight):
+            first, few = PAIR_TOKENS[0], tokens <= PAIR_TOKENS[1]
+        if tokens >= first or (rounded and few):
             return "narrow tiles" if few else "narrow panels"
     most = TILE_TOKENS[isa] * (1 if weight.dtype == torch.float32 else 4)
     always = isa in ("avx512", "amx") and vendor != "intel" and torch.backends.mkl.is_available()
@@ -79,6 +86,11 @@ def _fits_matrix_unit(weight: Tensor, start: int) -> bool:
     """What a matrix unit (`by_tiles` in csrc/cpu/linear.cpp) asks of rounded weights, whatever their noise."""
     width = weight.shape[1]
     return weight.dtype == torch.bfloat16 and width % 32 == 0 and weight.stride(0) == width and start % 16 == 0
+
+
+def _fits_pairs(weight: Tensor) -> bool:
+    """What the kernel by 16-bit pairs (`by_pairs` in csrc/cpu/linear.cpp) asks of rounded weights."""
+    return weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
 
 
 def _moves(step: Given) -> Iterator[tuple[Given, list[int]]]:

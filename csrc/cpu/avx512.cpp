@@ -75,11 +75,28 @@ bool runs_here() {
 #ifdef DOTS_KNOWN
 #define DOTS_HERE __attribute__((target(SET ",avx512bf16"), noinline))
 DOTS_HERE bool has_dots() { return __builtin_cpu_supports("avx512bf16"); }
-__attribute__((target(SET ",avx512bf16"), always_inline)) inline wide_floats add_dot(wide_floats sum, wide_floats x, uint32_t pair) {
-  return (wide_floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32((int)pair));
+// Written out, for what has them as intrinsics may not be put into a function of the set alone.
+struct Pair {
+  uint16_t a, b;
+};
+inline wide_floats add_dot(wide_floats sum, wide_floats x, const uint16_t* pair) {
+  __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(x), "m"(*(const Pair*)pair));
+  return sum;
 }
-__attribute__((target(SET ",avx512bf16"), always_inline)) inline half_floats add_dot(half_floats sum, half_floats x, uint32_t pair) {
-  return (half_floats)_mm256_dpbf16_ps((__m256)sum, (__m256bh)x, (__m256bh)_mm256_set1_epi32((int)pair));
+inline half_floats add_dot(half_floats sum, half_floats x, const uint16_t* pair) {
+  __asm__("vdpbf16ps %2%{1to8%}, %1, %0" : "+v"(sum) : "v"(x), "m"(*(const Pair*)pair));
+  return sum;
+}
+// Rounded to bfloat16; subnormal numbers become 0, which products of pairs take them for anyway.
+__attribute__((always_inline)) inline void put_rounded(uint16_t* p, wide_floats x) {
+  __m256i rounded;
+  __asm__("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(x));
+  _mm256_storeu_si256((__m256i*)p, rounded);
+}
+__attribute__((always_inline)) inline void put_rounded(uint16_t* p, wide_floats x, wide_floats next) {
+  __m512i rounded;
+  __asm__("vcvtne2ps2bf16 %1, %2, %0" : "=v"(rounded) : "v"(x), "v"(next));
+  _mm512_storeu_si512(p, rounded);
 }
 #endif
 #include "../include/blockzo/gaussian.h"

@@ -117,11 +117,16 @@ void tiles_round(LinearPlan& plan, const KernelTable& table, int threads) {
   });
 }
 
-// Some of the tokens of all groups held.
-void linear_round(LinearPlan& plan, const KernelTable& table, int threads) {
+// Panels of moved weights that are rounded to bfloat16.
+bool by_pairs(const Linear& call, const KernelTable& table) {
+  return call.narrow && table.has_dots && table.has_dots() && call.x_dtype == BFLOAT16 && call.weight_dtype == BFLOAT16 &&
+         call.width % 2 == 0;
+}
+
+void pack_tokens(LinearPlan& plan, const KernelTable& table, int threads) {
   static thread_local Scratch packed;
   const Linear& call = plan.call;
-  const int64_t tile = table.token_tile, groups = (int64_t)plan.held.size(), packs = call.x_group ? groups : 1;
+  const int64_t tile = table.token_tile, packs = call.x_group ? (int64_t)plan.held.size() : 1;
   plan.padded = round_up(plan.tokens, table.token_lanes);
   plan.tiles = (plan.padded + tile - 1) / tile;
   plan.packed = packed.floats(packs * plan.padded * call.width);
@@ -129,8 +134,18 @@ void linear_round(LinearPlan& plan, const KernelTable& table, int threads) {
   in_parallel(packs * plan.padded * call.width / 4, threads, [&](int number, int of) {
     for (int64_t t = pack_tiles * number / of; t < pack_tiles * (number + 1) / of; ++t) table.linear_pack(plan, t);
   });
+}
+
+// Some of the tokens of all groups held.
+void linear_round(LinearPlan& plan, const KernelTable& table, bool pairs, int threads) {
+  const Linear& call = plan.call;
+  if (pairs)
+    pack_tokens_as_pairs(plan, table, call.width, threads);
+  else
+    pack_tokens(plan, table, threads);
+  const auto rows = pairs ? table.rounded_rows : table.linear_rows;
   // a stride of a power of two would crowd few sets of the first-level cache
-  const int64_t stride = plan.stride = groups * plan.padded + 16;
+  const int64_t stride = plan.stride = (int64_t)plan.held.size() * plan.padded + 16;
   const int64_t panel = std::clamp<int64_t>(PANEL_SUMS / stride / ROW_TILE * ROW_TILE, ROW_TILE, PANEL_ROWS);
   plan.panel = panel;
   const int64_t row_tiles = (call.rows + ROW_TILE - 1) / ROW_TILE;
@@ -139,7 +154,7 @@ void linear_round(LinearPlan& plan, const KernelTable& table, int threads) {
     float* room = scratch.floats(panel * (2 * LINE + stride));
     const int64_t first = row_tiles * number / of * ROW_TILE;
     const int64_t last = std::min(call.rows, row_tiles * (number + 1) / of * ROW_TILE);
-    for (int64_t row = first; row < last; row += panel) table.linear_rows(plan, row, std::min(last, row + panel), room);
+    for (int64_t row = first; row < last; row += panel) rows(plan, row, std::min(last, row + panel), room);
   });
 }
 
@@ -163,7 +178,7 @@ void linear(const Linear& call, const Step& step, uint32_t stream, int threads) 
       else if (!call.narrow && by_signs(plan, *table))
         signs_round(plan, *table, threads);
       else
-        linear_round(plan, *table, threads);
+        linear_round(plan, *table, by_pairs(call, *table), threads);
     }
   }
 }

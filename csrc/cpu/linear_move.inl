@@ -54,16 +54,27 @@ struct Int4Row {
   }
 };
 
-template <class Row>
-INLINE void widen_row(const Row& row, int count, float* out) {
+// How moved weights lie in the scratch: `apart` numbers between two rows.
+struct Floats {
+  typedef float number;
+  static constexpr int apart = LINE;
+  static INLINE void put(float* out, vf a) { store(out, a); }
+  static INLINE void put(float* out, vf a, vf b) {
+    store(out, a);
+    store(out + LANES, b);
+  }
+};
+
+template <class To = Floats, class Row>
+INLINE void widen_row(const Row& row, int count, typename To::number* out) {
   int k = 0;
-  for (; k + LANES <= count; k += LANES) store(out + k, row.get(k));
-  if (k < count) store(out + k, row.partial(k, count - k));
+  for (; k + LANES <= count; k += LANES) To::put(out + k, row.get(k));
+  if (k < count) To::put(out + k, row.partial(k, count - k));
 }
 
 // `words` begins with the word that holds the sign of the first column, `shift` bits up.
-template <int MOVES, class Row>
-INLINE void move_signs(const Row& row, int count, const uint32_t* words, int shift, const float* scales, float* const* out) {
+template <class To, int MOVES, class Row>
+INLINE void move_signs(const Row& row, int count, const uint32_t* words, int shift, const float* scales, typename To::number* const* out) {
   const SignShift signs;
   vf c[MOVES];
   for (int m = 0; m < MOVES; ++m) c[m] = splat(scales[m]);
@@ -71,23 +82,24 @@ INLINE void move_signs(const Row& row, int count, const uint32_t* words, int shi
   int k = 0;
   for (; k + 32 <= count; k += 32) {
     const uint32_t word = word_at(k);
-    for (int part = 0; part < 32 / LANES; ++part) {
-      const vf w = row.get(k + part * LANES);
-      for (int m = 0; m < MOVES; ++m) store(out[m] + k + part * LANES, w + signs.apply(word, part, c[m]));
+    for (int part = 0; part < 32 / LANES; part += 2) {
+      const int at = k + part * LANES;
+      const vf w = row.get(at), next = row.get(at + LANES);
+      for (int m = 0; m < MOVES; ++m) To::put(out[m] + at, w + signs.apply(word, part, c[m]), next + signs.apply(word, part + 1, c[m]));
     }
   }
   for (int part = 0; k < count; ++part, k += LANES) {
     const vf w = k + LANES <= count ? row.get(k) : row.partial(k, count - k);
-    for (int m = 0; m < MOVES; ++m) store(out[m] + k, w + signs.apply(word_at(k / 32 * 32), part, c[m]));
+    for (int m = 0; m < MOVES; ++m) To::put(out[m] + k, w + signs.apply(word_at(k / 32 * 32), part, c[m]));
   }
 }
 
-template <int MOVES, class Row>
-INLINE void move_values(const Row& row, int count, const float* z, const float* scales, float* const* out) {
+template <class To, int MOVES, class Row>
+INLINE void move_values(const Row& row, int count, const float* z, const float* scales, typename To::number* const* out) {
   int k = 0;
   for (; k < count; k += LANES) {
     const vf w = k + LANES <= count ? row.get(k) : row.partial(k, count - k), value = load<vf>(z + k);
-    for (int m = 0; m < MOVES; ++m) store(out[m] + k, w + value * scales[m]);
+    for (int m = 0; m < MOVES; ++m) To::put(out[m] + k, w + value * scales[m]);
   }
 }
 
@@ -135,9 +147,9 @@ struct TileNoise {
 
 // One move along Gaussians that nothing else needs: they meet their weights in registers, while memory brings the next weights
 // (measured: a twentieth of a product by 32 tokens). Rows begin and end with whole blocks, of 8 numbers, and with whole vectors.
-template <class MakeRow>
+template <class To, class MakeRow>
 INLINE void move_fresh_values(const LinearPlan& plan, uint32_t direction, TileNoise& noise, uint64_t index, int rows, int count,
-                              float scale, float* out, const MakeRow& make_row) {
+                              float scale, typename To::number* out, const MakeRow& make_row) {
   const uint64_t high = noise.list_blocks(plan, index, rows, count, 8);
   const vf c = splat(scale);
   int r = 0, k = 0;
@@ -145,11 +157,11 @@ INLINE void move_fresh_values(const LinearPlan& plan, uint32_t direction, TileNo
   generate_pairs(noise.count, [&](int number) { return noise.block(number); }, high, plan.seed, plan.stream, direction,
                  [&](int, vf z) {
                    if (r == rows) return;  // of whole batches
-                   store(out + k, row.get(k) + z * c);
+                   To::put(out + k, row.get(k) + z * c);
                    k += LANES;
                    if (k < count) return;
                    k = 0;
-                   out += LINE;
+                   out += To::apart;
                    row = make_row(++r);
                  });
 }
@@ -159,47 +171,49 @@ INLINE bool fresh_values(const LinearPlan& plan, const LinearDirection& along, u
          count % LANES == 0 && count % 8 == 0 && index % 8 == 0 && plan.call.noise_row % 8 == 0;
 }
 
-// Rows [row, row + rows) and columns [column, column + count) by one or two moves into moved[move][row][LINE].
-template <int MOVES, class MakeRow>
+// Rows [row, row + rows) and columns [column, column + count) by one or two moves into moved[move][row][To::apart].
+template <class To, int MOVES, class MakeRow>
 INLINE void move_tile(const LinearPlan& plan, const LinearDirection& along, const TileNoise& noise, uint64_t index, int rows, int count,
-                      const float* scales, float* const* moved, const MakeRow& make_row) {
+                      const float* scales, typename To::number* const* moved, const MakeRow& make_row) {
   for (int r = 0; r < rows; ++r) {
-    float* out[MOVES];
-    for (int m = 0; m < MOVES; ++m) out[m] = moved[m] + r * LINE;
+    typename To::number* out[MOVES];
+    for (int m = 0; m < MOVES; ++m) out[m] = moved[m] + r * To::apart;
     const uint64_t at = index + (uint64_t)(r * plan.call.noise_row);
     const auto row = make_row(r);
     if (!along.noisy) {
-      widen_row(row, count, out[0]);
+      widen_row<To>(row, count, out[0]);
     } else if (plan.distribution == RADEMACHER) {
       const int bit = (int)(at % GROUP);
-      move_signs<MOVES>(row, count, noise.words + r * noise.blocks * 4 + bit / 32, bit % 32, scales, out);
+      move_signs<To, MOVES>(row, count, noise.words + r * noise.blocks * 4 + bit / 32, bit % 32, scales, out);
     } else {
-      move_values<MOVES>(row, count, noise.values + r * noise.blocks * 8 + at % 8, scales, out);
+      move_values<To, MOVES>(row, count, noise.values + r * noise.blocks * 8 + at % 8, scales, out);
     }
   }
 }
 
-template <int MOVES>
+template <class To, int MOVES>
 inline void move_tile(const LinearPlan& plan, const LinearDirection& along, TileNoise& noise, int64_t row, int rows, int64_t column,
-                      int count, const float* scales, float* const* moved) {
+                      int count, const float* scales, typename To::number* const* moved) {
   const Linear& call = plan.call;
   const uint64_t index = (uint64_t)(call.start + row * call.noise_row + column);
   const auto with = [&](const auto& make_row) {
-    move_tile<MOVES>(plan, along, noise, index, rows, count, scales, moved, make_row);
+    move_tile<To, MOVES>(plan, along, noise, index, rows, count, scales, moved, make_row);
   };
   const auto dense = [&](auto io) {
     typedef decltype(io) Io;
     const auto* first = (const typename Io::type*)call.weight + row * call.weight_row + column;
     const auto make_row = [&](int r) { return DenseRow<Io>{first + r * call.weight_row}; };
     if (MOVES == 1 && fresh_values(plan, along, index, count))
-      move_fresh_values(plan, along.direction, noise, index, rows, count, scales[0], moved[0], make_row);
+      move_fresh_values<To>(plan, along.direction, noise, index, rows, count, scales[0], moved[0], make_row);
     else
       with(make_row);
   };
-  if (call.weight_dtype == FLOAT32) {
-    dense(Float32());
-  } else if (call.weight_dtype == BFLOAT16) {
+  if (call.weight_dtype == BFLOAT16) {
     dense(BFloat16());
+  } else if constexpr (sizeof(typename To::number) == 2) {
+    return;  // such panels are of bfloat16 weights
+  } else if (call.weight_dtype == FLOAT32) {
+    dense(Float32());
   } else if (call.weight_dtype == FLOAT16) {
     dense(Float16());
   } else if (call.weight_dtype == INT8) {

@@ -74,7 +74,7 @@ DOTS_HERE void add_dots(const LinearPlan& plan, const float* pairs, int64_t firs
     }
     for (int64_t k = 0; k < half; ++k)
       for (int r = 0; r < ROW_TILE; ++r)
-        for (int v = 0; v < VECTORS; ++v) sum[r][v] = add_dot(sum[r][v], load<V>(x[v] + k * LANES), load<uint32_t>(w[r] + 2 * k));
+        for (int v = 0; v < VECTORS; ++v) sum[r][v] = add_dot(sum[r][v], load<V>(x[v] + k * LANES), w[r] + 2 * k);
     for (int r = 0; r < ROW_TILE; ++r)
       for (int v = 0; v < VECTORS; ++v) store(sums + (r0 + r) * 2 * LANES + v * LANES, sum[r][v]);
   }

@@ -34,6 +34,7 @@ struct KernelTable {
   bool (*has_dots)();
   void (*pack_pairs)(const LinearPlan& plan, int64_t vector);
   void (*signs_rows)(const LinearPlan& plan, int64_t first, int64_t last, float* room);
+  void (*rounded_rows)(const LinearPlan& plan, int64_t first, int64_t last, float* room);
   // null where the set has no matrix unit for 16-bit numbers
   int64_t (*tiles_room)(const LinearPlan& plan);
   void (*tiles_rows)(const LinearPlan& plan, int64_t first, int64_t last, float* room);

@@ -127,6 +127,8 @@ def rounded(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: St
         (32, 64, 256, torch.bfloat16),
         (77, 3, 99, torch.float16),
         (300, 50, 1056, torch.bfloat16),
+        (131, 23, 1290, torch.bfloat16),
+        (25, 150, 262, torch.bfloat16),
         (40, 700, 512, torch.float16),
     ],
 )
@@ -290,6 +292,18 @@ def test_a_slice_has_the_noise_of_its_place(isa: str) -> None:
     assert same_bits(part(slice(7, 31), every, 7 * 500), everything[..., 7:31].contiguous())
     left, right = part(every, slice(0, 130), 0), part(every, slice(130, 500), 130)
     assert torch.allclose(left + right, everything, atol=1e-4)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_a_slice_is_rounded_as_the_whole_is(isa: str, distribution: str) -> None:
+    """Columns by which the tokens are 0 add nothing, to the bit."""
+    whole, x = numbers(60, 500, dtype=torch.bfloat16), numbers(2, 41, 500, dtype=torch.bfloat16)
+    x[..., :130] = 0
+    step = make_step(Noise(SEED, distribution), [2, 2], [0.1, -0.1])
+    every = cpu.perturbed_linear(x, whole, None, 3, step, STREAM, "narrow tiles")
+    part = whole[7:31, 130:]
+    found = cpu.perturbed_linear(x[..., 130:], part, None, 3 + 7 * 500 + 130, step, STREAM, "narrow tiles")
+    assert same_bits(found, every[..., 7:31].contiguous())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -461,5 +475,19 @@ def test_a_matrix_unit_is_taken_for_whole_steps_of_few_tokens(monkeypatch: pytes
         return panels.choose_path(x, weight, start, isa, "intel")
 
     assert path(47) == "tiles" and path(48) == path(384) == "narrow tiles"
-    for other in (path(385), path(48, 48), path(48, start=8), path(48, isa="avx512"), path(48, apart=32)):
+    for other in (path(385), path(48, 48), path(48, start=8), path(48, isa="avx2"), path(48, apart=32)):
         assert other == "narrow panels"
+
+
+def test_pairs_are_taken_for_some_tokens_by_rows_of_whole_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panels, "multiplies", lambda dtype: True)
+
+    def path(tokens: int, width: int = 64, dtype: torch.dtype = torch.bfloat16, moved: str = "auto") -> str:
+        weight, x = torch.empty(8, width, dtype=dtype), torch.empty(1, tokens, width, dtype=dtype)
+        return panels.choose_path(x, weight, 7, "avx512", "amd", moved)
+
+    first, last = panels.PAIR_TOKENS
+    assert path(first - 1) == "tiles" and path(first) == path(last) == path(1, moved="rounded") == "narrow tiles"
+    assert path(last + 1) == path(last + 1, moved="rounded") == "narrow panels"
+    assert path(47, 63) == path(47, dtype=torch.float16) == "tiles"
+    assert path(48, 63) == path(48, dtype=torch.float16) == "narrow panels"
