@@ -1,8 +1,9 @@
 """A whole ZO step on an OPT of 125M parameters (random weights) against the plain forwards it needs.
 
-    python benchmarks/step.py [--only mezo spzo memory] [--rounds 15] [--no-save]
+    python benchmarks/step.py [--only mezo narrow spzo memory] [--rounds 15] [--no-save]
 
 mezo    batch 8 x 32 tokens, float32: the share of a step that is not two plain forwards, perturbed and in place.
+narrow  the same model and batch in bfloat16: time of a step over two plain forwards.
 spzo    SPZO coupled, split in half, inner 4, against n-SPSA with as many late directions: FLOPs as counted, and wall time.
 memory  peak RSS of a step over that of plain inference, each in a process of its own.
 """
@@ -49,8 +50,8 @@ def last_token_loss(model: nn.Module, data: dict[str, Tensor]) -> Tensor:
     return F.cross_entropy(F.linear(hidden, model.lm_head.weight[torch.tensor([100, 200])]), labels)
 
 
-def mezo(table: Table, rounds: int) -> None:
-    model, data = opt_125m(), batch(8, 32)
+def times_of_steps(model: nn.Module, data: dict[str, Tensor], rounds: int) -> dict[str, list[float]]:
+    """Of two plain forwards, and of steps that take two losses."""
     perturbed = bz.ZO(model, lr=LR, eps=EPS)
     in_place = bz.ZO(model, lr=LR, eps=EPS, evaluate="in_place")
 
@@ -59,7 +60,7 @@ def mezo(table: Table, rounds: int) -> None:
             float(model(**data).loss)
             float(model(**data).loss)
 
-    times = paired(
+    return paired(
         {
             "forwards": two_forwards,
             "perturbed": lambda: perturbed.step(data),
@@ -67,9 +68,21 @@ def mezo(table: Table, rounds: int) -> None:
         },
         rounds=rounds,
     )
+
+
+def mezo(table: Table, rounds: int) -> None:
+    times = times_of_steps(opt_125m(), batch(8, 32), rounds)
     for side, target in (("perturbed", 0.2), ("in place", 0.1)):
         shares = [1 - plain / step for plain, step in zip(times["forwards"], times[side], strict=True)]
         table.add(f"MeZO step {side}", "share beyond two forwards", Spread.of(shares), "", at_most=target)
+
+
+def narrow(table: Table, rounds: int) -> None:
+    times = times_of_steps(opt_125m().bfloat16(), batch(8, 32), rounds)
+    for side in ("perturbed", "in place"):
+        ratios = [step / plain for plain, step in zip(times["forwards"], times[side], strict=True)]
+        limit = 1.1 if side == "perturbed" else None
+        table.add(f"MeZO step bfloat16 {side}", "over two forwards", Spread.of(ratios), "x", at_most=limit)
 
 
 def spzo(table: Table, rounds: int) -> None:
@@ -130,9 +143,12 @@ def tell_peaks(table: Table, found: Mapping[str, Sequence[int]]) -> None:
         table.add(f"MeZO step {kind.replace('_', ' ')}", "peak RSS", Spread.of(mib), "MiB")
 
 
+PARTS = {"mezo": mezo, "narrow": narrow, "spzo": spzo, "memory": memory}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=["mezo", "spzo", "memory"], choices=["mezo", "spzo", "memory"])
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--peak", choices=["inference", "perturbed", "in_place"], help=argparse.SUPPRESS)
@@ -142,7 +158,7 @@ def main() -> None:
         return run_for_peak(given.peak, given.steps)
     table = Table("step")
     for name in given.only:
-        {"mezo": mezo, "spzo": spzo, "memory": memory}[name](table, given.rounds)
+        PARTS[name](table, given.rounds)
     if not given.no_save:
         table.save()
 
