@@ -22,11 +22,13 @@ Terms = list[tuple[Noise, int, float]]
 class Seen:
     """Losses at weights that a torch function mode hands out moved: nothing is written."""
 
-    def __init__(self, groups: Sequence[Sequence[Target]], noise: Noise, eps: Sequence[float]) -> None:
-        self.groups, self.noise, self.eps = groups, noise, eps
+    def __init__(
+        self, groups: Sequence[Sequence[Target]], noise: Noise, eps: Sequence[float], moved: str = "auto"
+    ) -> None:
+        self.groups, self.noise, self.eps, self.moved = groups, noise, eps, moved
 
     def loss(self, leaf: Sequence[BlockMove], closure: Closure) -> Any:
-        moves = {m.block: make_move(self.noise, [m.direction], [m.sign * self.eps[m.block]]) for m in leaf}
+        moves = {m.block: make_move(self.noise, [m.direction], [m.sign * self.eps[m.block]], self.moved) for m in leaf}
         with PerturbedForward(Index({block: self.groups[block] for block in moves}), moves):
             return closure()
 

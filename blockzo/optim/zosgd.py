@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blockzo import ops
+from blockzo.contract import check_moved
 from blockzo.journal.file import Journal
 from blockzo.journal.record import BlockUpdate, Record, check_record, float32
 from blockzo.methods import Method, Scalars
@@ -52,6 +53,7 @@ class ZOSGD(torch.optim.Optimizer):
             rounds: in float32 by about one rounding a step, in 16 bits by more than a small update.
         check: at the first step, does the loss repeat (no dropout: call `model.eval()`) and read only what is perturbed? Three
             evaluations more.
+        moved: how products multiply moved 16-bit weights, as of `blockzo.ZO`.
         journal: gets every record before it is applied; `journal.layout` is that of `layout`. Not with momentum or "in_place".
 
     Attributes:
@@ -77,7 +79,14 @@ class ZOSGD(torch.optim.Optimizer):
         check: bool = True,
         stochastic_rounding: bool = False,
         journal: Journal | None = None,
+        moved: str = "auto",
     ) -> None:
+        check_moved(moved)
+        if moved == "float32" and evaluate == "in_place":
+            raise ValueError(
+                'moved is "float32" with evaluate="in_place", where weights are written in their dtype; expected "auto" or '
+                '"rounded"'
+            )
         if evaluate not in ("perturbed", "in_place"):
             raise ValueError(f'evaluate is {evaluate!r}; expected "perturbed" or "in_place"')
         if not 0.0 <= momentum < 1.0 or window < 1:
@@ -93,6 +102,7 @@ class ZOSGD(torch.optim.Optimizer):
         self._kind = Noise(seed, distribution, rank)
         self.momentum, self.window, self.beta2 = momentum, window, beta2
         self.evaluate, self.stochastic_rounding, self.journal = evaluate, stochastic_rounding, journal
+        self.moved = moved
         self.record: Record | None = None
         self._unchecked = check
         super().__init__(named_parameters, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
@@ -165,7 +175,7 @@ class ZOSGD(torch.optim.Optimizer):
         noise = replace(self._kind, seed=step_seed(run["seed"], run["step"]))
         eps = [float(group["eps"]) for group in self.param_groups]
         leaves = self.method.tree(len(groups)).leaf_moves()
-        taken = Moved(groups, noise, eps) if self.evaluate == "in_place" else Seen(groups, noise, eps)
+        taken = Moved(groups, noise, eps) if self.evaluate == "in_place" else Seen(groups, noise, eps, self.moved)
         try:
             losses = numbers([taken.loss(leaf, closure) for leaf in leaves])
             losses = [float32(check_loss(loss, leaf)) for loss, leaf in zip(losses, leaves, strict=True)]

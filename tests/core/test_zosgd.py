@@ -31,6 +31,25 @@ def steps(optimizer: torch.optim.Optimizer, net: nn.Module, count: int = 4) -> l
     return [float(optimizer.step(lambda: loss_of(net))) for _ in range(count)]
 
 
+def test_moves_of_16_bits_are_rounded_as_told() -> None:
+    def loss(net: nn.Module) -> Tensor:
+        return (net(X.bfloat16()).float() - Y).square().mean()
+
+    found = {}
+    for moved in ("float32", "rounded"):
+        net, other = model(torch.bfloat16), model(torch.bfloat16)
+        optimizer = ZOSGD(net.named_parameters(), LR, 1e-3, seed=7, moved=moved)
+        optimizer.step(lambda net=net: loss(net))
+        zo = bz.ZO(other, lambda m, _: loss(m), lr=LR, eps=1e-3, seed=7, moved=moved, max_group=1)
+        found[moved] = zo.step(None).record
+        assert optimizer.record.losses == found[moved].losses
+    assert found["float32"].losses != found["rounded"].losses
+    with pytest.raises(ValueError, match="moved is 'bf16'; expected one of"):
+        ZOSGD(net.named_parameters(), moved="bf16")
+    with pytest.raises(ValueError, match='moved is "float32" with evaluate="in_place"'):
+        ZOSGD(net.named_parameters(), moved="float32", evaluate="in_place")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("method", [bz.MeZO(), bz.SPSA(3), bz.OneSided(2), bz.FZOO(3)], ids=repr)
 def test_the_bits_of_zo(method, dtype: torch.dtype) -> None:
