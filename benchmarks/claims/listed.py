@@ -106,7 +106,7 @@ CLAIMS = (
         (
             "estimators.py --part 1 --csv {folder}/comparison.csv",
             "estimators.py --models minilm-l6 stories15m --tasks sst5 rte --seeds 21 --csv {folder}/comparison.csv",
-            "estimators.py --models smollm2-135m mpnet-base --tasks sst2 --methods n-spsa one-sided auto --seeds 21 13 "
+            "estimators.py --models smollm2-135m --tasks sst2 --methods n-spsa one-sided auto --seeds 21 13 42 "
             "--csv {folder}/comparison.csv",
         ),
         900,

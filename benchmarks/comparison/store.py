@@ -10,6 +10,8 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 FILE = Path(__file__).resolve().parents[1] / "comparison.csv"
+BEGINNING = 1e-3
+"""So far may losses before training be apart, for another machine sums in another order."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,14 @@ def _line(values: Iterable[object]) -> str:
 
 
 def append(path: Path, run: Run, points: Sequence[Point], place: Place) -> None:
-    """Appends a finished run: one write, then fsync; the header first where the file is new."""
+    """Appends a finished run: one write, then fsync; the header first where the file is new.
+
+    Raises:
+        ValueError: it is not whole, or begins at another loss than other runs of its problem.
+    """
     if [p.checkpoint for p in points] != list(range(points[-1].checkpoints + 1)):
         raise ValueError(f"{len(points)} checkpoints; expected 0 to {points[-1].checkpoints}, a whole run")
+    _same_beginning(read(path), run, points[0])
     text = "".join(_line((*astuple(run), *astuple(point), *astuple(place))) for point in points)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
@@ -99,6 +106,20 @@ def append(path: Path, run: Run, points: Sequence[Point], place: Place) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _same_beginning(runs: Runs, run: Run, first: Point) -> None:
+    """Weights that a loader made up, not read, differ from process to process: runs of one problem begin at one loss."""
+    for other, points in runs.items():
+        if problem_of(other) == problem_of(run) and not abs(points[0].loss - first.loss) <= BEGINNING:
+            raise ValueError(
+                f"{run} begins at loss {first.loss:.4f}, {other} began at {points[0].loss:.4f}; expected one beginning: the "
+                "model or its data are not those of the rows in the file; remove what is wrong there"
+            )
+
+
+def problem_of(run: Run) -> tuple[str, str, str, int, int]:
+    return run.stage, run.model, run.task, run.shots, run.seed
 
 
 def read(path: Path = FILE) -> Runs:

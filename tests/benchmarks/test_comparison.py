@@ -73,6 +73,24 @@ def test_a_key_twice_and_a_partial_run_are_refused(tmp_path: Path) -> None:
         store.read(path)
 
 
+def test_runs_of_one_problem_begin_at_one_loss(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    store.append(path, run_of(), points([0.5, 0.6]), PLACE)
+    before = path.read_text()
+    with pytest.raises(ValueError, match="begins at loss 0.4000, .*began at 0.5000"):
+        store.append(path, run_of(method="auto"), points([0.6, 0.7]), PLACE)
+    assert path.read_text() == before
+    store.append(path, run_of(method="auto"), points([0.5005, 0.7]), PLACE)
+    store.append(path, run_of(seed=21), points([0.6, 0.7]), PLACE)
+
+
+def test_committed_runs_of_one_problem_begin_at_one_loss() -> None:
+    begin: dict[object, list[float]] = {}
+    for key, found in store.read().items():
+        begin.setdefault(store.problem_of(key), []).append(found[0].loss)
+    assert all(max(losses) - min(losses) <= store.BEGINNING for losses in begin.values())
+
+
 def test_another_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     path.write_text("a,b\n1,2\n")
