@@ -87,6 +87,18 @@ inline half_floats add_dot(half_floats sum, half_floats x, const uint16_t* pair)
   __asm__("vdpbf16ps %2%{1to8%}, %1, %0" : "+v"(sum) : "v"(x), "m"(*(const Pair*)pair));
   return sum;
 }
+// In two, for a pair that several vectors meet.
+template <class V>
+__attribute__((always_inline)) inline V spread_pair(const uint16_t* pair) {
+  V all;
+  __asm__("vbroadcastss %1, %0" : "=v"(all) : "m"(*(const Pair*)pair));
+  return all;
+}
+template <class V>
+__attribute__((always_inline)) inline V add_spread_dot(V sum, V x, V pairs) {
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(pairs));
+  return sum;
+}
 // Rounded to bfloat16; subnormal numbers become 0, which products of pairs take them for anyway.
 __attribute__((always_inline)) inline void put_rounded(uint16_t* p, wide_floats x) {
   __m256i rounded;
