@@ -2,7 +2,7 @@
 
     python benchmarks/rows.py [--only linear models update] [--threads 1] [--rounds 9] [--no-save]
 
-linear  2,048 x 2,048, 16 groups: time over torch's plain product of the same rows.
+linear  2,048 x 2,048, 16 groups: time over torch's plain product of the same rows; 16-bit moves in float32 and rounded.
 models  the shapes of SmolLM2-135M, 16 groups of 32 tokens.
 update  `update_` along 64 directions over one direction, 128 Mi weights.
 
@@ -41,19 +41,23 @@ def layer(table: Table, rounds: int, shape: tuple[int, int], tokens: int, goals:
     for dtype, distribution in (*KINDS, (torch.bfloat16, "gaussian")):
         weight, x = cold(*shape, dtype), torch.randn(GROUPS, tokens, shape[1]).to(dtype)
         noise = Noise(1, distribution)
-        times = paired(
-            {
-                "plain": lambda weight=weight, x=x: F.linear(x.view(-1, shape[1]), weight()),
-                "moved": lambda weight=weight, x=x, noise=noise: perturbed_linear(
-                    x, weight(), None, noise, 5, range(GROUPS), [EPS] * GROUPS
-                ),
-            },
-            rounds=rounds,
-            clock=time.process_time,
-        )
+
+        def product(moved: str, weight=weight, x=x, noise=noise):  # type: ignore[no-untyped-def]
+            return lambda: perturbed_linear(x, weight(), None, noise, 5, range(GROUPS), [EPS] * GROUPS, moved=moved)
+
+        sides = {
+            "plain": lambda weight=weight, x=x: F.linear(x.view(-1, shape[1]), weight()),
+            "moved": product("float32"),
+        }
+        if dtype != torch.float32:
+            sides["rounded"] = product("rounded")
+        times = paired(sides, rounds=rounds, clock=time.process_time)
         case = f"{GROUPS} x {tokens} tokens {shape[0]} x {shape[1]} {str(dtype)[6:]} {distribution}"
         limit = GOALS.get((dtype, distribution)) if goals and tokens == 32 else None
         table.add(case, "own directions over F.linear", slower(times, "moved", "plain"), "x", at_most=limit)
+        if "rounded" in times:
+            found = slower(times, "rounded", "plain")
+            table.add(case, "own directions, moves rounded, over F.linear", found, "x", at_most=limit)
 
 
 def linear(table: Table, options: argparse.Namespace) -> None:
