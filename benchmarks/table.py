@@ -37,7 +37,8 @@ SHOWN = {
         "share beyond two forwards",
     ): "MeZO step, OPT-125M shape, 8 x 32 tokens, float32: share beyond two plain forwards",
     ("MeZO step in place", "share beyond two forwards"): "the same, in place",
-    ("MeZO step perturbed", "peak RSS over inference"): "peak memory of that step over inference",
+    ("MeZO step bfloat16 perturbed", "over two forwards"): "that step in bfloat16, over two plain forwards",
+    ("MeZO step perturbed", "peak RSS over inference"): "peak memory of the float32 step over inference",
     (
         "SPZO coupled 1 x 4",
         "counted: FLOPs saved",
@@ -69,6 +70,9 @@ for _kind, _words in (
     ("bfloat16 rademacher", "the same, bfloat16 Rademacher, moves in float32"),
 ):
     SHOWN[(f"16 x 32 tokens 2048 x 2048 {_kind}", "own directions over F.linear")] = _words
+SHOWN[("16 x 32 tokens 2048 x 2048 bfloat16 rademacher", "own directions, moves rounded, over F.linear")] = (
+    "the same, moves rounded"
+)
 for _kind, _words in (
     ("rademacher", "`update_` along 64 Rademacher directions over one direction, 128 Mi float32 weights"),
     ("gaussian", "the same, Gaussian"),
