@@ -70,11 +70,21 @@ def speedup(times: Mapping[str, Sequence[float]], side: str, base: str) -> Sprea
 
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.lower().startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    found = cpu_of(info.read_text(errors="replace")) if info.is_file() else ""
+    return found or platform.processor() or platform.machine()
+
+
+def cpu_of(cpuinfo: str) -> str:
+    """Name of the first processor, with family and model where they are told: under one name ("AMD EPYC") clouds rent generations
+    of which one does twice the work of another in a cycle.
+    """
+    facts: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip().lower(), value.strip())
+    name = facts.get("model name", "")
+    family, model = facts.get("cpu family"), facts.get("model")
+    return f"{name} (family {family}, model {model})" if name and family and model else name
 
 
 def instructions() -> str | None:

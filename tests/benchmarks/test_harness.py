@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import harness
 from benchmarks.harness import COLUMNS, Spread, Table, paired, read, speedup
 
 
@@ -61,3 +62,11 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     path.write_text("benchmark,case\na,b\n")
     with pytest.raises(ValueError, match="results.csv line 2"):
         read(path)
+
+
+def test_generations_under_one_name_are_told_apart() -> None:
+    zen4 = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t\t: 9\n"
+    assert harness.cpu_of(zen4) == "AMD EPYC (family 25, model 17)"
+    assert harness.cpu_of(zen4.replace("25", "26")) == "AMD EPYC (family 26, model 17)"
+    assert harness.cpu_of("model name : some CPU\n") == "some CPU"
+    assert harness.cpu_of("Processor: ARM\n") == ""
