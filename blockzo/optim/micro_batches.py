@@ -119,7 +119,10 @@ def _predicts_next(model: nn.Module) -> bool:
 
 
 Sum = tuple[float, float]
-"""A sum to twice the precision of float64: its rounded value and what was rounded away."""
+"""A sum to twice the precision of float64: its rounded value and what was rounded away.
+
+A sum of more than 106 bits, as of losses of thousands and of 1e-38, may differ in the last place with the number of ranks.
+"""
 
 
 def weighted_sums(losses: Sequence[Sequence[float]], weights: Sequence[float]) -> list[Sum]:
