@@ -12,3 +12,10 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this CPU has, in turn."""
     with cases.isa(request.param):
         yield request.param
+
+
+@pytest.fixture(params=cases.LINEAR_ISAS)
+def linear_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same of products, a matrix unit among them."""
+    with cases.isa(request.param):
+        yield request.param

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import blockzo as bz
 from blockzo.noise import Noise
@@ -19,21 +15,7 @@ from blockzo.ops.backends import cpu, reference
 from blockzo.ops.steps import Step, make_step
 from tests.cpu import cases
 from tests.cpu.cases import DISTRIBUTIONS, DTYPES, LINEAR_ISAS, SEED, same_bits, threads
-
-
-@pytest.fixture(params=LINEAR_ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this CPU has, a matrix unit among them."""
-    with cases.isa(request.param):
-        yield request.param
-
-
-EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-STREAM = 77
-
-
-def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+from tests.cpu.linear_cases import DIRECTIONS, EPS, SCALES, STREAM, numbers
 
 
 def agrees(found: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Step, narrow: bool) -> bool:
@@ -57,12 +39,11 @@ SHAPES = [
     (49, 33, 257),
     (97, 70, 768),
 ]
-DIRECTIONS, SCALES = [4, 4, 0, 9, 9, 4, 0, 2**32 - 2], [0.5, -0.5, 0.25, 0.0, 1e-3, 0.5, 0.25, -2.0]
 
 
 @pytest.mark.parametrize("path", panels.PATHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_reference(isa: str, dtype: torch.dtype, path: str) -> None:
+def test_reference(linear_isa: str, dtype: torch.dtype, path: str) -> None:
     for number, (rows, tokens, width) in enumerate(SHAPES):
         for distribution in DISTRIBUTIONS:
             groups = 1 + number % 8
@@ -100,141 +81,17 @@ def test_any_size(name, dtype, distribution, path, rows, tokens, width, groups, 
 
 
 @pytest.mark.parametrize("width", [4, 8, 12, 16, 20, 380, 388])
-def test_rows_that_end_within_a_block_of_noise(isa: str, width: int) -> None:
+def test_rows_that_end_within_a_block_of_noise(linear_isa: str, width: int) -> None:
     """A block of Gaussians is 8 numbers, and a vector of the narrowest sets is 4."""
     step = make_step(Noise(SEED, "gaussian"), [3], [0.5])
     weight, x = numbers(9, width + 8 - width % 8)[:, :width], numbers(1, 3, width)
     assert agrees(cpu.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles"), x, weight, None, 0, step, False)
 
 
-def rounded(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, step: Step) -> Tensor:
-    """float64 products of moved weights that were rounded to their dtype."""
-    out = []
-    for group, scale in enumerate(step.coefficients):
-        noise = Noise(step.seed, step.distribution)
-        z = noise.sample(STREAM, weight.numel(), step.directions[group], start).view(weight.shape)
-        product = x[group].double() @ (weight.float() + scale * z).to(weight.dtype).double().t()
-        out.append(product if bias is None else product + bias[group].double())
-    return torch.stack(out)
-
-
-@pytest.mark.parametrize("path", ["narrow tiles", "rounded panels", "narrow panels"])
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize(
-    ("rows", "tokens", "width", "dtype"),
-    [
-        (1, 48, 32, torch.bfloat16),
-        (32, 64, 256, torch.bfloat16),
-        (77, 3, 99, torch.float16),
-        (300, 50, 1056, torch.bfloat16),
-        (131, 23, 1290, torch.bfloat16),
-        (25, 150, 262, torch.bfloat16),
-        (40, 700, 512, torch.float16),
-    ],
-)
-def test_rounded_weights(
-    isa: str, path: str, distribution: str, rows: int, tokens: int, width: int, dtype: torch.dtype
-) -> None:
-    step = make_step(Noise(SEED, distribution), DIRECTIONS, SCALES)
-    weight, x = numbers(rows, width, dtype=dtype), numbers(8, tokens, width, dtype=dtype)
-    bias, start = numbers(8, rows).to(dtype), 48
-
-    def product(x: Tensor, step: Step = step, bias: Tensor = bias) -> Tensor:
-        return cpu.perturbed_linear(x, weight, bias, start, step, STREAM, path)
-
-    found, want = product(x), rounded(x, weight, bias, start, step)
-    size = x.double().norm(dim=-1, keepdim=True) * (weight.double().norm(dim=1) + 2.0 * width**0.5)
-    assert bool(((found - want).abs() <= EPS[dtype] * want.abs() + 2.0**-20 * size).all())
-    if path != "narrow tiles":
-        return  # torch promises nothing of the order of its sums
-    for count in (2, 3):
-        with threads(count):
-            assert same_bits(product(x), found)
-    for group in range(8):
-        part = slice(group, group + 1)
-        one = make_step(Noise(SEED, distribution), DIRECTIONS[part], SCALES[part])
-        assert same_bits(product(x[part], one, bias[part]), found[part])
-    assert same_bits(product(x[:1].expand(8, -1, -1)), product(x[:1].repeat(8, 1, 1)))
-
-
-def check_moved(
-    backend: Any,
-    dtype: torch.dtype,
-    tokens: int,
-    moved: str,
-    width: int = 96,
-    rows: int = 20,
-    beside: int = 0,
-    x_dtype: torch.dtype | None = None,
-) -> None:
-    """Sums in which the weights, all 1, cancel, so that the moves alone are left: these are under a last place of 1, and rounding
-    loses or doubles each. The weight is a slice of columns, with so many `beside` it.
-    """
-    half = 2.0**-9 if dtype == torch.bfloat16 else 2.0**-12
-    noise, columns = Noise(SEED), slice(beside, beside + width)
-    step = make_step(noise, [2, 2, 7], [1.5 * half, -1.5 * half, 0.75 * half])
-    weight = torch.ones(rows, beside + width, dtype=dtype)[:, columns]
-    x = numbers(3, tokens, width // 2, dtype=dtype).repeat_interleave(2, -1) * torch.tensor([1, -1]).repeat(width // 2)
-    x = x.to(x_dtype or dtype)
-    found = backend.perturbed_linear(x, weight, None, beside, step, STREAM, moved=moved).double()
-    z = [noise.sample(STREAM, rows * (beside + width), d).view(rows, -1)[:, columns] for d in step.directions]
-    moves = [c * n for c, n in zip(step.coefficients, z, strict=True)]
-    exact = torch.stack([own.double() @ move.double().t() for own, move in zip(x, moves, strict=True)])
-    narrow = torch.stack([own.double() @ (1 + move).to(dtype).double().t() for own, move in zip(x, moves, strict=True)])
-    scale = float(exact.abs().max())
-    assert float((found - {"float32": exact, "rounded": narrow}[moved]).abs().max()) <= 0.02 * scale
-    assert float((narrow - exact).abs().max()) > 0.3 * scale
-
-
-@pytest.mark.parametrize("moved", ["float32", "rounded"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_user_chooses_how_moves_are_rounded(isa: str, dtype: torch.dtype, moved: str) -> None:
-    """For any number of tokens, of which "auto" takes one kind or the other."""
-    for tokens in (1, 16, 47, 48, 49, 257):
-        check_moved(cpu, dtype, tokens, moved)
-    # rows of which products of 16-bit pairs and tables of signs may be made
-    for tokens in (3, 48):
-        check_moved(cpu, dtype, tokens, moved, 128, 132)
-        check_moved(cpu, dtype, tokens, moved, 64, 132, beside=16)
-        check_moved(cpu, dtype, tokens, moved, x_dtype=torch.float32)
-    check_moved(cpu, dtype, 1100, moved, 32)
-    check_moved(reference, dtype, 5, moved)
-    check_moved(reference, dtype, 5, moved, x_dtype=torch.float32)
-
-
-@pytest.mark.parametrize("moved", ["float32", "rounded"])
-def test_the_choice_is_kept_past_a_mode(moved: str) -> None:
-    """Operations that torch dispatches."""
-
-    class Passing(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return func(*args, **(kwargs or {}))
-
-    class Dispatched:
-        @staticmethod
-        def perturbed_linear(
-            x: Tensor, weight: Tensor, bias: None, start: int, step: Step, stream: int, moved: str
-        ) -> Tensor:
-            with Passing():
-                return perturbed_linear(
-                    x, weight, bias, Noise(step.seed), stream, step.directions, step.coefficients, start, moved=moved
-                )
-
-    check_moved(Dispatched, torch.bfloat16, 5, moved)
-
-
-@pytest.mark.parametrize("moved", ["float32", "rounded"])
-def test_the_choice_is_kept_where_16_bit_products_are_fast(moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch multiplies 16 bits on any CPU, if slowly: the way of one with AVX512-BF16 or AMX, but for its own kernels."""
-    monkeypatch.setattr(panels, "multiplies", lambda dtype: True)
-    for tokens in (47, 48, 400):
-        check_moved(cpu, torch.bfloat16, tokens, moved)
-
-
 @pytest.mark.parametrize(
     ("rows", "tokens", "width"), [(128, 1, 64), (300, 16, 130), (1100, 33, 64), (200, 47, 1030), (33, 200, 3072)]
 )
-def test_many_rows_of_bfloat16(isa: str, rows: int, tokens: int, width: int) -> None:
+def test_many_rows_of_bfloat16(linear_isa: str, rows: int, tokens: int, width: int) -> None:
     """As many as make tables of sums worth while, where the CPU has 16-bit products."""
     step = make_step(Noise(SEED), DIRECTIONS, SCALES)
     weight, x = numbers(rows, width, dtype=torch.bfloat16), numbers(8, tokens, width, dtype=torch.bfloat16)
@@ -246,22 +103,12 @@ def test_many_rows_of_bfloat16(isa: str, rows: int, tokens: int, width: int) -> 
     assert same_bits(shared, cpu.perturbed_linear(x[:1].repeat(8, 1, 1), weight, bias, 0, step, STREAM, "tiles"))
 
 
-def test_a_move_that_bfloat16_cannot_hold_is_not_lost(isa: str) -> None:
-    """Below 48 tokens: each weight is 1 and moves by far less than its last place; the plain products cancel."""
-    weight, x = torch.ones(256, 128, dtype=torch.bfloat16), torch.ones(1, 16, 128, dtype=torch.bfloat16)
-    x[..., ::2] = -1
-    step = make_step(Noise(SEED), [3], [2.0**-14])
-    out = cpu.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles").float()
-    want = torch.empty(256, 128)
-    perturbed_copy(weight, Noise(SEED), STREAM, 2.0**-14, 3, out=want)
-    want = (x[0, 0].double() @ (want.double() - 1.0).t()).float()
-    assert bool((want != 0).any()) and torch.allclose(out[0, 0], want, rtol=0.01, atol=0)
-
-
 @pytest.mark.parametrize("path", ["tiles", "panels"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_identity_gives_the_moved_weight_to_the_bit(isa: str, dtype: torch.dtype, distribution: str, path: str) -> None:
+def test_identity_gives_the_moved_weight_to_the_bit(
+    linear_isa: str, dtype: torch.dtype, distribution: str, path: str
+) -> None:
     for rows, width, start in [
         (5, 3, 1),
         (13, 129, 128),
@@ -279,7 +126,7 @@ def test_identity_gives_the_moved_weight_to_the_bit(isa: str, dtype: torch.dtype
             assert same_bits(out[group].t().contiguous(), want + 0.0), (rows, width, scale)
 
 
-def test_a_slice_has_the_noise_of_its_place(isa: str) -> None:
+def test_a_slice_has_the_noise_of_its_place(linear_isa: str) -> None:
     whole = numbers(60, 500)
     step = make_step(Noise(SEED, "gaussian"), [2], [0.1])
     x = numbers(1, 9, 500)
@@ -294,20 +141,8 @@ def test_a_slice_has_the_noise_of_its_place(isa: str) -> None:
     assert torch.allclose(left + right, everything, atol=1e-4)
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_a_slice_is_rounded_as_the_whole_is(isa: str, distribution: str) -> None:
-    """Columns by which the tokens are 0 add nothing, to the bit."""
-    whole, x = numbers(60, 500, dtype=torch.bfloat16), numbers(2, 41, 500, dtype=torch.bfloat16)
-    x[..., :130] = 0
-    step = make_step(Noise(SEED, distribution), [2, 2], [0.1, -0.1])
-    every = cpu.perturbed_linear(x, whole, None, 3, step, STREAM, "narrow tiles")
-    part = whole[7:31, 130:]
-    found = cpu.perturbed_linear(x[..., 130:], part, None, 3 + 7 * 500 + 130, step, STREAM, "narrow tiles")
-    assert same_bits(found, every[..., 7:31].contiguous())
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bits_do_not_depend_on_threads_groups_or_neighbours(isa: str, dtype: torch.dtype) -> None:
+def test_bits_do_not_depend_on_threads_groups_or_neighbours(linear_isa: str, dtype: torch.dtype) -> None:
     """With the fused kernel; panels leave the sums to torch, which promises none of this."""
     weight, bias = numbers(300, 700, dtype=dtype), numbers(8, 300)
     x = numbers(8, 37, 700, dtype=dtype)
@@ -324,7 +159,7 @@ def test_bits_do_not_depend_on_threads_groups_or_neighbours(isa: str, dtype: tor
         assert same_bits(cpu.perturbed_linear(x[part, 5:9], weight, bias[part], 0, one, STREAM, "tiles"), found[:, 5:9])
 
 
-def test_many_tokens_go_in_rounds(isa: str) -> None:
+def test_many_tokens_go_in_rounds(linear_isa: str) -> None:
     x, weight = numbers(2, 700, 40), numbers(30, 40)
     step = make_step(Noise(SEED), [1, 1], [0.1, -0.1])
     out = cpu.perturbed_linear(x, weight, None, 0, step, STREAM, "tiles")
@@ -336,7 +171,7 @@ def test_many_tokens_go_in_rounds(isa: str) -> None:
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize(("groups", "tokens"), [(40, 32), (9, 150), (3, 1030)])
-def test_many_groups_go_in_batches(isa: str, distribution: str, groups: int, tokens: int) -> None:
+def test_many_groups_go_in_batches(linear_isa: str, distribution: str, groups: int, tokens: int) -> None:
     """Directions of their own, some shared, with more tokens than are multiplied at once."""
     x, weight, bias = numbers(groups, tokens, 48), numbers(30, 48), numbers(groups, 30)
     step = make_step(
@@ -362,7 +197,7 @@ def test_sets_that_fuse_agree_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("path", panels.PATHS)
-def test_groups_that_share_x_read_it_where_it_is(isa: str, path: str) -> None:
+def test_groups_that_share_x_read_it_where_it_is(linear_isa: str, path: str) -> None:
     x, weight = numbers(21, 300), numbers(40, 300)
     step = make_step(Noise(SEED), DIRECTIONS, SCALES)
     shared = cpu.perturbed_linear(x.expand(8, 21, 300), weight, None, 0, step, STREAM, path)
@@ -377,7 +212,7 @@ def test_groups_that_share_x_read_it_where_it_is(isa: str, path: str) -> None:
     assert out.shape == (8, 3, 7, 40) and seen[0].data_ptr() == x.data_ptr() and seen[0].stride(0) == 0
 
 
-def test_strided_x_and_no_gradient(isa: str) -> None:
+def test_strided_x_and_no_gradient(linear_isa: str) -> None:
     weight = torch.nn.Parameter(numbers(20, 30))
     x = numbers(30, 8).t().requires_grad_()
     out = perturbed_linear(x, weight, None, Noise(SEED), STREAM, [0, 1], [0.1, 0.1])
@@ -385,7 +220,7 @@ def test_strided_x_and_no_gradient(isa: str) -> None:
     assert same_bits(out, want) and not out.requires_grad
 
 
-def test_weights_are_as_they_were_and_float_modes_do_not_matter(isa: str) -> None:
+def test_weights_are_as_they_were_and_float_modes_do_not_matter(linear_isa: str) -> None:
     weight = numbers(64, 300) * 1e-40
     before = bz.digest({"w": weight})
     step = make_step(Noise(SEED), [1, 1, 1], [1e-40, -1e-40, 0.0])
@@ -401,7 +236,7 @@ def test_weights_are_as_they_were_and_float_modes_do_not_matter(isa: str) -> Non
     assert bz.digest({"w": weight}) == before
 
 
-def test_infinities_and_nans_come_through(isa: str) -> None:
+def test_infinities_and_nans_come_through(linear_isa: str) -> None:
     weight, x = numbers(14, 40), numbers(1, 18, 40, dtype=torch.bfloat16)
     weight[3, 5] = float("inf")
     weight.view(torch.int32)[4, 6] = 0x7FFFFFFF  # a NaN whose bits a careless rounding carries into the exponent
@@ -414,7 +249,7 @@ def test_infinities_and_nans_come_through(isa: str) -> None:
 @pytest.mark.parametrize(
     ("groups", "tokens", "rows", "width"), [(1, 0, 3, 4), (2, 5, 0, 4), (2, 5, 3, 0), (1, 0, 0, 0)]
 )
-def test_empty_sizes(isa: str, groups: int, tokens: int, rows: int, width: int) -> None:
+def test_empty_sizes(linear_isa: str, groups: int, tokens: int, rows: int, width: int) -> None:
     bias = numbers(rows)
     x, weight = numbers(groups, tokens, width), numbers(rows, width)
     out = perturbed_linear(x, weight, bias, Noise(1), STREAM, list(range(groups)), [0.1] * groups)

@@ -14,7 +14,7 @@ from blockzo.ops.backends.gpu import kernels, linear_choice, products
 from blockzo.ops.quantized import quantize
 from blockzo.ops.steps import Step, make_step
 from tests.cpu.cases import DISTRIBUTIONS, SEED
-from tests.cpu.test_linear import check_moved
+from tests.cpu.test_linear_rounding import check_moved
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 # bfloat16 products are not the interpreter's: the compiled kernel is compared on a GPU
