@@ -91,7 +91,7 @@ def worker(config: Mapping[str, Any]) -> Worker:
 def _planner(
     config: Mapping[str, Any], settings: Settings, prepared: Prepared, blocks: Blocks
 ) -> tuple[Mapping[str, Any], Sequence[bool]] | None:
-    """What a planner is told: costs that the server measures on a batch of its own, and those of the journal where a run goes on."""
+    """What a planner is told: what the server measures on a batch of its own, and what its journal says where a run goes on."""
     method = settings.estimator()
     if not isinstance(method, Auto):
         return None
