@@ -2,13 +2,14 @@
 
     python benchmarks/decomfl.py mpnet-base      [--seeds 0 1 2] [--no-save]      two to three hours on one quiet core
     python benchmarks/decomfl.py smollm2-135m    [--seeds 0 1 2] [--no-save]      the same
+    python benchmarks/decomfl.py smollm2-135m --forms auto                        the planner alone beside the baseline
 
 SST-2, 8 clients, 2 sampled, Dirichlet 0.5, batches of 16, rates that fall to 0 along a line. The baseline is one-sided with 5
 shared directions (DeComFL, arXiv 2405.15861), 50 rounds: 600 forwards of all clients; FedSPZO gets as many. mpnet-base begins
 with a head that ridge regression has fitted to 32 rows (benchmarks/comparison/problems.py): from a new one the baseline learns
 nothing. SmolLM2-135M scores label words. Rates are those with the lowest held-out loss of 256 rows at the end of runs on seed 100
 with half of the rounds; where a model has several forms of FedSPZO, the form is chosen by the same losses. Accuracy of 320
-validation rows is taken ten times a run. A run that is there (runs/decomfl/NAME/summary.json) is read and not repeated.
+validation rows is taken 24 times a run. A run that is there (runs/decomfl/NAME/summary.json) is read and not repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.harness import Spread, Table
 from benchmarks.simulated_runs import ROOT, compare, final_loss, note_ratios, run, search
 
 COMMON = "--task sst2 --batch 16 --clients 8 --sample 2 --partition dirichlet --alpha 0.5 --schedule linear --threads 1".split()
-FORWARDS, TUNING_SEED = 600, 100
+FORWARDS, TUNING_SEED, EVALUATIONS = 600, 100, 24
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Candidate:
 ONE_SIDED = "--method one-sided --directions 5"
 PAIRS = "--method spzo --variant decoupled --outer 1"
 SPLIT_ONE_SIDED = "--method spzo --one-sided"
+AUTO = Candidate("auto", "--method auto", 1.25, ("1",))
+"""The planner at its own rates, which are not searched. What a round costs is its choice: 0.8 to 1.5 forwards were seen."""
 MODELS = {
     "mpnet-base": (
         Candidate("one-sided", ONE_SIDED, 6, ("4e-5", "1.2e-4")),
@@ -63,6 +66,7 @@ MODELS = {
             ),
             Candidate("last", f"{PAIRS} --split 11 --inner 16", 5.7, ("1.5e-5,1e-3", "1.5e-5,3e-4", "1.5e-5,3e-3")),
             Candidate("head", f"{PAIRS} --split head --inner 32", 3, ("5e-6,0.1", "5e-6,0.3", "1.5e-5,0.1")),
+            AUTO,
         ),
     ),
     "smollm2-135m": (
@@ -83,6 +87,7 @@ MODELS = {
             ),
             Candidate("half", "--method spzo --split 0.5 --outer 1 --inner 4", 5, ("4e-5", "1.2e-4")),
             Candidate("late", f"{PAIRS} --split 0.8 --inner 8", 6.2, ("3e-5,1.2e-4", "3e-5,3.6e-4")),
+            AUTO,
         ),
     ),
 }
@@ -126,10 +131,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=list(MODELS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--forms", nargs="*", help="of FedSPZO; all by default")
     parser.add_argument("--no-save", action="store_true")
     given = parser.parse_args()
     table = Table("decomfl")
-    baseline, forms = MODELS[given.model]
+    baseline, known = MODELS[given.model]
+    names = [form.name for form in known]
+    if unknown := sorted(set(given.forms or ()) - set(names)):
+        parser.error(f"--forms: found {', '.join(unknown)}, expected some of {', '.join(names)}")
+    forms = [form for form in known if form.name in (given.forms or names)]
     start = start_of(given.model)
     found = {form: tuned(given.model, start, form) for form in forms}
     ours = min(forms, key=lambda form: found[form][0])
@@ -140,7 +150,7 @@ def main() -> None:
         for candidate, lr in rates.items():
             rounds = candidate.rounds()
             told = ["--seed", str(seed), "--lr", lr, "--rounds", str(rounds)]
-            ends = ["--eval-every", str(rounds // 10), "--eval-rows", "320", "--final-rows", "320"]
+            ends = ["--eval-every", str(rounds // EVALUATIONS), "--eval-rows", "320", "--final-rows", "320"]
             names.append(f"decomfl/{given.model}-{candidate.name}-{seed}")
             result = run(names[-1], "--model", start, *COMMON, *candidate.options.split(), *told, *ends)
             after = float(result["after"]["accuracy"])

@@ -14,6 +14,8 @@ from typing import Any
 from benchmarks.harness import Spread, Table
 
 ROOT = Path(__file__).resolve().parents[1]
+BEGINNING = 1e-3
+"""Between losses of one model before training, on two machines."""
 LEAST_GAIN = 0.025
 """Accuracy that a baseline must gain for its end to be a target: less is sampling error (as in docs/comparison.md)."""
 
@@ -53,7 +55,7 @@ def final_loss(name: str, *options: str) -> float:
 
 
 def search(rates: list[str], loss_of: Callable[[str], float]) -> str:
-    """The rate with the lowest loss; while the best of single rates lies at an end of the grid, it goes on by factors of 3."""
+    """The rate with the lowest loss; while the best of several single rates lies at an end, factors of 3 go on from it."""
     found: dict[str, float] = {}
     waiting = list(rates)
     while waiting:
@@ -61,7 +63,7 @@ def search(rates: list[str], loss_of: Callable[[str], float]) -> str:
         found[lr] = loss_of(lr)
         order = sorted(found, key=lambda lr: float(lr.partition(",")[0]))
         best = min(found, key=lambda lr: found[lr])
-        if not waiting and "," not in lr and best in (order[0], order[-1]) and len(found) < 9:
+        if len(rates) > 1 and not waiting and "," not in lr and best in (order[0], order[-1]) and len(found) < 9:
             waiting.append(f"{float(best) * (3 if best == order[-1] else 1 / 3):.3g}")
     return min(found, key=lambda lr: found[lr])
 
@@ -72,9 +74,18 @@ def compare(baseline: str, other: str) -> tuple[float, float] | None:
     Returns:
         Against all FLOPs of the baseline, and against those after which the baseline was there for the first time: a curve that
         is flat or falls at its end is there long before, and the first figure alone then flatters. 0 where `other` never is.
+
+    Raises:
+        ValueError: the two begin at different losses of the same rows, so one of them trained another model.
     """
     lines = [line for line in lines_of(baseline) if "accuracy" in line]
     first, last = lines[0], lines[-1]
+    begins = next(line for line in lines_of(other) if "accuracy" in line)
+    if begins["eval_rows"] == first["eval_rows"] and abs(begins["eval_loss"] - first["eval_loss"]) > BEGINNING:
+        raise ValueError(
+            f"{baseline} begins at a loss of {first['eval_loss']:.4f}, {other} at {begins['eval_loss']:.4f} on as many rows; "
+            "expected one model and one set of rows: remove the older of runs/NAME and give the command again"
+        )
     gained = last["accuracy"] - first["accuracy"]
     told = f"{baseline}: accuracy {first['accuracy']:.3f} to {last['accuracy']:.3f} in {last['flops']:.3g} FLOPs"
     if gained < LEAST_GAIN:
