@@ -140,6 +140,7 @@ class Grouping:
             passing = not failure.lasting if failure else noted is not None and noted.shape is not None
             count = 1 if alone else self._count(size, waiting)
             part = items[done : done + count]
+            parted: Parted | None = None
             try:
                 if count > 1 and isinstance(self.max_group, str) and size.rows is None:
                     size.learn(run(part[:1], (AUTO_ROWS, sys.maxsize), True)[1])
@@ -158,19 +159,21 @@ class Grouping:
                 continue
             except Exception as error:
                 parted = found_in(error, Parted)
-                if parted is not None:
-                    self._lost += parted.flops
-                    done += count
-                    for lot in parted.lots:
-                        yield from self.each([part[place] for place in lot], run, kind)
+                if parted is None:
+                    cause = cause_of(error)
+                    if count == 1 or cause is Cause.REFUSED:
+                        raise
+                    if cause is Cause.MEMORY and count > 2:
+                        size.largest = max(2, count // 2)
+                    else:
+                        failure = _Failure(f"{type(error).__name__}: {error}", cause is Cause.BATCHING)
                     continue
-                cause = cause_of(error)
-                if count == 1 or cause is Cause.REFUSED:
-                    raise
-                if cause is Cause.MEMORY and count > 2:
-                    size.largest = max(2, count // 2)
-                else:
-                    failure = _Failure(f"{type(error).__name__}: {error}", cause is Cause.BATCHING)
+            if parted is not None:
+                # out here, lest an error among these is taken for one that came of parting them
+                self._lost += parted.flops
+                done += count
+                for lot in parted.lots:
+                    yield from self.each([part[place] for place in lot], run, kind)
                 continue
             if failure is not None:
                 self._note(kind, failure, mode)
