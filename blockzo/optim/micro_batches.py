@@ -22,6 +22,27 @@ Weight = Callable[[Any], float]
 """Batch -> the number that its loss is a mean over."""
 IGNORED = -100
 """Label of positions that torch's cross entropy leaves out."""
+LABEL_IN_PLACE = {
+    *(
+        f"{name}ForCausalLM"
+        for name in (
+            *(
+                "Bart",
+                "BigBirdPegasus",
+                "Blenderbot",
+                "BlenderbotSmall",
+                "CpmAnt",
+                "MBart",
+                "Marian",
+                "Musicgen",
+                "MusicgenMelody",
+            ),
+            *("Mvp", "PLBart", "Pegasus", "ProphetNet", "TrOCR", "Whisper"),
+        )
+    ),
+    *("FlaubertWithLMHeadModel", "XLMWithLMHeadModel", "XLNetLMHeadModel"),
+}
+"""Classes of transformers that are named as those that compare each position with the label after it, and take the one at it."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +133,15 @@ def rows_in(batch: Any) -> int:
 def _predicts_next(model: nn.Module) -> bool:
     """Whether the model's own loss compares each position with the label after it."""
     base = model.get_base_model() if callable(getattr(model, "get_base_model", None)) else model  # type: ignore[operator]
-    if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+    config = getattr(base, "config", None)
+    if any(getattr(part, "is_encoder_decoder", False) for part in (config, getattr(config, "text_config", None))):
         return False
-    name = type(base).__name__
-    return getattr(base, "loss_type", None) == "ForCausalLM" or "CausalLM" in name or "LMHead" in name
+    kinds = {kind.__name__ for kind in type(base).__mro__}
+    if kinds & LABEL_IN_PLACE:
+        return False
+    # a decoder that sees images or hears has the other name
+    shifted = getattr(base, "loss_type", None) in ("ForCausalLM", "ForConditionalGeneration")
+    return shifted or any("CausalLM" in name or "LMHead" in name for name in kinds)
 
 
 Sum = tuple[float, float]

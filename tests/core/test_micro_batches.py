@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -57,6 +58,52 @@ def test_the_order_of_parts_changes_no_bit(method: Any, boundaries: list[Any]) -
     parts = cut(batch_of(), [2, 1, 2])
     found = [optimiser(method, boundaries).step([parts[i] for i in order]) for order in ((0, 1, 2), (2, 0, 1))]
     assert found[0].record == found[1].record
+
+
+TINY = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
+DECODER = {
+    **{f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in TINY.items()},
+    **{
+        "vocab_size": 40,
+        "d_model": 16,
+        "max_position_embeddings": 16,
+        "max_target_positions": 16,
+        "decoder_start_token_id": 1,
+    },
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+XLM = {"vocab_size": 40, "emb_dim": 16, "n_layers": 1, "n_heads": 2, "max_position_embeddings": 16}
+PLAIN = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+PICTURES = {**PLAIN, "model_type": "clip_vision_model", "image_size": 4, "patch_size": 2, "projection_dim": 16}
+LABELS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"{name}ForCausalLM": (f"{name}Config", DECODER) for name in ("Bart", "Pegasus", "TrOCR", "Whisper")},
+    "XLNetLMHeadModel": ("XLNetConfig", {"vocab_size": 40, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}),
+    "XLMWithLMHeadModel": ("XLMConfig", XLM),
+    "FlaubertWithLMHeadModel": ("FlaubertConfig", XLM),
+    "BertLMHeadModel": ("BertConfig", {**PLAIN, "is_decoder": True}),
+    "LlavaForConditionalGeneration": (
+        "LlavaConfig",
+        {"text_config": {**PLAIN, "model_type": "llama"}, "vision_config": PICTURES},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LABELS))
+def test_weights_are_those_of_the_model_whatever_its_name_says(name: str) -> None:
+    """Most of the models named for causal losses compare each position with the label after it, some with the label at it."""
+    config, settings = LABELS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(getattr(transformers, config)(**settings)).eval()
+    labels = torch.randint(3, 39, (3, 7))
+    batch = {"input_ids": labels, "labels": labels.clone()}
+    batch["labels"][0, 4:], batch["labels"][1, 6:] = -100, -100
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+        whole = float(model(**batch).loss)
+        parts = cut(batch, [1, 1, 1])
+        own = mean_losses([[float(model(**part).loss)] for part in parts], [loss_terms(model, part) for part in parts])
+    assert own == pytest.approx([whole], rel=2e-6)
 
 
 def test_weights_are_label_tokens_rows_or_what_the_user_says() -> None:
