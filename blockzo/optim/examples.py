@@ -11,43 +11,25 @@ Example b of B has the numbers k B + b of the noise for the tree's directions k 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from blockzo.methods import Method, Scalars
-from blockzo.methods.tree import EvaluationTree, Node, each_of
-from blockzo.optim.evaluation import Evaluation, check_loss, joined
+from blockzo.methods.tree import BlockMove, EvaluationTree, Node, each_of
+from blockzo.optim.evaluation import Evaluation, joined
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.micro_batches import Part, Weight, mean_losses, rows_in, weighted_sums
+from blockzo.optim.separate import Halves, Pair, Separate, Taken
 from blockzo.perturb import PerturbedForward
 from blockzo.perturb.blocks import Blocks
-from blockzo.perturb.losses import LossFunction, evaluation_mode
+from blockzo.perturb.losses import LossFunction
 from blockzo.perturb.rows import row_of_each, rows_of
 
 ExecutorOf = Callable[[Sequence[Sequence[int]]], PerturbedExecutor]
 """Numbers of the noise's directions for each block -> what evaluates along them."""
-ROUNDING, ROUNDING_16 = 1e-4, 2e-2
-"""Relative difference of a batch's loss from the mean of its examples' that is let pass, of float32 and of 16-bit weights."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """A micro-batch by its examples.
-
-    Attributes:
-        rows: of the batch. kept: those that have a term in the loss. weights: share of each of these in the loss of all.
-    """
-
-    batch: Any
-    rows: int
-    kept: list[int]
-    weights: list[float]
 
 
 def apart(parts: Sequence[Part], weight: Weight, whole: float | None = None) -> list[Taken]:
@@ -62,7 +44,7 @@ def apart(parts: Sequence[Part], weight: Weight, whole: float | None = None) -> 
     whole = math.fsum(part.weight for part in parts) if whole is None else whole
     found = []
     for part in parts:
-        count = rows_in(part.batch)
+        count = _examples_in(part.batch)
         weights = [float(weight(rows_of(part.batch, [row], count))) for row in range(count)]
         total = math.fsum(weights)
         kept = [row for row, own in enumerate(weights) if own]
@@ -72,10 +54,14 @@ def apart(parts: Sequence[Part], weight: Weight, whole: float | None = None) -> 
     return found
 
 
-def taken_apart(batch: Any, rows: int) -> tuple[bool, ...]:
-    """Of every tensor of a batch, whether it has a row an example."""
-    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
-    return tuple(bool(leaf.dim()) and leaf.shape[0] == rows for leaf in leaves if isinstance(leaf, Tensor))
+def _examples_in(batch: Any) -> int:
+    try:
+        return rows_in(batch)
+    except ValueError:
+        raise ValueError(
+            f"a batch of type {type(batch).__name__} cannot be taken apart: it holds no tensor with a row an example; with "
+            "per_example=True expected a tensor, or tuples, lists and mappings of tensors"
+        ) from None
 
 
 def numbers(directions: Sequence[int], example: int, examples: int) -> list[list[int]]:
@@ -108,23 +94,22 @@ class Examples:
 
     Args:
         weight: of an example's loss in the batch's.
+        separate: what is known of the loss; where None, it is found out at the first run.
     """
 
-    def __init__(self, blocks: Blocks, loss_fn: LossFunction, weight: Weight) -> None:
+    def __init__(self, blocks: Blocks, loss_fn: LossFunction, weight: Weight, separate: Separate | None = None) -> None:
         self.blocks, self.loss_fn, self.weight = blocks, loss_fn, weight
-        self._checked: set[tuple[bool, ...]] = set()
-        """Which tensors were taken apart, in batches whose losses were looked at."""
+        self.separate = separate or Separate(blocks.model)
 
     def run(self, tree: EvaluationTree, parts: Sequence[Part], executor: ExecutorOf) -> Evaluation:
         """Losses are those of the batch; `examples` has each one's own."""
         found = apart(parts, self.weight)
         count = sum(len(taken.kept) for taken in found)
         along = executor([[*range(k * count)] for k in tree.directions])
-        # another number of rows may be the length of a tensor that has none, such as class weights
-        forms = {taken_apart(part.batch, taken.rows) for part, taken in zip(parts, found, strict=True)}
-        if not forms <= self._checked:
-            self._check(parts, found, along)
-            self._checked |= forms
+        due = self.separate.due(found)
+        for taken in due:
+            self._look(taken, along)
+        self.separate.passed(found, due)
         every: list[tuple[Evaluation, list[list[float]]]] = []
         done = 0
         for taken in found:
@@ -154,44 +139,32 @@ class Examples:
         found.losses = mean_losses(losses, taken.weights)
         return found, losses
 
-    def _check(self, parts: Sequence[Part], found: Sequence[Taken], executor: PerturbedExecutor) -> None:
-        """Is the loss of the batch the mean of its examples' losses?
+    def _look(self, taken: Taken, executor: PerturbedExecutor) -> None:
+        """Is the loss of this batch that of its examples?
 
         Raises:
             ValueError: examples see each other in it, as in a contrastive loss; each along its own direction would mean nothing.
         """
-        model, blocks = self.blocks.model, len(self.blocks)
-        whole, total = 0.0, math.fsum(part.weight for part in parts)
-        for part, taken in zip(parts, found, strict=True):
-            with evaluation_mode(model):
-                value = self.blocks.run_whole(partial(self.loss_fn, model, part.batch))
-            if isinstance(value, Tensor) and value.numel() == taken.rows > 1:
-                # a loss an example already
-                terms = [value.reshape(-1)[row] * weight for row, weight in zip(taken.kept, taken.weights, strict=True)]
-                whole += math.fsum(map(float, terms))
-            else:
-                whole += part.weight / total * float(value)
-        check_loss(whole, ())
-        unmoved, own_terms = Node(0, blocks), []
-        for taken in found:
-            if taken.kept:
-                tree = EvaluationTree(blocks, (unmoved,) * len(taken.kept))
-                try:
-                    own = self._losses(executor, tree, taken, 1)[1]
-                except (torch.OutOfMemoryError, MemoryError):
-                    raise
-                except Exception as error:
-                    raise ValueError(
-                        f"the loss function takes the batch and fails on an example alone ({type(error).__name__}: "
-                        f"{str(error)[:200]}); with per_example=True each is evaluated by itself, as a batch of one row. "
-                        "The step was not applied: use per_example=False"
-                    ) from error
-                own_terms += [weight * loss for weight, (loss,) in zip(taken.weights, own, strict=True)]
-        apart = math.fsum(own_terms)
-        half = any(parameter.dtype != torch.float32 for parameter in model.parameters())
-        if not abs(apart - whole) <= (ROUNDING_16 if half else ROUNDING) * max(abs(apart), abs(whole), 1e-3):
+        blocks = len(self.blocks)
+        all_of_them = tuple(BlockMove(block, 0, 1) for block in range(blocks) if executor.members[block])
+        nodes = Node(0, blocks), Node(0, blocks, all_of_them)
+        halves = Halves()
+
+        def whole() -> Any:
+            with halves:
+                return taken.mean(self.loss_fn(self.blocks.model, taken.batch))
+
+        # alone, since a loss of several rows may not run in groups and those of single ones still do
+        together = Pair(*(executor.run(EvaluationTree(blocks, (node,)), whole).losses[0] for node in nodes))
+        try:
+            tree = EvaluationTree(blocks, nodes * len(taken.kept))
+            own = self._losses(executor, tree, taken, len(nodes))[1]
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
             raise ValueError(
-                f"the loss of the batch is {whole:.7g}, the mean of its examples' losses {apart:.7g}; with per_example=True "
-                "examples must not see each other in the loss (contrastive losses, batch statistics), and rows_of must say what "
-                "a batch's loss is a mean over. The step was not applied: use per_example=False"
-            )
+                f"the loss function takes the batch and fails on an example alone ({type(error).__name__}: "
+                f"{str(error)[:200]}); with per_example=True each is evaluated by itself, as a batch of one row. "
+                "The step was not applied: use per_example=False"
+            ) from error
+        self.separate.compare(taken, together, [Pair(*losses) for losses in own], halves.seen)

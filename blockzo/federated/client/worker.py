@@ -37,6 +37,7 @@ from blockzo.optim.examples import Examples, numbers, scalars_of
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.micro_batches import MicroBatches, loss_terms, parts_of
 from blockzo.optim.reuse import Reuse
+from blockzo.optim.separate import Separate
 from blockzo.perturb import check_reads
 from blockzo.perturb.blocks import Blocks
 from blockzo.perturb.grouping import MaxGroup
@@ -242,7 +243,9 @@ class Worker:
             return self._executor(PerturbedExecutor, settings, numbers, number)
 
         if self._examples is None:
-            self._examples = Examples(self.weights.blocks, self.loss_fn, self._weight)
+            # a private client's reply is a function of its own data alone
+            known = None if settings.private else Separate.of(self.weights.blocks, self.loss_fn)
+            self._examples = Examples(self.weights.blocks, self.loss_fn, self._weight, known)
         parts, examples = parts_of(batch, self._weight), self._examples
         return self._timed(lambda tree: examples.run(tree, parts, executor))
 
