@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from blockzo.federated.protocol import aggregates
 from blockzo.federated.protocol.aggregates import AGGREGATES, Aggregate
 from blockzo.federated.protocol.aggregates.base import Vectors
 from blockzo.federated.protocol.aggregates.krum import Krum
@@ -44,6 +45,18 @@ class Largest(Aggregate):
 def largest(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setitem(AGGREGATES, "largest", Largest)
     return "largest"
+
+
+class Alias:
+    """What list[int] is in Python 3.10: an instance of type of which no ABC takes a subclass test."""
+
+    __class__ = type  # type: ignore[assignment]
+    __module__ = "builtins"
+
+
+def test_aliases_of_types_beside_an_aggregate_are_not_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregates.krum, "Rows", Alias(), raising=False)
+    assert aggregates._found() == AGGREGATES
 
 
 def test_the_default_stands_first() -> None:

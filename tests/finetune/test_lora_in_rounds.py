@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytest.importorskip("flwr")
 from blockzo import digest
 from blockzo.federated.client.client import Client
 from blockzo.federated.flower import text

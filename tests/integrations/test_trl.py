@@ -13,6 +13,8 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+
+pytest.importorskip("trl")
 from trl import SFTConfig, SFTTrainer
 
 import blockzo as bz

@@ -18,7 +18,9 @@ def _found() -> dict[str, type[Aggregate]]:
     for entry in iter_modules(__path__):
         module = import_module(f"{__name__}.{entry.name}")
         for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Aggregate) and value.__module__ == module.__name__:
+            # the module first: in Python 3.10 list[int] is an instance of type, and issubclass of an ABC refuses it
+            own = isinstance(value, type) and value.__module__ == module.__name__
+            if own and issubclass(value, Aggregate):
                 if value is not Aggregate and every.setdefault(value.name, value) is not value:
                     raise TypeError(f"{value} and {every[value.name]} are both named {value.name!r}")
     # the default first
