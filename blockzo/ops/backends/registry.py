@@ -11,6 +11,7 @@ import torch
 
 from blockzo.ops.backends import reference
 from blockzo.ops.backends.base import Absent, Backend, Entry
+from blockzo.versions import too_old
 
 
 def _reference() -> Backend:
@@ -32,6 +33,10 @@ def _instruction_sets() -> Iterator[str]:
 def _gpu() -> Backend:
     if torch.version.hip is not None:
         raise Absent("torch is built for ROCm, the kernels for CUDA")
+    import triton
+
+    if old := too_old("triton", triton.__version__):
+        raise Absent(f"{old}, or a torch that brings it")
     from blockzo.ops.backends.gpu import kernels
 
     return kernels
