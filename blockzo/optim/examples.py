@@ -134,6 +134,7 @@ class Examples:
             rows = [taken.kept[leaf // leaves] for leaf in places]
             return self.loss_fn(model, row_of_each(batch, rows, taken.rows, mode))
 
+        executor.reuse.meet(batch)
         found = executor.run_each(tree, partial(self.loss_fn, model, batch), own, len(taken.kept))
         losses = [found.losses[at : at + leaves] for at in range(0, len(found.losses), leaves)]
         found.losses = mean_losses(losses, taken.weights)

@@ -115,7 +115,11 @@ class PerturbedExecutor:
 
     def run_parts(self, tree: EvaluationTree, parts: Sequence[Part], loss: Callable[[Any], Any]) -> Evaluation:
         """The same of the micro-batches of a batch, one after the other; `loss` takes one of them."""
-        return joined([self.run(tree, partial(loss, part.batch)) for part in parts], [part.weight for part in parts])
+        every = []
+        for part in parts:
+            self.reuse.meet(part.batch)
+            every.append(self.run(tree, partial(loss, part.batch)))
+        return joined(every, [part.weight for part in parts])
 
     def prepare(self, tree: EvaluationTree, forward: Callable[[], Any]) -> None:
         """Finds out, where it is not known, whether the tree's evaluations can continue from what is kept."""

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from blockzo.methods.tree import EvaluationTree, Node
 from blockzo.perturb.blocks import Blocks
+from blockzo.perturb.forms import form_of
 from blockzo.perturb.losses import as_tensor
 from blockzo.perturb.passes import ROUNDED, Path, PathChanged
 
@@ -30,6 +31,8 @@ OF_SPREAD = 0.005
 EXACTLY = ROUNDED / 100
 """Drift of inputs (`passes.Kept`) where one and the same kernel made both."""
 DEPENDS = "a later call of its layers depends on what an earlier call gave (generation, recurrence)"
+MOST_FORMS = 64
+"""Forms of batches that each get a check; where there are more, the form is no switch."""
 AGAIN = 256
 """Steps after which all is tried again: a loss may turn to hidden states late in training."""
 
@@ -59,6 +62,8 @@ class Reuse:
         self.reason: str | None = None
         self.paths: set[tuple[Any, ...]] = set()
         self.steps = self.failures = 0
+        self._batches: set[Any] = set()
+        self._another = False
 
     def tree(self, tree: EvaluationTree) -> EvaluationTree:
         """The tree to run: the one given, or its leaves, each run whole."""
@@ -69,12 +74,20 @@ class Reuse:
         """One for all that evaluate this loss on these blocks, such as the virtual clients of a simulation."""
         return _known.setdefault(blocks, {}).setdefault(loss_fn, cls(blocks))
 
+    def meet(self, batch: Any) -> None:
+        """Before a batch is evaluated: one of another form (a key more, a switch in it) may go another way that shows nowhere."""
+        form = form_of(batch, texts=False)
+        if form not in self._batches and len(self._batches) < MOST_FORMS:
+            self._batches.add(form)
+            self._another = True
+
     def needed(self, tree: EvaluationTree) -> bool:
         """Whether the next step begins with a check."""
         if self.reason is not None or not continues(tree):
             return False
         self.steps += 1
-        return not self.paths or self.steps % AGAIN == 0
+        another, self._another = self._another, False
+        return not self.paths or another or self.steps % AGAIN == 0
 
     def check(self, trial: Trial) -> None:
         """Tries every cut; costs two forwards of the model, one more in parts, and for every cut the blocks after it, once.

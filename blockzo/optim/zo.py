@@ -336,6 +336,8 @@ class ZO(Journaled):
         def run(plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
             self.loss_checks.repeats(parts[0].batch)
             used.append(InPlaceExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.reuse))
+            for part in parts:
+                self.reuse.meet(part.batch)
             # the weights move once for all parts
             losses = [self._loss_of(part) for part in parts]
             return used[0].run(tree, as_one_loss(losses, [part.weight for part in parts]))

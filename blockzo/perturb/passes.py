@@ -10,6 +10,7 @@ in every run: inputs as a fingerprint, whose difference (`drift`) comes back wit
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from blockzo.ops.distributed import is_dtensor
+from blockzo.perturb.forms import MOST_ENTRIES, form_of
 
 Path = frozenset[tuple[Any, ...]]
 """What the calls of one evaluation looked like: the distinct sequences of layers, each with the form of its model call."""
@@ -28,6 +30,10 @@ SAME_INPUTS = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
 SAME_INPUTS_ELSE = 2e-5
 ROUNDED = 1000
 """Drift up to which inputs are the same but for rounding."""
+
+
+PLAIN = (Tensor, type(None), bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.layout)
+"""What an output may be made of: it is copied, or nobody can write to it."""
 
 
 class PathChanged(Exception):
@@ -41,11 +47,13 @@ class Kept(NamedTuple):
         outputs: of its last layer, one a call.
         inputs: fingerprints of the inputs of the first layer, float32 [tensors, 3], one a call.
         drift: largest difference of inputs so far, 1,000 (`ROUNDED`) is the most that rounding explains; an int32 scalar.
+        numbers: Python numbers among those inputs, one tuple a call.
     """
 
     outputs: list[Any]
     inputs: list[Tensor]
     drift: Tensor
+    numbers: list[tuple[float, ...]]
 
 
 def kept_bytes(kept: Kept) -> int:
@@ -84,6 +92,7 @@ class Run:
         self.calls, self.beyond = calls, beyond
         self.outputs: list[Any] = []
         self.inputs: list[Tensor] = []
+        self.numbers: list[tuple[float, ...]] = []
         self.drift: Tensor | None = None if kept is None else kept.drift
         self.events: list[Any] = []
         self.counts = [0] * len(layers)
@@ -120,7 +129,7 @@ class Run:
                 f"the model's forward ended without running layer {self.end - 1}; expected a model that runs its layers in order "
                 "(pass layers= to name another list)"
             )
-        return Kept(self.outputs, self.inputs, self._drift())
+        return Kept(self.outputs, self.inputs, self._drift(), self.numbers)
 
     @property
     def path(self) -> Path:
@@ -206,6 +215,12 @@ class Run:
         return output
 
     def _keep(self, output: Any) -> Any:
+        odd = next((leaf for leaf in tree_leaves(output) if not isinstance(leaf, PLAIN)), None)
+        if odd is not None:
+            raise PathChanged(
+                f"layer {(self.end or 0) - 1} returns a {type(odd).__name__}, which later layers may write to; expected tensors, "
+                "or tuples, lists and dicts of them"
+            )
         last = self.calls is not None and len(self.outputs) + 1 >= self.calls
         self.outputs.append(output if last else _copied(output))
         if not last and self.beyond is not None:
@@ -228,19 +243,27 @@ class Run:
         return _copied(self.outputs[-1])
 
     def _look_at(self, args: Any, kwargs: Any) -> None:
-        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        every = tree_leaves((args, kwargs))
+        leaves = [leaf for leaf in every if isinstance(leaf, Tensor)]
         if any(id(leaf) in self._returned for leaf in leaves):
             # the layer is called on what a bypassed one returned, whose inputs were looked at
             self.inputs.append(torch.zeros(0, 3))
+            self.numbers.append(())
             return
         found = fingerprint(leaves)
+        numbers = tuple(leaf for leaf in every if isinstance(leaf, (int, float)))
         number = len(self.inputs)
         self.inputs.append(found)
+        self.numbers.append(numbers)
         if self.kept is None:
             return
         if number >= len(self.kept.inputs):
             raise PathChanged(
                 f"layer 0 was called more often than {len(self.kept.inputs)} times, as when outputs were kept"
+            )
+        if numbers != self.kept.numbers[number]:
+            raise PathChanged(
+                f"layer 0 was called with the numbers {_few(numbers)}, {_few(self.kept.numbers[number])} when outputs were kept"
             )
         drift = difference(found, self.kept.inputs[number])
         self.drift = drift if self.drift is None else torch.maximum(self.drift.to(drift.device), drift)
@@ -255,8 +278,7 @@ class Run:
         self.events.append(("call", _form(args, kwargs)))
 
     def _returned_output(self, module: nn.Module, args: Any, output: Any) -> None:
-        names = tuple(k for k, v in output.items() if v is not None) if isinstance(output, Mapping) else ()
-        self.events.append(("out", type(output).__name__, names))
+        self.events.append(("out", _held(output)))
 
 
 def _copied(value: Any) -> Any:
@@ -265,14 +287,22 @@ def _copied(value: Any) -> Any:
 
 def _form(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
     """What of a model call's arguments may change the way it goes: which are given, of which kind, and switches by value."""
+    named = tuple((name, form_of(value)) for name, value in sorted(kwargs.items()) if value is not None)
+    return (*(form_of(value) for value in args), *named)
 
-    def kind(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.dim()
-        return value if value is None or isinstance(value, (bool, str)) else type(value).__name__
 
-    named = tuple((name, kind(value)) for name, value in sorted(kwargs.items()) if value is not None)
-    return (*(kind(value) for value in args), *named)
+def _held(output: Any) -> tuple[Any, ...]:
+    """Which entries a model's output has."""
+    names: Any = ()
+    if isinstance(output, Mapping):
+        names = tuple(key for key, value in output.items() if value is not None)
+    elif isinstance(output, (tuple, list)) and len(output) <= MOST_ENTRIES:
+        names = tuple(value is None for value in output)
+    return type(output).__name__, names
+
+
+def _few(numbers: tuple[float, ...]) -> str:
+    return ", ".join(map(str, numbers[:4])) + (", ..." if len(numbers) > 4 else "") or "none"
 
 
 _weights: dict[tuple[int, torch.device], Tensor] = {}
@@ -290,12 +320,14 @@ def _weights_of(count: int, device: torch.device) -> Tensor:
 def fingerprint(leaves: Sequence[Tensor]) -> Tensor:
     """Float32 [tensors, 3]: of each tensor a weighted sum, the sum of its parts' sizes, and what rounding may change.
 
-    Tensors much larger than the first (attention masks of long texts) are left out: a pass over them would cost.
+    Tensors much larger than the first and than all that are no square (attention masks of long texts) are left out: a pass
+    over them would cost.
     """
     rows = []
     # their reading is no part of the model: not moved, not counted
     with torch._C.DisableTorchFunction(), torch.no_grad():
-        most = 4 * max(1, leaves[0].numel()) if leaves else 0
+        sizes = [leaf.numel() for leaf in leaves if leaf.dim() < 2 or leaf.shape[-1] != leaf.shape[-2]]
+        most = 4 * max([1, *sizes, leaves[0].numel()]) if leaves else 0
         for leaf in leaves:
             if not leaf.numel() or leaf.numel() > most or leaf.layout is not torch.strided or is_dtensor(leaf):
                 continue

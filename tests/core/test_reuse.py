@@ -101,7 +101,7 @@ def expected_losses(model: nn.Module, zo: bz.ZO, result: bz.StepResult, loss: Lo
                 for move in moves:
                     if zo.blocks.layout[name] == move.block:
                         z = noise.sample(name, parameter.shape, move.direction)
-                        parameter += move.sign * 1e-2 * z
+                        parameter += move.sign * zo.eps[move.block] * z
             found.append(float(loss(other, batch)))
     return found
 
