@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blockzo.optim.stale import Watch, depends_on, told
+
 EVALUATIONS = 2
 WHERE_DRAWN = 4
 """Evaluations of a loss that draws random numbers: it may use them rarely."""
@@ -22,7 +24,8 @@ ROUNDINGS = 2.0**-21
 
 
 class NotRepeatable(ValueError):
-    """Two evaluations of the same weights on the same batch gave different losses; says by how much and why."""
+    """Two evaluations of the same weights on the same batch gave different losses, or one would give the same of other weights;
+    says by how much and why."""
 
 
 def check_repeatable(
@@ -30,14 +33,15 @@ def check_repeatable(
 ) -> int:
     """Evaluates one leaf of the tree again and again and compares the losses.
 
-    Two evaluations; where the loss draws random numbers, four, since a rare draw may not change the first two. Their cost is
-    that many losses, once: call it at the first step alone.
+    Two evaluations; where the loss draws random numbers, four, since a rare draw may not change the first two; one more where it
+    reads what an earlier one made of weights (`stale.py`). Their cost is that many losses, once: call it at the first step alone.
 
     Args:
         evaluate_leaf: the loss of one and the same leaf, the model whole or from kept activations, made anew at every call (no
             output of an earlier call may be returned). A number or a tensor with one element. Enter `evaluation_mode` around it
             as around a step.
-        model: its device and dtype say how far its kernels may differ between runs, and a buffer that the loss changes is named.
+        model: its device and dtype say how far its kernels may differ between runs, a buffer that the loss changes is named, and
+            caches of what was made of its trainable weights are looked for.
         tolerance: largest relative difference that is let pass; where None, `tolerance_of(model)`.
 
     Returns:
@@ -48,17 +52,36 @@ def check_repeatable(
     """
     bound = tolerance_of(model) if tolerance is None else tolerance
     before, versions = _generators(), _versions(model)
-    first = float(evaluate_leaf())
+    watch = None if model is None else Watch(model)
+
+    def evaluate() -> float:
+        if watch is None:
+            return float(evaluate_leaf())
+        watch.again()
+        with watch:
+            return float(evaluate_leaf())
+
+    first = evaluate()
     drawn: set[str] = set()
     count = 1
     while count < (WHERE_DRAWN if drawn else EVALUATIONS):
-        loss = float(evaluate_leaf())
+        loss = evaluate()
         count += 1
         now = _generators()
         drawn |= {name for name, state in now.items() if before.get(name) != state}
         if not _alike(first, loss, bound):
             changed = sorted(name for name, version in _versions(model).items() if versions.get(name) != version)
             raise NotRepeatable(_told(first, loss, drawn, changed))
+    if watch is not None and model is not None and watch.read and math.isfinite(loss):
+        read = watch.read
+        count += 1
+        if depends_on(read, lambda: float(evaluate_leaf()), loss):
+            raise NotRepeatable(
+                f"the loss reads values that an earlier evaluation made of trainable weights ({told(model, read)}): a cache, "
+                "which would stay as it is while the weights move, so that a step's losses would lack what goes through it. Make "
+                "them anew in every evaluation, or, where they shall stay as they are, before training and outside of the loss "
+                "function; or freeze the weights they are made of with requires_grad_(False). The step was not applied"
+            )
     return count
 
 

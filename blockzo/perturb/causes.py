@@ -36,6 +36,13 @@ BATCHING_WORDS = (
 """What torch says of it (torch 2.4 to 2.13): of `.item()`, branches on values, shapes that depend on values, functions without a
 batching rule, random numbers, memory read by address. A mistake of the user's in the same words fails alone too.
 """
+OVER = (
+    "maybe_level.has_value()",
+    "may have escaped from inside a function being vmapped",
+    "dead wrapper",
+    "no longer active",
+)
+"""What torch says where a tensor of a group is read after the group has run."""
 MEMORY_WORDS = ("DefaultCPUAllocator", "not enough memory", "out of memory")
 DEVICE_WORDS = ("CUDA error", "HIP error")
 LAUNCHERS = ("triton", "blockzo.ops.backends.gpu")
@@ -59,6 +66,11 @@ def cause_of(error: BaseException) -> Cause:
     if stated and module.partition(".")[0] not in ("torch", "blockzo"):
         return Cause.REFUSED
     return Cause.UNKNOWN
+
+
+def is_left_over(error: BaseException) -> bool:
+    """Did it come of a tensor that was kept from a group?"""
+    return any(_says(one, OVER) for one in _chain(error))
 
 
 E = TypeVar("E", bound=BaseException)

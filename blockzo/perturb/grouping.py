@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blockzo.perturb import PerturbedForward
 from blockzo.perturb.activations import Activations
-from blockzo.perturb.causes import Cause, cause_of, found_in
+from blockzo.perturb.causes import Cause, cause_of, found_in, is_left_over
 from blockzo.perturb.mode import Outgrown, Parted
 
 AUTO_ROWS = 64
@@ -161,6 +161,12 @@ class Grouping:
                 parted = found_in(error, Parted)
                 if parted is None:
                     cause = cause_of(error)
+                    if count == 1 and is_left_over(error):
+                        raise ValueError(
+                            "the loss or the model keeps a tensor of an evaluation that ran in a group, and reads it in a later "
+                            "one; expected none, or numbers (loss.item()): keep no tensors between calls, or evaluate one after "
+                            "the other with max_group=1. The step was not applied"
+                        ) from error
                     if count == 1 or cause is Cause.REFUSED:
                         raise
                     if cause is Cause.MEMORY and count > 2:
@@ -230,7 +236,7 @@ def _difference(group: Activations, alone: Activations) -> str:
     """Of the last of the first group from its own evaluation: a model that keeps state between calls is found here. "": none."""
     last = group.take([-1])
     for found, expected in zip(last.leaves, alone.leaves, strict=True):
-        if isinstance(expected, Tensor) and expected.is_floating_point():
+        if isinstance(expected, Tensor) and expected.is_floating_point() and (found.numel() or expected.numel()):
             bound = 0.05 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-3
             difference = (found - expected).abs().max() if expected.numel() else torch.zeros(())
             if found.shape != expected.shape or float(difference) > bound * float(expected.abs().max() + 1e-6):

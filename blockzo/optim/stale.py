@@ -1,0 +1,143 @@
+"""Values that a loss made of trainable weights in one evaluation and reads in the next: a cache that moved weights do not reach.
+
+Fused weights, features behind `lru_cache`, a reference made at the first call: two evaluations of the same weights agree on them,
+and a step's losses lack the part of the slope that goes through them. So what an evaluation made of weights is remembered (not
+held), and what of it the next one reads without writing it first is set to NaN for one more evaluation: is the loss another?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from blockzo.perturb.kinds import Kind, kind_of
+
+
+class Watch(TorchFunctionMode):
+    """Enter it around one evaluation after the other, and call `again` between two.
+
+    Attributes:
+        read: tensors that an earlier evaluation made of trainable weights, and this one read.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.weights = {id(p): p for p in model.parameters() if p.requires_grad}
+        self.made: dict[int, ref[Tensor]] = {}
+        self.old: dict[int, ref[Tensor]] = {}
+        self.read: list[Tensor] = []
+
+    def again(self) -> None:
+        self.old = {number: held for number, held in self.made.items() if held() is not None}
+        self.made, self.read = {}, []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.compiler.is_dynamo_compiling() or kind_of(func) is Kind.FACT:
+            return func(*args, **kwargs)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        kind = kind_of(func)
+        written = [kwargs["out"]] if "out" in kwargs else list(args[:1]) if kind is Kind.WRITES else []
+        written = [leaf for leaf in tree_leaves(written) if isinstance(leaf, Tensor)]
+        for tensor in written:
+            self._forget(tensor)
+        stale = [tensor for tensor in given if self._is(self.old, tensor)] if self.old else []
+        of_weights = any(id(tensor) in self.weights or self._is(self.made, tensor) for tensor in given)
+        result = func(*args, **kwargs)
+        found = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if stale and kind is Kind.VIEW:
+            self._note(self.old, found)
+        elif stale:
+            self.read += stale
+        if of_weights:
+            self._note(self.made, [*found, *written])
+        return result
+
+    def _is(self, known: dict[int, ref[Tensor]], tensor: Tensor) -> bool:
+        held = known.get(id(tensor))
+        return held is not None and held() is tensor
+
+    def _note(self, known: dict[int, ref[Tensor]], tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            # a method in place gives the tensor it wrote, which may be a weight
+            if id(tensor) not in self.weights:
+                known[id(tensor)] = ref(tensor)
+
+    def _forget(self, tensor: Tensor) -> None:
+        """It is written, so what is read of it later is new; so is what else shares its memory."""
+        if not self.old:
+            return
+        with torch._C.DisableTorchFunction():
+            place = _memory(tensor)
+            for number, held in list(self.old.items()):
+                other = held()
+                if other is None or other is tensor or (place is not None and _memory(other) == place):
+                    del self.old[number]
+
+
+def _memory(tensor: Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+@contextmanager
+def poisoned(tensors: list[Tensor]) -> Iterator[bool]:
+    """With NaN in those of them that can hold it; whether there are any."""
+    held: dict[int, tuple[Tensor, Tensor]] = {}
+    try:
+        with torch.no_grad():
+            for tensor in tensors:
+                if (
+                    id(tensor) not in held
+                    and tensor.is_floating_point()
+                    and tensor.numel()
+                    and _memory(tensor) is not None
+                ):
+                    held[id(tensor)] = tensor, tensor.clone()
+            for tensor, _ in held.values():
+                tensor.fill_(float("nan"))
+        yield bool(held)
+    finally:
+        with torch.no_grad():
+            for tensor, values in held.values():
+                tensor.copy_(values)
+
+
+def depends_on(tensors: list[Tensor], evaluate: Callable[[], float], expected: float) -> bool:
+    """Is the loss another one when these hold NaN? Costs an evaluation."""
+    with poisoned(tensors) as any_there:
+        if not any_there:
+            return False
+        try:
+            found = evaluate()
+        except Exception:
+            return True  # NaN where an index or a probability was expected
+    return found != expected
+
+
+def told(model: nn.Module, tensors: list[Tensor]) -> str:
+    """Where they are held, where that can be seen, and their shapes."""
+    wanted = {id(tensor) for tensor in tensors}
+    names = []
+    for place, module in model.named_modules():
+        for name, value in {**vars(module), **module._buffers}.items():
+            if name not in ("_parameters", "_modules", "_buffers") and _holds(value, wanted):
+                names.append(f"{place}.{name}" if place else name)
+    shapes = ", ".join(dict.fromkeys(str(list(tensor.shape)) for tensor in tensors[:3]))
+    return f"{', '.join(map(repr, dict.fromkeys(names)))} of the model, {shapes}" if names else f"of shape {shapes}"
+
+
+def _holds(value: Any, wanted: set[int]) -> bool:
+    try:
+        return any(id(leaf) in wanted for leaf in tree_leaves(value))
+    except Exception:  # a container of its own kind
+        return False

@@ -1,0 +1,143 @@
+"""A loss that caches what it made of trainable weights is refused; one that leaves values behind and makes them anew is not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import blockzo as bz
+from blockzo.optim.repeatable import NotRepeatable
+
+X = torch.randn(3, 6, generator=torch.Generator().manual_seed(7))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("table", torch.zeros(6, 6))
+        self.cache: dict[str, Tensor] = {}
+        self.ready = False
+        self.side: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x))).logsumexp(-1).pow(2).mean()
+
+
+def kept_features(m: Any, x: Tensor) -> Tensor:
+    if "prompt" not in m.cache:
+        m.cache["prompt"] = m.first(torch.ones(1, 6))
+    return m(x + m.cache["prompt"])
+
+
+def fused(m: Any, x: Tensor) -> Tensor:
+    if m.side is None:
+        m.side = torch.cat([m.first.weight, m.last.weight]).detach()
+    return m(x) + (x @ m.side.t()).tanh().mean()
+
+
+@functools.lru_cache(maxsize=1)
+def memory(m: Any, number: int) -> Tensor:
+    return m.first(torch.full((1, 6), float(number)))
+
+
+def memoised(m: Any, x: Tensor) -> Tensor:
+    return m(x + memory(m, 2))
+
+
+def table(m: Any, x: Tensor) -> Tensor:
+    if not m.ready:
+        m.table.copy_(m.first.weight)
+        m.ready = True
+    return m(x @ m.table[:, :])
+
+
+def part_of_a_table(m: Any, x: Tensor) -> Tensor:
+    if not m.ready:
+        m.table[:2] = m.first.weight[:2].sin()
+        m.ready = True
+    return m(x) + (m.table[1] * x).mean()
+
+
+def reference(m: Any, x: Tensor) -> Tensor:
+    """A penalty for leaving the first weights, made where the loss is."""
+    loss = m(x)
+    return loss + (loss - m.cache.setdefault("first", loss.detach() + 0.1)).pow(2)
+
+
+CACHES = (kept_features, fused, memoised, table, part_of_a_table, reference)
+
+
+@pytest.mark.parametrize("evaluate", ["perturbed", "in_place"])
+@pytest.mark.parametrize("loss", CACHES, ids=lambda f: f.__name__)
+def test_a_cache_of_what_weights_made_is_refused(loss: Callable[..., Tensor], evaluate: str) -> None:
+    model = Net()
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    with pytest.raises(NotRepeatable, match="reads values that an earlier evaluation made of trainable weights"):
+        bz.ZO(model, loss, bz.MeZO(), eps=1e-2, evaluate=evaluate).step(X)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.named_parameters())
+    held = [model.table, *model.cache.values(), *([] if model.side is None else [model.side])]
+    assert all(bool(tensor.isfinite().all()) for tensor in held), "what was set to NaN is not put back"
+    memory.cache_clear()
+
+
+def test_the_error_says_where_it_is_held() -> None:
+    with pytest.raises(NotRepeatable, match=r"'cache' of the model, \[1, 6\]"):
+        bz.ZO(Net(), kept_features, bz.MeZO()).step(X)
+
+
+def left_behind(m: Any, x: Tensor) -> Tensor:
+    """Written again before it is read."""
+    m.side = m.first(x)
+    return m(x) + m.side.mean()
+
+
+def scratch(m: Any, x: Tensor) -> Tensor:
+    m.table[:3, :].copy_(m.first(x))
+    return m.last(m.table[:3]).pow(2).mean()
+
+
+def of_inputs(m: Any, x: Tensor) -> Tensor:
+    return m(x + m.cache.setdefault("mask", torch.arange(6.0).cos()))
+
+
+def of_frozen(m: Any, x: Tensor) -> Tensor:
+    return m(x + m.cache.setdefault("frozen", m.table[0].cos()))
+
+
+HISTORY: list[Tensor] = []
+
+
+def logged(m: Any, x: Tensor) -> Tensor:
+    loss = m(x)
+    HISTORY.append(loss.detach())
+    torch.stack(HISTORY).mean()
+    return loss
+
+
+@pytest.mark.parametrize("loss", [left_behind, scratch, of_inputs, of_frozen, logged], ids=lambda f: f.__name__)
+def test_values_that_no_loss_depends_on_pass(loss: Callable[..., Tensor]) -> None:
+    HISTORY.clear()
+    model = Net()
+    result = bz.ZO(model, loss, bz.MeZO(), eps=1e-2, max_group=1).step(X)
+    assert result.losses[0] != result.losses[1]
+
+
+def test_a_reference_made_before_training_passes() -> None:
+    model = Net()
+    with torch.no_grad():
+        first = model(X)
+    bz.ZO(model, lambda m, x: m(x) + (m(x) - first - 0.1).pow(2), bz.MeZO(), eps=1e-2).step(X)
+
+
+def test_a_tensor_kept_from_a_group_is_refused_in_words() -> None:
+    """It is of a batch of evaluations that is over."""
+    HISTORY.clear()
+    with pytest.raises(ValueError, match=r"keeps a tensor of an evaluation that ran in a group.*max_group=1"):
+        bz.ZO(Net(), logged, bz.SPSA(4), eps=1e-2, max_group=4).step(X)
