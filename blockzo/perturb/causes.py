@@ -68,6 +68,12 @@ def cause_of(error: BaseException) -> Cause:
     return Cause.UNKNOWN
 
 
+def refused_here(error: BaseException) -> bool:
+    """Was it a sentence of this package's own, not what torch or the model said?"""
+    module, stated = _source(error)
+    return stated and module.partition(".")[0] == "blockzo"
+
+
 def is_left_over(error: BaseException) -> bool:
     """Did it come of a tensor that was kept from a group?"""
     return any(_says(one, OVER) for one in _chain(error))

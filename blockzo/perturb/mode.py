@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from blockzo.perturb import batched, traced, transforms
+from blockzo.perturb.causes import refused_here
 from blockzo.perturb.functions import ANSWERS, Known, known
 from blockzo.perturb.kinds import Kind
 from blockzo.perturb.moves import Moves
@@ -79,6 +80,7 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
     ) -> None:
         super().__init__(index, moves, groups, level, measure)
         self.barred, self.row_limits = barred or {}, row_limits
+        self._error: Exception | None = None
         self.used: set[int] = set()
         self.flops = self.rows = self.lookups = self.operands = 0
 
@@ -92,13 +94,28 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
         if not torch.compiler.is_dynamo_compiling():
             self.entered -= 1
         super().__exit__(*error)
+        if (
+            self._error is not None
+            and not self.entered
+            and error[0] is None
+            and not torch.compiler.is_dynamo_compiling()
+        ):
+            raise self._error
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         if torch.compiler.is_dynamo_compiling():
-            return traced.call(self, func, args, kwargs)
+            return traced.call(self, func, args, kwargs or {})
+        try:
+            return self._called(func, args, kwargs or {})
+        except Exception as error:
+            # code that catches it would go on without what was asked for, to a loss that is of something else
+            if self.level is not None or refused_here(error):
+                self._error = self._error or error
+            raise
+
+    def _called(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         facts = known(func)
         if facts.kind is Kind.FACT:
             return func(*args, **kwargs)

@@ -100,12 +100,14 @@ class Run:
         self._scratch: Any = None
         self._returned: set[int] = set()
         self._alive: list[Any] = []
+        self._error: Exception | None = None
 
     def to_loss(self, forward: Callable[[], Any]) -> tuple[Any, Tensor]:
         """What `forward` returns, and the drift."""
         assert self.end is None
         with self._instrumented():
             value = forward()
+        self._raise_swallowed()
         if self.kept is not None and self._given < len(self.kept.outputs):
             raise PathChanged(
                 f"layer {self.skip - 1} was called {self._given} times, {len(self.kept.outputs)} times when its outputs were kept"
@@ -124,6 +126,7 @@ class Run:
                 forward()
         except Stop:
             pass
+        self._raise_swallowed()
         if not self.outputs:
             raise ValueError(
                 f"the model's forward ended without running layer {self.end - 1}; expected a model that runs its layers in order "
@@ -143,6 +146,19 @@ class Run:
             current.append(event)
         patterns.add(tuple(current))
         return frozenset(patterns)
+
+    def _raise_swallowed(self) -> None:
+        """A loss function may catch whatever comes of a layer and go on without it."""
+        if self._error is not None:
+            raise self._error
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._error = self._error or error
+            raise
 
     def _drift(self) -> Tensor:
         return no_drift() if self.drift is None else self.drift
@@ -184,15 +200,17 @@ class Run:
             calls += 1
             self.counts[place] += 1
             self.events.append(place)
-            if place == 0:
-                self._look_at(args, kwargs)
-            if place < self.skip:
-                return self._bypass(place)
-            if self.end is not None and place >= self.end:
-                return self._pass_on(place)
+            with self._noting():
+                if place == 0:
+                    self._look_at(args, kwargs)
+                if place < self.skip:
+                    return self._bypass(place)
+                if self.end is not None and place >= self.end:
+                    return self._pass_on(place)
             output = own(*args, **kwargs)
             if self.end is not None and place == self.end - 1:
-                output = self._keep(output)
+                with self._noting():
+                    output = self._keep(output)
             return output
 
         return run
