@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from blockzo.noise import canonical_name, stream_id
@@ -84,6 +85,8 @@ def _named(params: Params, trainable_only: bool = True) -> dict[str, Tensor | Sh
 def _identity(tensor: Tensor | Shard) -> tuple[object, ...]:
     """Equal for two tensors that are one."""
     held = tensor
+    if isinstance(tensor, UninitializedParameter):
+        return (id(tensor),)
     if isinstance(tensor, Tensor) and is_dtensor(tensor):
         held = distributed.local_tensor(tensor)
     if isinstance(held, Shard) or held.layout != torch.strided or not held.numel() or without_address(held):
@@ -123,7 +126,9 @@ _checked: WeakKeyDictionary[nn.Module, tuple[Any, list[tuple[str, int, int]]]] =
 
 def _facts(name: str, tensor: Tensor) -> tuple[object, ...] | None:
     """All that a check looks at; None where it looks at more, as of a DTensor."""
-    if is_dtensor(tensor) or tensor.layout != torch.strided or without_address(tensor):
+    if isinstance(tensor, UninitializedParameter) or is_dtensor(tensor):
+        return None
+    if tensor.layout != torch.strided or without_address(tensor):
         return None
     return name, id(tensor), tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
@@ -174,6 +179,10 @@ def whole_targets(model: nn.Module, what: str) -> list[Target]:
 def check_tensor(name: str, tensor: Tensor) -> None:
     if is_dtensor(tensor):
         raise ValueError(f"parameter {name!r} is a DTensor; expected a plain tensor (its to_local())")
+    if isinstance(tensor, UninitializedParameter):
+        raise ValueError(
+            f"parameter {name!r} has no shape yet (a lazy module's); expected one with values: run the model once on a batch"
+        )
     if tensor.dtype not in DTYPES:
         raise ValueError(
             f"parameter {name!r} has dtype {tensor.dtype}; expected float32, bfloat16 or float16 "

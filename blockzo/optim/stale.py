@@ -94,7 +94,8 @@ def poisoned(tensors: list[Tensor]) -> Iterator[bool]:
     """With NaN in those of them that can hold it; whether there are any."""
     held: dict[int, tuple[Tensor, Tensor]] = {}
     try:
-        with torch.no_grad():
+        # what the loss made in inference mode is written in it alone
+        with torch.inference_mode():
             for tensor in tensors:
                 if (
                     id(tensor) not in held
@@ -107,7 +108,7 @@ def poisoned(tensors: list[Tensor]) -> Iterator[bool]:
                 tensor.fill_(float("nan"))
         yield bool(held)
     finally:
-        with torch.no_grad():
+        with torch.inference_mode():
             for tensor, values in held.values():
                 tensor.copy_(values)
 

@@ -121,7 +121,8 @@ def _poisoned(targets: Sequence[Target]) -> Iterator[dict[int, _Kept]]:
     full = [target for target in targets if target.tensor.numel()]
     places = [_places(target.tensor.detach()) for target in full]
     try:
-        with torch.no_grad():
+        # weights that were made in inference mode are written in it alone
+        with torch.inference_mode():
             for target, place, saved in zip(full, places, _room(places), strict=True):
                 saved.copy_(place)
                 width = target.tensor.shape[-1] if target.tensor.dim() else 1
@@ -130,7 +131,7 @@ def _poisoned(targets: Sequence[Target]) -> Iterator[dict[int, _Kept]]:
                 place.fill_(float("nan"))
         yield kept
     finally:
-        with torch.no_grad():
+        with torch.inference_mode():
             for place, saved in held:
                 place.copy_(saved)
 
@@ -180,7 +181,8 @@ class _Repaired:
 
     def copy(self, out: Tensor, source: Tensor, parameter: Parameter, start: int, group: int) -> None:
         flat = source.reshape(-1).clone()
-        self.kept[parameter.stream].repair_(flat, start)
+        if flat.numel():
+            self.kept[parameter.stream].repair_(flat, start)
         out.copy_(flat.view(source.shape))
 
     def rows(self, table: Tensor, rows: Tensor, parameter: Parameter, group: int) -> Tensor:
@@ -198,4 +200,5 @@ class _Repaired:
 
     def perturb_(self, found: Sequence[Target], group: int) -> None:
         for target in found:
-            self.kept[target.stream].repair_(target.tensor.view(-1), 0)
+            if target.tensor.numel():
+                self.kept[target.stream].repair_(target.tensor.view(-1), 0)
