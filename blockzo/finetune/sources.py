@@ -105,8 +105,36 @@ def read_task(
     else:
         train = rows_of.limit(train, settings.train_rows, settings.seed, "training rows")
     validation = rows_of.limit(validation, settings.final_rows, settings.seed, "held-out rows")
+    notes += _oddities(train, validation, task)
     parts = None if owners is None else owners(_whole_rows(train_path, [one.place for one in train], mapping))
     return Source(train_path, validation_path, train, validation, parts)
+
+
+OVERLAP = 0.1
+"""Share of held-out rows that stand in the training data, above which their figures are of known text."""
+
+
+def _oddities(train: list[Any], validation: list[Any], task: PromptTask | CompletionTask) -> list[str]:
+    """What is read well and may not be meant: labels without a row, held-out rows that are trained on."""
+    notes = []
+    if isinstance(task, PromptTask):
+        there = {example.label for example in train}
+        lacking = [label for number, label in enumerate(task.words) if number not in there]
+        if lacking:
+            notes.append(f"no training row has the label {', '.join(map(repr, lacking))}; a model learns not to say it")
+    known = {_text(example) for example in train}
+    twice = sum(_text(example) in known for example in validation)
+    if twice > OVERLAP * len(validation):
+        notes.append(
+            f"{twice} of {len(validation)} held-out rows have the text of a training row, so figures are not of new text; give "
+            "other rows with --validation"
+        )
+    return notes
+
+
+def _text(example: Any) -> tuple[Any, ...]:
+    said = tuple(tuple(one.items()) for one in getattr(example, "messages", ()))
+    return tuple(example.columns.items()), said
 
 
 def _whole_rows(path: Path, places: list[str], mapping: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from blockzo.finetune.data.columns import renamed
 from blockzo.finetune.data.order import shuffled
-from blockzo.finetune.data.rows import column, read_rows
+from blockzo.finetune.data.rows import blank, column, read_rows
 from blockzo.finetune.data.task import ALIASES, PromptTask
 from blockzo.finetune.errors import UserError
 
@@ -63,7 +63,7 @@ def read_examples(
             wanted = task.source(name)
             others = ALIASES.get(name, ()) if wanted == name else ()
             columns[name] = column(row, wanted, place, others, NAMES).strip()
-        if not any(columns.values()):
+        if all(map(blank, columns.values())):
             raise UserError(f"{place}: the text is empty; expected something in {', '.join(columns)}")
         result.append(Example(columns, classes[label], place))
     if not result:

@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogu
 LINE_END = re.compile(r"\r\n|\r|\n")
 LARGEST_CELL = 1 << 30
 """Characters; csv's own limit of 131,072 is less than a long document."""
+INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")
 Row = Mapping[str, Any]
 
 
@@ -256,6 +258,11 @@ def cell(value: Any, name: str, place: str) -> str:
     if "\0" in value:
         raise UserError(f"{place}: {shown_name(name)} has a NUL character; take it out")
     return str(value)
+
+
+def blank(text: str) -> bool:
+    """Nothing that could be seen: spaces, and marks without a shape (zero-width spaces, directions)."""
+    return all(unicodedata.category(letter) in INVISIBLE for letter in text)
 
 
 def shown_name(name: object) -> str:

@@ -10,13 +10,18 @@ from typing import Any
 from blockzo.finetune.data.columns import renamed
 from blockzo.finetune.data.completion_task import COMPLETION, MESSAGES, PROMPT, CompletionTask
 from blockzo.finetune.data.read import WHERE
-from blockzo.finetune.data.rows import CHATS, cell, column, read_rows
+from blockzo.finetune.data.rows import CHATS, blank, cell, column, read_rows
 from blockzo.finetune.errors import UserError
 
 ADVICE = "name the columns with --columns prompt=...,completion=..., or in --template as they are named in the file"
 ROLES = {"human": "user", "gpt": "assistant"}
 """Names of ShareGPT's format."""
 ASSISTANT = "assistant"
+BEYOND = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio", "images", "videos")
+"""What a message may hold beside its text, and no template is given here: an answer without it would be another answer."""
+TOOLS = ("tools", "functions")
+WEIGHT = "weight"
+"""Of a message, in OpenAI's format: 0 leaves it out of the loss."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +72,29 @@ def _example(row: Mapping[str, Any], task: CompletionTask, place: str) -> Writte
     if task.template is None:
         chat = next((name for name in (MESSAGES, *CHATS) if isinstance(row.get(name), list)), None)
         if chat is not None:
+            tools = next((name for name in TOOLS if row.get(name)), None)
+            if tools is not None:
+                raise UserError(
+                    f"{place}: {tools!r} beside {chat!r}, and --task sft gives a chat template no tools; write them into the "
+                    "system message as the model expects them, or leave the row out"
+                )
             said = messages(row[chat], chat, place)
-            return conversation(said, [i for i, one in enumerate(said) if one["role"] == ASSISTANT], chat, place)
+            chosen = [i for i, one in enumerate(said) if one["role"] == ASSISTANT]
+            return conversation(said, [i for i in chosen if _counts(row[chat][i], i, chat, place)], chat, place)
         if isinstance(row.get(PROMPT), list) and isinstance(row.get(COMPLETION), list):
             before, after = messages(row[PROMPT], PROMPT, place), messages(row[COMPLETION], COMPLETION, place)
             chosen = [len(before) + i for i, one in enumerate(after) if one["role"] == ASSISTANT]
             return conversation([*before, *after], chosen, COMPLETION, place)
     names = task.columns or (PROMPT,)
     columns = {name: column(row, name, place, task.others(name), ADVICE) for name in names}
+    if task.template is None and PROMPT not in row and "instruction" in row and not blank(str(row.get("input") or "")):
+        raise UserError(
+            f"{place}: 'input' has text, and the prompt would be 'instruction' alone; put both into it: --template "
+            '"{instruction}\\n\\n{input}\\n\\n"'
+        )
     if task.template is not None:
         columns = {name: text.strip() for name, text in columns.items()}
-    if not any(text.strip() for text in columns.values()):
+    if all(map(blank, columns.values())):
         raise UserError(f"{place}: the prompt is empty; expected something in {', '.join(columns)}")
     return WrittenExample(columns, _answers(row, task, place), place)
 
@@ -91,7 +108,7 @@ def _answers(row: Mapping[str, Any], task: CompletionTask, place: str) -> tuple[
         texts = [column(row, task.answer, place, tuple(there[:1]), ADVICE)]
     if task.template is not None:
         texts = [text.strip() for text in texts]
-    if not texts or not texts[0].strip():
+    if not texts or blank(texts[0]):
         raise UserError(f"{place}: the answer ({task.answer!r}) is empty; expected a text, or leave the row out")
     return tuple(texts)
 
@@ -107,6 +124,12 @@ def messages(found: Any, name: str, place: str) -> list[dict[str, str]]:
         where = f"{place}: message {number} of {name!r}"
         if not isinstance(one, Mapping):
             raise UserError(f'{where} is no object; expected {{"role": "user", "content": "..."}}')
+        beyond = next((name for name in BEYOND if one.get(name)), None)
+        if beyond is not None:
+            raise UserError(
+                f"{where} has {beyond!r}, and --task sft trains on the text of messages alone; write it into the content as the "
+                "model's chat template would, or leave the row out"
+            )
         role, content = one.get("role", one.get("from")), one.get("content", one.get("value"))
         if not isinstance(role, str) or not isinstance(content, str):
             told = "role" if not isinstance(role, str) else "content"
@@ -115,10 +138,27 @@ def messages(found: Any, name: str, place: str) -> list[dict[str, str]]:
     return result
 
 
+def _counts(one: Mapping[str, Any], number: int, name: str, place: str) -> bool:
+    """Whether a message is trained on, by its weight."""
+    weight = one.get(WEIGHT)
+    known = {None: True, "0": False, "1": True, "0.0": False, "1.0": True}
+    if weight not in known:
+        raise UserError(
+            f"{place}: message {number + 1} of {name!r} has the weight {weight}; expected 1, or 0 for one that is not trained on"
+        )
+    return known[weight]
+
+
 def conversation(said: list[dict[str, str]], counted: list[int], name: str, place: str) -> WrittenExample:
     if not counted:
         roles = ", ".join(dict.fromkeys(one["role"] for one in said)) or "none"
         raise UserError(
-            f"{place}: {name!r} has no message of the role {ASSISTANT!r} (roles here: {roles}); expected one to train on"
+            f"{place}: {name!r} has no message of the role {ASSISTANT!r} to train on (roles here: {roles}); "
+            "expected one, of a weight that is not 0"
+        )
+    empty = next((number for number in counted if blank(said[number]["content"])), None)
+    if empty is not None:
+        raise UserError(
+            f"{place}: message {empty + 1} of {name!r} is an answer without text; expected some, or leave the row out"
         )
     return WrittenExample({}, (said[counted[-1]]["content"],), place, tuple(said), tuple(counted))
