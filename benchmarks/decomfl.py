@@ -159,7 +159,8 @@ def main() -> None:
             table.add(case, "accuracy", Spread.of([after]), "")
             table.add(case, "TFLOP", Spread.of([result["flops"] / 1e12]), "TFLOP")
         ratios.append(compare(names[0], names[1]))
-    note_ratios(table, f"{given.model} SST-2 FedSPZO", ratios)
+    # rows of all forms are not replaced by those of some
+    note_ratios(table, f"{given.model} SST-2 {ours.name if given.forms else 'FedSPZO'}", ratios)
     if not given.no_save:
         table.save()
 
