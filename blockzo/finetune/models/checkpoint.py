@@ -45,7 +45,7 @@ def fitted(
         model, notes = _mended(source, kind, options, entries, config, seed, wrong)
     model.eval()
     _check_values(source, model, entries)
-    return model, [*notes, *_untied(source, model)]
+    return model, [*notes, *_untied(source, model), *_all_zero(source, model)]
 
 
 def _mended(
@@ -114,6 +114,14 @@ def _check_values(source: str, model: nn.Module, entries: Mapping[str, Entry]) -
             f"{len(bad)} weights of {source} hold NaN or infinity{wider}: {listed(bad)}. The file is damaged, or the training "
             "that made it diverged; use another checkpoint"
         )
+
+
+def _all_zero(source: str, model: nn.Module) -> list[str]:
+    """A download that was cut may leave a file of its full length, with zeros for what is missing."""
+    found = [name for name, t in model.named_parameters() if t.dim() > 1 and t.numel() and not bool(t.detach().any())]
+    if not found:
+        return []
+    return [f"{source}: all numbers of {listed(found)} are 0; where they were trained, fetch the file again"]
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ and nothing reaches the task's output (shown by filling them with NaN).
 from __future__ import annotations
 
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.weight_files import FLOATS, Entry
 from blockzo.finetune.models.weight_names import known_elsewhere, listed, names_of, plain, twice_given
 
+MASKED_BIAS = ".masked_bias"
 Build = Callable[..., tuple[Any, dict[str, Any]]]
 
 
@@ -84,6 +86,8 @@ def judged(source: str, model: Any, info: Mapping[str, Any], entries: Mapping[st
     """
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     unexpected -= names_of(model.named_buffers())
+    # a number that old GPT-2s, GPT-Js and GPT-Neos keep for their masks
+    unexpected -= {name for name in unexpected if name.endswith(MASKED_BIAS) and _is_number(name, entries)}
     shapes = {name: (tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]}
     unread = _unread_parts(model, missing) if missing else set()
     foreign = unexpected - known_elsewhere(model, unexpected) if unexpected else set()
@@ -126,6 +130,11 @@ def _is_whole_head(model: Any, missing: set[str]) -> bool:
     weights = {name: id(t) for name, t in model.state_dict(keep_vars=True).items()}
     inside = {id(t) for t in base.state_dict(keep_vars=True).values()}
     return {weights[name] for name in missing} == set(weights.values()) - inside
+
+
+def _is_number(name: str, entries: Mapping[str, Entry]) -> bool:
+    found = next((entry for key, entry in entries.items() if key.endswith(name)), None)
+    return found is None or math.prod(found.shape) == 1
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from blockzo.finetune.models.packages import fetch
 from blockzo.finetune.models.quantized_base import quantize_base
 from blockzo.finetune.models.trainable import freeze_others
 from blockzo.finetune.models.transformers_library import TORCH_DTYPES, attempt, quiet_transformers
-from blockzo.finetune.models.weight_files import FLOATS, file_entries, weight_entries
+from blockzo.finetune.models.weight_files import FLOATS, check_sizes, file_entries, weight_entries
 
 
 @dataclass
@@ -112,6 +112,7 @@ def load(
         entries = weight_entries(Path(source), _raw_config(Path(source))) if Path(source).is_dir() else {}
         trust = {"trust_remote_code": trust_remote_code}
         config = attempt(source, lambda: transformers.AutoConfig.from_pretrained(source, **trust))
+        check_sizes(source, config, entries)
         kind = _kind(config, source, head)
         if (task == "lm" or find_written_task(task) is not None) and kind != "causal":
             raise UserError(f"{source} is not a causal model; --task {task} needs one that predicts the next token")
@@ -133,6 +134,7 @@ def load(
                 f"{source} names a masked model and holds its encoder alone: mean pooling and a linear layer",
                 *notes,
             ]
+    limit = _limit(source, model, tokenizer)
     _check_tokenizer(source, model, tokenizer)
     if kind == "head":
         model = _with_head(model, source, classes, seed)
@@ -154,7 +156,7 @@ def load(
             raise UserError("--quantize goes with models that have a head of their own; leave --head mean out")
         quantize_base(model, quantize, source)
     put(model, torch.device(device), source, weight_bytes(model))
-    return Loaded(model, tokenizer, kind, source, _limit(model, tokenizer), notes, adapter, quantize)
+    return Loaded(model, tokenizer, kind, source, limit, notes, adapter, quantize)
 
 
 def _raw_config(folder: Path) -> dict[str, Any]:
@@ -177,6 +179,11 @@ def _kind(config: Any, source: str, head: str) -> str:
     if head not in ("auto", "words", "mean"):
         raise UserError(f"head is {head!r}; expected auto, words or mean")
     name = (getattr(config, "architectures", None) or [""])[0]
+    if not isinstance(name, str):
+        raise UserError(
+            f"{source}: architectures in its config.json begins with {name!r}; expected the name of a class, such as "
+            "LlamaForCausalLM"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"{source} ({name or config.model_type}) is an encoder-decoder, which the command line does not train; give a causal "
@@ -266,10 +273,14 @@ def _check_tokenizer(source: str, model: Any, tokenizer: Any) -> None:
         )
 
 
-def _limit(model: Any, tokenizer: Any) -> int:
+def _limit(source: str, model: Any, tokenizer: Any) -> int:
     """Most tokens of a row: of the configuration, of tables of positions that begin after a padding id, of the tokenizer."""
     config = model.config
     told = getattr(config, "max_position_embeddings", None)
+    most = tokenizer.model_max_length
+    for name, value in (("model_max_length of the tokenizer", most), ("max_position_embeddings of config.json", told)):
+        if value is not None and (isinstance(value, (bool, str)) or not value > 0):
+            raise UserError(f"{source}: the {name} is {value!r}; expected a positive number, or leave it out")
     limit = told if isinstance(told, int) and told > 0 else 1 << 20
     for name, module in model.named_modules():
         if (
@@ -278,7 +289,7 @@ def _limit(model: Any, tokenizer: Any) -> int:
             and module.padding_idx is not None
         ):
             limit = min(limit, module.num_embeddings - module.padding_idx - 1)
-    return min(limit, int(min(tokenizer.model_max_length, 1 << 20)))
+    return min(limit, int(min(most, 1 << 20)))
 
 
 def save(loaded: Loaded, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,25 @@ def weight_entries(folder: Path, config: dict[str, Any]) -> dict[str, Entry]:
         f"{folder} holds no weights: expected {' or '.join(names)}, found {', '.join(there[:6]) or 'no file'}{told}. "
         "Fetch the folder whole, or save the model with save_pretrained"
     )
+
+
+def check_sizes(source: str, config: Any, entries: Mapping[str, Entry]) -> None:
+    """Raises UserError where a configuration asks for a model that is larger than its weights: it would be built first."""
+    if not entries:
+        return
+    largest = max((size for entry in entries.values() for size in entry.shape), default=0)
+    told = config.get_text_config()
+    for name, most, what in (
+        ("num_hidden_layers", len(entries), f"has {len(entries)} weights"),
+        ("vocab_size", largest, f"has no weight with a side of more than {largest}"),
+        ("hidden_size", largest, f"has no weight with a side of more than {largest}"),
+    ):
+        value = getattr(told, name, None)
+        if isinstance(value, int) and value > most:
+            raise UserError(
+                f"{source}: its config.json says {name} {value}, and the file {what}: they belong to different models; fetch "
+                "both anew"
+            )
 
 
 def file_entries(path: Path) -> dict[str, Entry]:
@@ -125,11 +145,15 @@ def _pickled(path: Path) -> dict[str, Entry]:
             # data alone: a pickle may run any program
             found = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        # torch's own sentence tells how to run what is in the pickle
+        reason = "" if "weights_only" in str(error) or "Weights only" in str(error) else f" ({type(error).__name__})"
         raise UserError(
-            f"{path} cannot be read as weights alone: {reason}. It is cut, or a pickle that holds more than tensors, which is "
+            f"{path} cannot be read as weights alone{reason}. It is cut, or a pickle that holds more than tensors, which is "
             "never run; fetch the .safetensors file of the model, or save its state_dict again"
         ) from None
+    if isinstance(found, dict) and not all(isinstance(name, str) for name in found):
+        odd = next(name for name in found if not isinstance(name, str))
+        raise UserError(f"{path} has the name {odd!r} for a weight; expected texts: save model.state_dict() alone")
     if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
         odd = (
             next((k for k, v in found.items() if not isinstance(v, torch.Tensor)), "")
@@ -148,6 +172,14 @@ def _shards(index: Path) -> dict[str, Entry]:
         files = sorted(set(places.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{index} is not an index of shards (no weight_map can be read); {AGAIN}") from None
+    if not files:
+        raise UserError(f"{index} is not an index of shards (its weight_map is empty); {AGAIN}")
+    away = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
+    if away:
+        raise UserError(
+            f"{index.name} names {away[0]}, which is not inside of {index.parent}; move the shards into it, and name them by "
+            "file name alone"
+        )
     missing = [name for name in files if not (index.parent / name).is_file()]
     if missing:
         raise UserError(
@@ -163,7 +195,7 @@ def _shards(index: Path) -> dict[str, Entry]:
                 )
             entries[key] = entry
     for key, name in places.items():
-        if key not in entries or entries[key].file.name != name:
+        if key not in entries or entries[key].file != index.parent / name:
             raise UserError(
                 f"{index.name} says that {key} is in {name}, which does not hold it: they belong to different files; fetch the "
                 "folder anew"
