@@ -112,7 +112,8 @@ def test_its_errors_name_it(arguments: list[str], told: str) -> None:
 
 def test_a_file_cannot_give_it_what_it_does_not_take(tmp_path: Any) -> None:
     (tmp_path / "tea.yaml").write_text("\ncups: many\n")
-    with pytest.raises(UserError, match="tea.yaml, line 2: --cups: 'many' is not a valid integer"):
+    # the end is typer's words, which change between its versions
+    with pytest.raises(UserError, match="tea.yaml, line 2: --cups: .*valid integer"):
         made()[0](["finetune", "--config", str(tmp_path / "tea.yaml")], standalone_mode=False)
 
 
@@ -144,7 +145,8 @@ def test_wrong_usage_is_one_line_that_says_where_help_is(capsys: Any, monkeypatc
             cli.main()
         out, err = capsys.readouterr()
         assert end.value.code == 2 and out == ""
-        assert err.startswith("error: ") and told in err and err.count("\n") == 1, err
+        # an argument is named in capitals by typer 0.20, as it is by 0.29
+        assert err.startswith("error: ") and told.lower() in err.lower() and err.count("\n") == 1, err
         # click does not say with every error which command it is of
         assert "--rounds" in told or err.endswith(
             f"(see blockzo{' ' + arguments[0] if told != 'nothing' else ''} --help)\n"
