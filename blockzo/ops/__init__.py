@@ -24,7 +24,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from blockzo import torch_version  # noqa: F401  (first: it refuses what the others would fail on)
+import blockzo.ops.torch_version  # noqa: F401  (first: it refuses what the others would fail on)
 from blockzo.journal.record import Record, check_record, decay_factor
 from blockzo.noise import Noise
 from blockzo.ops import library, library_packed, low_rank  # noqa: F401  (both define torch.ops.blockzo)

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from blockzo import versions
+from blockzo.ops import versions
 from blockzo.ops.backends import registry
 from tests.packaging.builds import ROOT
 

@@ -11,7 +11,7 @@ import torch
 
 from blockzo.ops.backends import reference
 from blockzo.ops.backends.base import Absent, Backend, Entry
-from blockzo.versions import too_old
+from blockzo.ops.versions import too_old
 
 
 def _reference() -> Backend:

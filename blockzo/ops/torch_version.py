@@ -2,7 +2,7 @@
 
 import torch
 
-from blockzo.versions import too_old
+from blockzo.ops.versions import too_old
 
 if _old := too_old("torch", torch.__version__):
     raise ImportError(_old)
