@@ -45,7 +45,7 @@ def perturbed_linear(
 
     Returns:
         Tensor of shape [..., N] and the dtype of `x`. Sums are float32. With "auto" products are too, and the move is not
-        rounded; unless the CPU multiplies 16-bit numbers itself, x has the dtype of the weight and a group has 48
+        rounded; unless an x86 CPU multiplies 16-bit numbers itself, x has the dtype of the weight and a group has 48
         rows or more (with AVX512-BF16 and no AMX 17): then the moved weight, and where torch multiplies the bias, are rounded to
         that dtype. GPUs multiply 16-bit operands as such and sum in float32 (docs/gpu.md). A group's values do not depend on the
         others; an x that all share (`expand`) GPUs multiply once.

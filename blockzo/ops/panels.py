@@ -27,7 +27,7 @@ PANEL_BYTES = 10 << 20
 """
 MovePanel = Callable[[Tensor, Tensor, int, Any, int], None]
 """out, rows of the weight, index of the first, step of one direction, stream."""
-TILE_TOKENS = {"amx": 384, "avx512": 384, "avx2": 256, "neon": 256, "baseline": 64}
+TILE_TOKENS = {"amx": 384, "avx512": 384, "avx2": 256, "neon-bf16": 256, "neon": 256, "baseline": 64}
 """Tokens a group below which the fused kernel is the faster way, by instruction set; four times these for 16-bit weights.
 
 Measured where the product of torch uses the same instructions. MKL uses AVX-512 on Intel's CPUs only: on an AMD EPYC (Zen 5) it
@@ -75,6 +75,9 @@ def choose_path(
             first, few = PAIR_TOKENS[0], tokens <= PAIR_TOKENS[1]
         if tokens >= first or (rounded and few):
             return "narrow tiles" if few else "narrow panels"
+    # half the multiplications of a product in float32; "auto" does not round there, as no such CPU was measured
+    if rounded and isa == "neon-bf16" and x.dtype == weight.dtype and _fits_pairs(weight):
+        return "narrow tiles"
     most = TILE_TOKENS[isa] * (1 if weight.dtype == torch.float32 else 4)
     always = isa in ("avx512", "amx") and vendor != "intel" and torch.backends.mkl.is_available()
     if always or tokens < most:

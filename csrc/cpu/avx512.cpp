@@ -115,7 +115,7 @@ __attribute__((always_inline)) inline void put_rounded(uint16_t* p, wide_floats 
 #include "kernels.inl"
 #ifdef TILES_KNOWN
 #include "linear_tiles.inl"
-constexpr KernelTable AMX_TABLE = KERNELS("amx", has_tiles, tiles_room, tiles_rows);
+constexpr KernelTable AMX_TABLE = KERNELS("amx", has_tiles, has_dots, tiles_room, tiles_rows);
 #endif
 }  // namespace
 const KernelTable* avx512_table() { return &TABLE; }

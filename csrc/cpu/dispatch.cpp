@@ -12,7 +12,7 @@ namespace {
 
 std::vector<const KernelTable*> tables() {
   std::vector<const KernelTable*> found;
-  for (const KernelTable* table : {amx_table(), avx512_table(), avx2_table(), neon_table(), baseline_table()})
+  for (const KernelTable* table : {amx_table(), avx512_table(), avx2_table(), neon_bf16_table(), neon_table(), baseline_table()})
     if (table) found.push_back(table);
   return found;
 }

@@ -68,7 +68,7 @@ size_t take_batch(LinearPlan& plan, const std::vector<LinearDirection>& all, siz
 // Products of 16-bit pairs and tables of signs: where both are faster than a product of moved weights.
 bool by_signs(const LinearPlan& plan, const KernelTable& table) {
   const Linear& call = plan.call;
-  return table.has_dots && table.has_dots() && plan.distribution == RADEMACHER && call.x_dtype == BFLOAT16 &&
+  return table.signs_rows && table.has_dots && table.has_dots() && plan.distribution == RADEMACHER && call.x_dtype == BFLOAT16 &&
          call.weight_dtype == BFLOAT16 && call.rows >= 128 && call.width >= 64 && call.width % 2 == 0 &&
          call.weight_row == call.width && call.noise_row == call.width;
 }

@@ -1,5 +1,19 @@
 // bfloat16 rows by weights that are moved and rounded to bfloat16: products of pairs of neighbours, summed in float32.
 
+// Two neighbours of each token in the two halves of its lane, so that tokens are packed as floats would be.
+void pack_pairs(const LinearPlan& plan, int64_t vector) {
+  const Linear& call = plan.call;
+  const int64_t of_group = plan.padded / LANES, place = vector / of_group, first = vector % of_group * LANES;
+  const float* rows[LANES];
+  for (int lane = 0; lane < LANES; ++lane) {
+    const int64_t token = first + lane < plan.tokens ? first + lane : plan.tokens - 1;
+    rows[lane] = (const float*)((const uint16_t*)call.x + plan.held[place] * call.x_group + (plan.first_token + token) * call.x_row);
+  }
+  float* const out = plan.packed + vector * plan.pairs * LANES;
+  pack_rows(rows, (int)(call.width / 2), out, LANES);
+  memset(out + call.width / 2 * LANES, 0, sizeof(vf) * (size_t)(plan.pairs - call.width / 2));
+}
+
 struct ByPairs {
   typedef uint16_t number;
   static constexpr int apart = DEPTH + 32, columns = 2;

@@ -6,20 +6,6 @@
 constexpr int SIGNS_A_TABLE = 5, TABLES = 11;       // 22 KB for LANES tokens, which stay in the first-level cache
 constexpr int WINDOW = SIGNS_A_TABLE * TABLES;      // signs of a row that are summed at a time; at most 57, see below
 
-// Two neighbours of each token in the two halves of its lane, so that tokens are packed as floats would be.
-void pack_pairs(const LinearPlan& plan, int64_t vector) {
-  const Linear& call = plan.call;
-  const int64_t of_group = plan.padded / LANES, place = vector / of_group, first = vector % of_group * LANES;
-  const float* rows[LANES];
-  for (int lane = 0; lane < LANES; ++lane) {
-    const int64_t token = first + lane < plan.tokens ? first + lane : plan.tokens - 1;
-    rows[lane] = (const float*)((const uint16_t*)call.x + plan.held[place] * call.x_group + (plan.first_token + token) * call.x_row);
-  }
-  float* const out = plan.packed + vector * plan.pairs * LANES;
-  pack_rows(rows, (int)(call.width / 2), out, LANES);
-  memset(out + call.width / 2 * LANES, 0, sizeof(vf) * (size_t)(plan.pairs - call.width / 2));
-}
-
 template <class V, class Bits>
 INLINE void make_tables(const float* pairs, int64_t column, int64_t width, float* tables) {
   for (int t = 0; t < TABLES; ++t) {

@@ -30,7 +30,7 @@ struct KernelTable {
   void (*linear_pack)(const LinearPlan& plan, int64_t tile);
   void (*linear_rows)(const LinearPlan& plan, int64_t first, int64_t last, float* room);
   void (*low_rank)(const LowRankTile& tile);
-  // null where no CPU of the set multiplies 16-bit numbers
+  // null where no CPU of the set multiplies 16-bit numbers; signs_rows also where sums over signs are not known to be faster
   bool (*has_dots)();
   void (*pack_pairs)(const LinearPlan& plan, int64_t vector);
   void (*signs_rows)(const LinearPlan& plan, int64_t first, int64_t last, float* room);
@@ -45,6 +45,7 @@ const KernelTable* avx2_table();
 const KernelTable* avx512_table();
 const KernelTable* amx_table();
 const KernelTable* neon_table();
+const KernelTable* neon_bf16_table();
 const KernelTable* chosen_table();
 
 }  // namespace blockzo

@@ -8,10 +8,12 @@
 //   project   tensor  steps  float64 bits...
 //   linear    x [groups, tokens, width]  weight [rows, width]  bias [groups, rows]  start  narrow (0 or 1)  steps  values of the product...
 //
+// linear@PATH holds sums of that instruction set's own rounding; the others pass it by.
 // tensor: dtype stream ndim sizes... strides... memory-count values...     steps: count step...
 // step: seed distribution[:rank:width] factor-bits flags (1 stochastic, 2 joins) terms (direction coefficient-bits)...
 //
 // With BLOCKZO_HEADERS_ONLY only the noise headers are used: that is what nvcc compiles.
+#include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
@@ -241,8 +243,11 @@ std::vector<uint64_t> run_kernel(const std::string& kind, Case& words, int threa
     return memory.bits();
 }
 
-void check_kernels(const std::string& kind, const std::string& text, int line) {
+void check_kernels(const std::string& given, const std::string& text, int line) {
+    const size_t at = given.find('@');
+    const std::string kind = given.substr(0, at), only = at == std::string::npos ? "" : given.substr(at + 1);
     for (const std::string& path : blockzo::available()) {
+        if (!only.empty() && path != only) continue;
         blockzo::choose(path);
         for (int threads : {1, 3}) {
             Case words(text);
@@ -251,6 +256,21 @@ void check_kernels(const std::string& kind, const std::string& text, int line) {
             const auto found = run_kernel(kind, words, threads, expected);
             compare(path + " with " + std::to_string(threads) + " threads", line, found, expected);
         }
+    }
+}
+
+// A set that is compiled and that this CPU lacks.
+void check_refusals() {
+    const auto here = blockzo::available();
+    for (const std::string& path : blockzo::compiled()) {
+        if (std::find(here.begin(), here.end(), path) != here.end()) continue;
+        const std::string before = blockzo::chosen();
+        try {
+            blockzo::choose(path);
+        } catch (const std::invalid_argument&) {
+        }
+        failures += blockzo::chosen() != before;
+        std::printf("refused %s\n", path.c_str());
     }
 }
 
@@ -263,6 +283,10 @@ int main(int count, char** arguments) {
         std::printf("usage: %s CASES\n", arguments[0]);
         return 2;
     }
+#if !defined(BLOCKZO_HEADERS_ONLY)
+    std::printf("chosen %s\n", blockzo::chosen().c_str());
+    check_refusals();
+#endif
     std::ifstream file(arguments[1]);
     int line = 0;
     try {

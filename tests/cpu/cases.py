@@ -16,8 +16,8 @@ from blockzo.ops.params import Target
 from blockzo.ops.steps import Step, joined_steps, make_step
 
 LINEAR_ISAS: list[str] = _native.available()
-ISAS = [name for name in LINEAR_ISAS if name != "amx"]
-"""A matrix unit serves linear layers alone: all other kernels of that set are those of avx512."""
+ISAS = [name for name in LINEAR_ISAS if name not in ("amx", "neon-bf16")]
+"""Products of bfloat16 serve linear layers alone: all other kernels of these sets are those of avx512 and of neon."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DISTRIBUTIONS = ("rademacher", "gaussian")
 SEED = 0xFEDCBA9876543210

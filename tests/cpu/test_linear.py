@@ -314,6 +314,22 @@ def test_a_matrix_unit_is_taken_for_whole_steps_of_few_tokens(monkeypatch: pytes
         assert other == "narrow panels"
 
 
+def test_pairs_of_arm_are_taken_where_the_user_chose_to_round() -> None:
+    def path(isa: str, moved: str, width: int = 64, dtype: torch.dtype = torch.bfloat16) -> str:
+        weight, x = torch.empty(8, width, dtype=dtype), torch.empty(1, 2048, width, dtype=dtype)
+        return panels.choose_path(x, weight, 7, isa, "other", moved)
+
+    assert path("neon-bf16", "rounded") == "narrow tiles"
+    for moved in ("auto", "float32"):
+        assert path("neon-bf16", moved) == path("neon", moved) != "narrow tiles"
+    others = (
+        path("neon", "rounded"),
+        path("neon-bf16", "rounded", 63),
+        path("neon-bf16", "rounded", 64, torch.float16),
+    )
+    assert others == ("rounded panels",) * 3
+
+
 def test_pairs_are_taken_for_some_tokens_by_rows_of_whole_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(panels, "multiplies", lambda dtype: True)
 

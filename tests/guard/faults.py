@@ -51,6 +51,7 @@ void changed(const void* in, int, void* out, int, int64_t base, int64_t count, c
   return &table;
 }}
 """
+    tables += "const KernelTable* neon_bf16_table() { return nullptr; }\n"
     target = folder / "faults.cpp"
     target.write_text(
         f"{text}}}\n{tables}}}\n{avx2[last:]}".replace("const KernelTable* avx2_table() { return nullptr; }", "")

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.packaging import bfdot
 from tests.packaging.builds import NVCC, ROOT, Result, execute
 from tests.packaging.vector_cases import all_cases, noise_cases
 
@@ -58,9 +60,10 @@ def build(compiler: str, folder: Path, *options: str) -> Path:
     return program
 
 
-def paths(result: Result) -> set[str]:
+def paths(result: Result, word: str = "path") -> set[str]:
+    """Instruction sets by `word`: "path", those that ran; "refused", those that the CPU lacks; "chosen", that of no choice."""
     assert result.returncode == 0 and " 0 failures" in result.stdout, result.stdout[-3000:]
-    return {line.removeprefix("path ") for line in result.stdout.splitlines() if line.startswith("path ")}
+    return {line.removeprefix(f"{word} ") for line in result.stdout.splitlines() if line.startswith(f"{word} ")}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,8 @@ def test_newer_instructions_stay_in_their_files(native: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(("cpu", "expected"), [("Nehalem", {"baseline"}), ("Haswell", {"avx2", "baseline"})])
 def test_on_older_cpus(native: Path, cases: Path, tmp_path: Path, cpu: str, expected: set[str]) -> None:
     """The very program of this machine, where instructions that it has are missing."""
-    assert paths(execute([tool("qemu-x86_64-static"), "-cpu", cpu, native, cases], tmp_path)) == expected
+    done = execute([tool("qemu-x86_64-static"), "-cpu", cpu, native, cases], tmp_path)
+    assert paths(done) == expected and paths(done, "refused") >= {"avx512"}
 
 
 def wide_instructions(path: Path, folder: Path) -> list[str]:
@@ -112,9 +116,42 @@ def test_a_wrong_bit_is_found(native: Path, cases: Path, tmp_path: Path) -> None
         assert done.returncode == 1 and "expected" in done.stdout, done.stdout
 
 
-def test_neon_under_emulation(cases: Path, tmp_path: Path) -> None:
-    program = build(tool("aarch64-linux-gnu-g++"), tmp_path, "-static", "-fopenmp")
-    assert paths(execute([tool("qemu-aarch64-static"), program, cases], tmp_path)) >= {"baseline", "neon"}
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tool("aarch64-linux-gnu-g++"), tmp_path_factory.mktemp("arm"), "-static", "-fopenmp")
+
+
+@pytest.mark.parametrize(("cpu", "lacks"), [("max", set()), ("cortex-a72", {"neon-bf16"})])
+def test_arm_under_emulation(arm: Path, cases: Path, tmp_path: Path, cpu: str, lacks: set[str]) -> None:
+    """One program, on a CPU with products of bfloat16 and on one without."""
+    done = execute([tool("qemu-aarch64-static"), "-cpu", cpu, arm, cases], tmp_path)
+    assert paths(done) == {"neon-bf16", "neon", "baseline"} - lacks and paths(done, "refused") == lacks
+    assert paths(done, "chosen") == {"neon" if lacks else "neon-bf16"}
+
+
+def test_products_of_bfloat16_stay_in_the_file_of_neon(arm: Path, tmp_path: Path) -> None:
+    for path in sorted(arm.parent.glob("*.o")):
+        done = execute([tool("aarch64-linux-gnu-objdump"), "-d", "--no-show-raw-insn", path], tmp_path)
+        assert done.returncode == 0 and (re.search(r"\tbf[a-z0-9]+\t", done.stdout) is None) is (path.stem != "neon"), (
+            path
+        )
+
+
+def test_sums_of_bfdot_are_rounded_to_odd() -> None:
+    """By hand: exact sums stay, others go to the odd one of their neighbours, above or below; subnormal numbers are 0."""
+    big, tiny = 2.0**24, 2.0**-126
+    for x, expected in (
+        ((big, 2, 2, 0), big + 4),
+        ((big, 1, 0, 0), big + 2),
+        ((big, 1, 2, -1), big + 2),
+        ((2, 1, big, 2), big + 6),
+        ((big, tiny, -big, 0), 2),
+        ((tiny, -tiny / 2, 0, 0), tiny),
+        ((tiny, -1.5 * tiny, 0, 0), 0),
+    ):
+        for sign in (1, -1):
+            rows = sign * torch.tensor([x], dtype=torch.bfloat16)
+            assert bfdot.chain(rows, torch.ones(1, 4, dtype=torch.bfloat16)).item() == sign * expected, x
 
 
 def test_headers_alone_with_the_host_compiler(cases: Path, tmp_path: Path) -> None:

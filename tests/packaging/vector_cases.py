@@ -14,6 +14,7 @@ from blockzo.noise import Noise
 from blockzo.ops.backends import reference
 from blockzo.ops.params import Target
 from blockzo.ops.steps import Step, joined_steps, make_step
+from tests.packaging import bfdot
 
 SEED, STREAM = 0xFEDCBA9876543210, 0x89ABCDEF
 SIZES = (1, 5, 127, 300, 4099)
@@ -137,24 +138,80 @@ def linear_cases() -> Iterator[str]:
         # each token reads one column, so that Gaussian noise makes no sums
         x, weight = torch.eye(40).expand(3, 40, 40), weights(13 * 43, dtype).view(13, 43)
         step = make_step(Noise(SEED, "gaussian"), [2, 2, 7], [1.5 * half, -1.5 * half, 0.0])
-        yield from products(x.contiguous(), weight, torch.zeros(3, 13, dtype=dtype), 40, step)
+        for own in (torch.float32, torch.bfloat16) if dtype == torch.bfloat16 else (torch.float32,):
+            yield from products(x.to(own), weight, torch.zeros(3, 13, dtype=dtype), 40, step)
 
 
 def products(x: Tensor, memory: Tensor, bias: Tensor, width: int, step: Step, start: int = 128) -> Iterator[str]:
     """By the first columns of `memory` [rows, columns]."""
-    weight = memory[:, :width]
-    noise = Noise(step.seed, step.distribution)
-    z = [noise.sample(STREAM, memory.numel(), d, start).view(memory.shape)[:, :width] for d in step.directions]
-    moved = torch.stack([weight.float() + c * own for c, own in zip(step.coefficients, z, strict=True)])
-    tensors = [tensor_text(x, x), tensor_text(weight, memory), tensor_text(bias, bias)]
+    moved = moved_weights(memory, width, step, start)
     for narrow in (False, True) if memory.dtype != torch.float32 else (False,):
-        read = moved.to(weight.dtype) if narrow else moved
+        read = moved.to(memory.dtype) if narrow else moved
         out = x.double() @ read.double().transpose(1, 2) + bias.double().unsqueeze(1)
         assert torch.equal(out, out.float().double())
-        yield " ".join(
-            ["linear", *tensors, str(start), str(int(narrow)), steps_text([step]), *bits(out.float().to(x.dtype))]
-        )
+        yield product_text("linear", x, x, memory, bias, width, start, narrow, step, out.float().to(x.dtype))
+
+
+def moved_weights(memory: Tensor, width: int, step: Step, start: int) -> Tensor:
+    """Of each group, in float32."""
+    noise = Noise(step.seed, step.distribution)
+    z = [noise.sample(STREAM, memory.numel(), d, start).view(memory.shape) for d in step.directions]
+    return torch.stack([(memory.float() + c * own)[:, :width] for c, own in zip(step.coefficients, z, strict=True)])
+
+
+def product_text(
+    kind: str,
+    x: Tensor,
+    held: Tensor,
+    memory: Tensor,
+    bias: Tensor,
+    width: int,
+    start: int,
+    narrow: bool,
+    step: Step,
+    out: Tensor,
+) -> str:
+    """`x` is a view of the whole of `held`."""
+    tensors = [tensor_text(x, held), tensor_text(memory[:, :width], memory), tensor_text(bias, bias)]
+    return " ".join([kind, *tensors, str(start), str(int(narrow)), steps_text([step]), *bits(out)])
+
+
+def pair_cases() -> Iterator[str]:
+    """Rounded weights by pairs of bfloat16, to the bit of what BFDOT gives. Two groups keep their weights, one by a move that
+    rounding undoes: there halves cancel, and the rounding of the sums is all there is to see.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def halves(sign: int, *shape: int) -> Tensor:
+        half = torch.randn(*shape[:-1], shape[-1] // 2, generator=generator)
+        half = half * 2.0 ** torch.randint(-8, 4, half.shape, generator=generator)
+        return torch.cat([half, sign * half], -1).to(torch.bfloat16)
+
+    shapes = ((1, 1, 2, 0), (3, 130, 64, 0), (4, 12, 256, 0), (5, 13, 34, 3), (7, 97, 258, 0), (18, 20, 1290, 4))
+    for number, (tokens, rows, width, beside) in enumerate((*shapes, (400, 5, 36, 0), (1100, 3, 32, 1))):
+        for distribution in ("rademacher", "gaussian"):
+            step = make_step(Noise(SEED, distribution), [2, 2, 7, 9], [0.5, -0.25, 1e-12, 0.0])
+            shared = number % 3 == 1
+            held = halves(-1, 1 if shared else 4, tokens, width)
+            memory = torch.cat([halves(1, rows, width), halves(1, rows, 2 * beside)], -1)
+            bias = (torch.zeros(4, rows), (torch.arange(4 * rows) % 5 - 2).view(4, -1).to(torch.bfloat16))[number % 2]
+            yield pair_case(held.expand(4, -1, -1), held, memory, bias, width, step, (128, 77)[number % 2])
+    # subnormal weights, tokens, products and a subnormal sum
+    held = torch.tensor([[[1024.0, 2.0**-70, 2.0**-130, 1.0]]], dtype=torch.bfloat16)
+    memory = torch.tensor([[2.0**-130, 0, 0, 0], [0, 2.0**-70, 0, 0], [0, 0, 1024.0, 0]], dtype=torch.bfloat16)
+    memory = torch.cat([memory, torch.tensor([[0, 0, 0, 2.0**-126], [-(2.0**-136), 0, 0, 2.0**-126]])]).bfloat16()
+    yield pair_case(held, held, memory, torch.zeros(1, 5), 4, make_step(Noise(SEED), [2], [0.0]), 128)
+
+
+def pair_case(x: Tensor, held: Tensor, memory: Tensor, bias: Tensor, width: int, step: Step, start: int) -> str:
+    read = moved_weights(memory, width, step, start).bfloat16()
+    sums = torch.stack([bfdot.chain(own, weight) for own, weight in zip(x, read, strict=True)])
+    want = x.double() @ read.double().transpose(1, 2)
+    size = x.double().norm(dim=-1, keepdim=True) * read.double().norm(dim=2).unsqueeze(1)
+    assert bool(((sums - want).abs() <= 2.0**-20 * size + 2.0**-110).all())
+    out = (sums + bias.float().unsqueeze(1)).bfloat16()
+    return product_text("linear@neon-bf16", x, held, memory, bias, width, start, True, step, out)
 
 
 def all_cases() -> list[str]:
-    return [*noise_cases(), *operation_cases(), *linear_cases()]
+    return [*noise_cases(), *operation_cases(), *linear_cases(), *pair_cases()]

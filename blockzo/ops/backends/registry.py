@@ -59,7 +59,7 @@ BACKENDS = {
             advice="install a C++ compiler and blockzo again",
             required_by="BLOCKZO_REQUIRE_NATIVE",
             switches={
-                "BLOCKZO_ISA": "one instruction set, by name",
+                "BLOCKZO_ISA": "one instruction set: baseline, avx2, avx512, amx, neon, neon-bf16",
                 "BLOCKZO_REQUIRE_NATIVE": "1 makes their absence an error",
             },
             extension="blockzo._native",

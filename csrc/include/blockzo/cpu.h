@@ -66,7 +66,7 @@ struct Linear {
   bool narrow;  // moved weights are rounded to their 16-bit dtype, as a move in place would leave them
 };
 
-// Instruction sets: "baseline", "avx2", "avx512", "amx" (avx512 and its matrix unit), "neon".
+// Instruction sets: "baseline", "avx2", "avx512", "amx" (avx512 and its matrix unit), "neon", "neon-bf16" (neon and products of bfloat16).
 std::vector<std::string> compiled();
 std::vector<std::string> available();
 std::string chosen();
