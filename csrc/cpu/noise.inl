@@ -74,7 +74,7 @@ struct Calls {
     while (done < 9) step();
     // the last round puts its words where they belong: the high half of a product below the low half of the same
     const Two<vq> p0 = mul_words(x.x0, 0xD2511F53u), p1 = mul_words(x.x2, 0xCD9E8D57u);
-    const Two<vq> other1 = (x.x1 ^ (uint64_t)keys.first) & 0xFFFFFFFFull, other3 = (x.x3 ^ (uint64_t)keys.second) & 0xFFFFFFFFull;
+    const Two<vq> other1 = (x.x1 ^ (uint64_t)keys.first) & (uint64_t)0xFFFFFFFFu, other3 = (x.x3 ^ (uint64_t)keys.second) & (uint64_t)0xFFFFFFFFu;
     const Two<vq> low = Two<vq>{turn_halves(p1.a), turn_halves(p1.b)} ^ other1;
     const Two<vq> high = Two<vq>{turn_halves(p0.a), turn_halves(p0.b)} ^ other3;
     vq a, b, c, d;
