@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
@@ -37,6 +38,21 @@ from blockzo.optim.zo import ZO
 __all__ = ["ZOConfig", "ZOTrainer", "zo"]
 
 T = TypeVar("T", bound=type)
+
+HOOKS = ("_prepare_for_training", "_clip_grad_norm", "_get_grad_norm", "_save_checkpoint", "_save", "_load_best_model")
+"""Methods of the Trainer that are overridden though it does not document them: what it does not have, it does not call."""
+
+
+def check_hooks(trainer: type) -> None:
+    """ImportError where the Trainer lacks a method that is overridden."""
+    if lacks := [name for name in HOOKS if not hasattr(trainer, name)]:
+        raise ImportError(
+            f"the Trainer of transformers {transformers.__version__} has no {', '.join(lacks)}, which blockzo overrides; "
+            "those of 5.3 to 5.24 have them: pip install 'transformers>=5.3'"
+        )
+
+
+check_hooks(Trainer)
 
 
 class _ZerothOrder:

@@ -15,7 +15,7 @@ import blockzo as bz
 from blockzo.contract import MOVED
 from blockzo.federated.flower.loopback import free_port
 from blockzo.integrations.trainer_settings import converted
-from blockzo.integrations.transformers import ZOConfig, ZOTrainer, zo
+from blockzo.integrations.transformers import HOOKS, ZOConfig, ZOTrainer, _ZerothOrder, check_hooks, zo
 from blockzo.noise import canonical_name
 from tests.core import zoo as models
 from tests.integrations.trained import Seen, Stop, settings, trainer
@@ -233,6 +233,13 @@ def test_label_smoothing_and_losses_of_the_user(tmp_path: Path) -> None:
 def test_settings_that_do_not_go_are_refused(given: dict[str, Any], text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=text):
         settings(tmp_path, **given)
+
+
+def test_a_trainer_that_would_not_call_an_override_is_refused() -> None:
+    private = {name for name in vars(_ZerothOrder) if name.startswith("_") and hasattr(transformers.Trainer, name)}
+    assert {name for name in private if not name.startswith("__")} == set(HOOKS)
+    with pytest.raises(ImportError, match="has no _prepare_for_training, .* 'transformers>=5.3'"):
+        check_hooks(object)
 
 
 def test_what_else_is_refused(tmp_path: Path) -> None:
