@@ -19,6 +19,12 @@ from torch.utils._pytree import tree_leaves
 
 from blockzo.perturb.kinds import Kind, kind_of
 
+_FORMS = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like")
+LIKE = frozenset({*_FORMS, "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "new_empty_strided"})
+"""Of the first argument they take the form alone, as masks and positions do that are made once."""
+AS = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as"})
+"""Of the others."""
+
 
 class Watch(TorchFunctionMode):
     """Enter it around one evaluation after the other, and call `again` between two.
@@ -49,7 +55,9 @@ class Watch(TorchFunctionMode):
         for tensor in written:
             self._forget(tensor)
         stale = [tensor for tensor in given if self._is(self.old, tensor)] if self.old else []
-        of_weights = any(id(tensor) in self.weights or self._is(self.made, tensor) for tensor in given)
+        of_weights = any(
+            id(tensor) in self.weights or self._is(self.made, tensor) for tensor in _sources(func, args, kwargs)
+        )
         result = func(*args, **kwargs)
         found = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if stale and kind is Kind.VIEW:
@@ -80,6 +88,13 @@ class Watch(TorchFunctionMode):
                 other = held()
                 if other is None or other is tensor or (place is not None and _memory(other) == place):
                     del self.old[number]
+
+
+def _sources(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors whose values are in the result."""
+    name = getattr(func, "__name__", "")
+    read: Any = args[:1] if name in AS else (args[1:] if name in LIKE else args, kwargs)
+    return [leaf for leaf in tree_leaves(read) if isinstance(leaf, Tensor)]
 
 
 def _memory(tensor: Tensor) -> int | None:

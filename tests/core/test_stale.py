@@ -141,3 +141,29 @@ def test_a_tensor_kept_from_a_group_is_refused_in_words() -> None:
     HISTORY.clear()
     with pytest.raises(ValueError, match=r"keeps a tensor of an evaluation that ran in a group.*max_group=1"):
         bz.ZO(Net(), logged, bz.SPSA(4), eps=1e-2, max_group=4).step(X)
+
+
+FORMS = {
+    "like": lambda x: torch.ones_like(x).tril(),
+    "new": lambda x: x.new_ones(x.shape).tril(),
+    "to": lambda x: torch.ones(x.shape).tril().to(x),
+    "type_as": lambda x: torch.ones(x.shape).tril().type_as(x),
+    "expand": lambda x: torch.arange(x.shape[-1], dtype=x.dtype).expand_as(x),
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_what_takes_the_form_of_activations_alone_may_be_kept(kind: str) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.inner, self.head, self.mask = nn.Linear(4, 4), nn.Linear(4, 1), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inner(x)
+            if self.mask is None:
+                self.mask = FORMS[kind](x)
+            return (self.head(x * self.mask) ** 2).mean()
+
+    bz.ZO(Masked(), lambda model, x: model(x), bz.MeZO(), max_group=1).step(torch.randn(4, 4))
