@@ -86,9 +86,13 @@ class _WithoutGradients(PerturbedForward):
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            super().__exit__(*error)
+            return
+        # whoever enters it may catch what is raised inside
+        self._caught = None
         super().__exit__(*error)
-        if not torch.compiler.is_dynamo_compiling():
-            torch.set_grad_enabled(self._gradients.pop())
+        torch.set_grad_enabled(self._gradients.pop())
 
 
 def make_move(noise: Noise, directions: Sequence[int], scales: Sequence[float], moved: str = "auto") -> Move:

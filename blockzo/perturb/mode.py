@@ -80,7 +80,7 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
     ) -> None:
         super().__init__(index, moves, groups, level, measure)
         self.barred, self.row_limits = barred or {}, row_limits
-        self._error: Exception | None = None
+        self._caught: Exception | None = None
         self.used: set[int] = set()
         self.flops = self.rows = self.lookups = self.operands = 0
 
@@ -94,13 +94,11 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
         if not torch.compiler.is_dynamo_compiling():
             self.entered -= 1
         super().__exit__(*error)
-        if (
-            self._error is not None
-            and not self.entered
-            and error[0] is None
-            and not torch.compiler.is_dynamo_compiling()
-        ):
-            raise self._error
+        if torch.compiler.is_dynamo_compiling() or self.entered:
+            return
+        caught, self._caught = self._caught, None
+        if caught is not None and error[0] is None:
+            raise caught
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -112,7 +110,7 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
         except Exception as error:
             # code that catches it would go on without what was asked for, to a loss that is of something else
             if self.level is not None or refused_here(error):
-                self._error = self._error or error
+                self._caught = self._caught or error
             raise
 
     def _called(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -254,7 +252,7 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
             warnings.warn(
                 f"the model hands parameter {large[0].name!r} to {name!r}, which has no perturbed form; it gets a moved copy of "
                 "it, made at each call (results are right; this costs time and the memory of that one tensor)",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _refuse(self, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
