@@ -246,7 +246,8 @@ def test_advice_on_eps_and_rate(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
     assert lines(tmp_path / "drowned")[1]["unmoved"] == 1.0
     sound = Said()
     finetune(settings(tiny("llama"), rows, method="mezo", steps=1, eps="1e-2"), tmp_path / "sound", sound)
-    assert sound.warnings == []
+    # the fixture's held-out rows are training rows
+    assert all("have the text of a training row" in text for text in sound.warnings)
 
 
 def test_truncated_rows_are_counted(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:

@@ -279,7 +279,8 @@ def _limit(source: str, model: Any, tokenizer: Any) -> int:
     told = getattr(config, "max_position_embeddings", None)
     most = tokenizer.model_max_length
     for name, value in (("model_max_length of the tokenizer", most), ("max_position_embeddings of config.json", told)):
-        if value is not None and (isinstance(value, (bool, str)) or not value > 0):
+        # XLNet says -1 where there is no limit
+        if value is not None and value != -1 and (isinstance(value, (bool, str)) or not value > 0):
             raise UserError(f"{source}: the {name} is {value!r}; expected a positive number, or leave it out")
     limit = told if isinstance(told, int) and told > 0 else 1 << 20
     for name, module in model.named_modules():

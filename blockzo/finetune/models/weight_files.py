@@ -68,10 +68,12 @@ def check_sizes(source: str, config: Any, entries: Mapping[str, Entry]) -> None:
         return
     largest = max((size for entry in entries.values() for size in entry.shape), default=0)
     told = config.get_text_config()
+    side = f"has no weight with a side of more than {largest}"
+    # below these a model is built, and what its file lacks is told by name
     for name, most, what in (
-        ("num_hidden_layers", len(entries), f"has {len(entries)} weights"),
-        ("vocab_size", largest, f"has no weight with a side of more than {largest}"),
-        ("hidden_size", largest, f"has no weight with a side of more than {largest}"),
+        ("num_hidden_layers", max(len(entries), 1_000), f"has {len(entries)} weights"),
+        ("vocab_size", max(largest, 1 << 20), side),
+        ("hidden_size", max(largest, 1 << 16), side),
     ):
         value = getattr(told, name, None)
         if isinstance(value, int) and value > most:
