@@ -22,26 +22,12 @@ Weight = Callable[[Any], float]
 """Batch -> the number that its loss is a mean over."""
 IGNORED = -100
 """Label of positions that torch's cross entropy leaves out."""
-LABEL_IN_PLACE = {
-    *(
-        f"{name}ForCausalLM"
-        for name in (
-            *(
-                "Bart",
-                "BigBirdPegasus",
-                "Blenderbot",
-                "BlenderbotSmall",
-                "CpmAnt",
-                "MBart",
-                "Marian",
-                "Musicgen",
-                "MusicgenMelody",
-            ),
-            *("Mvp", "PLBart", "Pegasus", "ProphetNet", "TrOCR", "Whisper"),
-        )
-    ),
-    *("FlaubertWithLMHeadModel", "XLMWithLMHeadModel", "XLNetLMHeadModel"),
-}
+_DECODERS = (
+    "Bart BigBirdPegasus Blenderbot BlenderbotSmall CpmAnt MBart Marian Musicgen MusicgenMelody Mvp PLBart Pegasus ProphetNet "
+    "TrOCR Whisper"
+)
+LABEL_IN_PLACE = {f"{name}ForCausalLM" for name in _DECODERS.split()}
+LABEL_IN_PLACE |= {"FlaubertWithLMHeadModel", "XLMWithLMHeadModel", "XLNetLMHeadModel"}
 """Classes of transformers that are named as those that compare each position with the label after it, and take the one at it."""
 
 

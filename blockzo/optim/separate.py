@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from blockzo.perturb.blocks import Blocks
 from blockzo.perturb.losses import as_tensor
-from blockzo.perturb.rows import form_of
+from blockzo.perturb.rows import split_of
 
 ROUNDING, ROUNDING_ELSEWHERE, ROUNDING_16 = 2e-5, 1e-4, 2e-2
 """Difference of a batch's loss from the mean of its examples' that is let pass, as a part of the mean size of these: float32 on a
@@ -51,7 +51,7 @@ class Taken:
     @property
     def form(self) -> tuple[object, ...]:
         """By what batches are told apart that may be right or wrong to take apart for different reasons."""
-        return form_of(self.batch, self.rows), len(set(self.weights)) > 1
+        return split_of(self.batch, self.rows), len(set(self.weights)) > 1
 
     def mean(self, loss: Any) -> Any:
         """The batch's loss, from one or from one an example."""

@@ -33,7 +33,7 @@ BATCHING_WORDS = (
     # a tensor that all groups share is written in place with what each has its own of
     "doesn't match the broadcast shape",
 )
-"""What torch says of it (torch 2.4 to 2.13): of `.item()`, branches on values, shapes that depend on values, functions without a
+"""What torch says of it (torch 2.5 to 2.14): of `.item()`, branches on values, shapes that depend on values, functions without a
 batching rule, random numbers, memory read by address. A mistake of the user's in the same words fails alone too.
 """
 OVER = (

@@ -39,10 +39,10 @@ def row_of_each(batch: Any, places: Sequence[int], rows: int, mode: MovedValues)
     return _each(batch, rows, lambda value: mode.lift(value[list(places)].unsqueeze(1)), of_list)
 
 
-Form = tuple[object, ...]
+Split = tuple[object, ...]
 
 
-def form_of(batch: Any, rows: int) -> Form:
+def split_of(batch: Any, rows: int) -> Split:
     """Names in a batch of `rows`, and what in it has a row an example: equal for batches that are taken apart alike."""
     notes: list[object] = []
 

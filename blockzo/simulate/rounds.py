@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from blockzo.federated.client.client import Client
-from blockzo.federated.client.finetuning import Batches, measured, run_settings
+from blockzo.federated.client.finetuning import Batches, planner_of, run_settings
 from blockzo.federated.client.policy import ClientPolicy, PolicyError
 from blockzo.federated.client.worker import Weights, Worker
 from blockzo.federated.protocol.seeds import chosen
@@ -30,12 +30,10 @@ from blockzo.finetune.facts import RunFacts
 from blockzo.finetune.interrupt import Interrupts
 from blockzo.finetune.metrics import HeldOutScores
 from blockzo.finetune.models.identity import identity_of
-from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.prepare import Prepared
 from blockzo.finetune.progress import Reporter
 from blockzo.finetune.settings import Settings
 from blockzo.journal.file import Journal, JournalError
-from blockzo.methods.auto import Auto
 from blockzo.ops import digest
 from blockzo.optim.schedules import factor
 from blockzo.simulate.clients import Liar, parts_digest, split
@@ -87,7 +85,7 @@ class Simulation:
         self.policy = self._policy()
         with about("--policy"):
             self.asked = ClientPolicy() if federation.policy is None else ClientPolicy.load(Path(federation.policy))
-        self._planner: Mapping[str, Any] | None = None
+        self._known: Mapping[str, Any] = {}
         self.run = hashlib.blake2s(f"simulate {settings.seed}".encode(), digest_size=16).hexdigest()
         self._began = time.monotonic()
 
@@ -128,15 +126,11 @@ class Simulation:
 
     def _planned(self) -> tuple[Mapping[str, Any], Sequence[bool]] | None:
         """What a planner is told: measured once, and what the journal says where a simulation goes on."""
-        method = self.settings.estimator()
-        if not isinstance(method, Auto):
-            return None
-        if self._planner is None:
-            batch, _ = self.batches[0](0, 0)
-            (eps, *_) = numbers("--eps", self.settings.eps)
-            self._planner = measured(method, self.blocks, self.prepared.scorer.loss, batch, eps)
-        moved = set(self.blocks.layout.values())
-        return self._planner, [block in moved for block in range(len(self.blocks))]
+        loss_fn = self.prepared.scorer.loss
+        found = planner_of(self.settings, self.blocks, loss_fn, lambda: self.batches[0](0, 0)[0], self._known)
+        if found is not None:
+            self._known = found[0]
+        return found
 
     def go(self, journal: Journal | None, write: Write) -> dict[str, Any]:
         """All rounds that are left; then `write` has the result, and nothing interrupts it but a second signal."""
@@ -158,8 +152,8 @@ class Simulation:
 
     def _zeroth_order(self, journal: Journal | None, interrupts: Interrupts) -> Ended:
         path = self.folder / output.JOURNAL
-        if journal is not None and isinstance(self.settings.estimator(), Auto):
-            self._planner = journal.metadata.get("federated", {}).get("method")
+        if journal is not None:
+            self._known = journal.metadata.get("federated", {}).get("method", {})
         self._ask(self.run_settings())
         if journal is None:
             told = {"settings": self.settings.as_dict(), "federation": self.federation.as_dict()}

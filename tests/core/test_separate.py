@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import blockzo as bz
 from blockzo.optim.separate import Pair, Separate, Taken
-from blockzo.perturb.rows import form_of
+from blockzo.perturb.rows import split_of
 
 WIDTH, CLASSES = 8, 3
 REFUSED = "examples must not see each other"
@@ -223,9 +223,9 @@ def test_a_mapping_stays_of_its_kind() -> None:
 
 def test_batches_that_are_taken_apart_otherwise_have_other_forms() -> None:
     one = {"x": torch.zeros(3, 2), "y": [1, 2, 3, 4]}
-    assert form_of(one, 3) == form_of({"x": torch.ones(3, 5), "y": [1, 2, 3, 4]}, 3)
+    assert split_of(one, 3) == split_of({"x": torch.ones(3, 5), "y": [1, 2, 3, 4]}, 3)
     others: list[Any] = [{"x": torch.zeros(3, 2), "y": [1, 2, 3]}, {"x": torch.zeros(3, 2), "z": [1, 2, 3, 4]}]
-    assert all(form_of(other, 3) != form_of(one, 3) for other in others)
+    assert all(split_of(other, 3) != split_of(one, 3) for other in others)
 
 
 def test_a_batch_that_counts_as_one_example_is_said_to() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from blockzo.federated.client import finetuning
 from blockzo.federated.client.client import Client
 from blockzo.federated.flower import server_app, text
 from blockzo.federated.flower.plan import server_folder
@@ -67,14 +68,14 @@ def test_a_run_that_was_stopped_keeps_its_costs_and_ends_as_one_that_was_not(
         raise AssertionError("costs were measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(text, "measured", never)
+        patch.setattr(finetuning, "measured", never)
         server_app.run(nodes, config, Hooks())
     result = result_of(config)
     assert result["first_round"] == STOP and result["rounds"] == ROUNDS and not result["refusals"]
     assert {about["digest"] for about in result["clients"].values()} == {result["digest"]}
 
     # a run of the same costs that nobody stopped
-    monkeypatch.setattr(text, "measured", lambda *args: told)
+    monkeypatch.setattr(finetuning, "measured", lambda *args: told)
     whole = {**config, "run-name": "whole"}
     server_app.run(grid(config), whole, Hooks())
     assert result_of(whole)["digest"] == result["digest"]

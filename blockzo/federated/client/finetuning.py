@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,27 @@ def measured(auto: Auto, blocks: Blocks, loss_fn: LossFunction, batch: Any, eps:
     return describe(auto, auto.costs or measure_seconds(blocks, forward, whole=whole), whole)
 
 
+def planner_of(
+    settings: Settings, blocks: Blocks, loss_fn: LossFunction, batch: Callable[[], Any], known: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[bool]] | None:
+    """What `run_settings` is told of a planner: `measured`, and whether each block can be moved. None where the method is fixed.
+
+    Args:
+        batch: makes the one to measure on; not called where costs are known.
+        known: the method as the journal of a run that goes on says it, or empty.
+    """
+    method = settings.estimator()
+    if not isinstance(method, Auto):
+        return None
+    if len(known.get("costs", ())) == len(blocks):
+        told = describe(method, known["costs"], known["whole"])
+    else:
+        (eps, *_) = numbers("--eps", settings.eps)
+        told = measured(method, blocks, loss_fn, batch(), eps)
+    moved = set(blocks.layout.values())
+    return told, [block in moved for block in range(len(blocks))]
+
+
 def run_settings(
     settings: Settings,
     blocks: int,
@@ -57,7 +78,7 @@ def run_settings(
     """A fine-tune's settings as those of a federated run; `federated` are further fields of RunSettings.
 
     Args:
-        planner: where a planner chooses the method: what `measured` gave, and whether each block can be moved.
+        planner: where a planner chooses the method: what `planner_of` gave.
 
     Raises:
         UserError: a planner needs these; evaluations in place, which rounds do not have.

@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from blockzo.federated.client import partition
-from blockzo.federated.client.finetuning import Batches, measured, run_settings
+from blockzo.federated.client.finetuning import Batches, planner_of, run_settings
 from blockzo.federated.client.worker import Weights, Worker
 from blockzo.federated.flower.plan import Plan, server_folder
-from blockzo.federated.protocol.auto import describe
 from blockzo.federated.protocol.settings import RoundPolicy
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.metrics import measure, scores
 from blockzo.finetune.models.dtypes import AUTO
-from blockzo.finetune.number_lists import numbers
 from blockzo.finetune.prepare import Prepared, prepare
 from blockzo.finetune.settings import Settings
 from blockzo.journal.file import Journal
-from blockzo.methods.auto import Auto
 from blockzo.ops.params import named_tensors
-from blockzo.perturb.blocks import Blocks
 
 PARTITIONS = ("own", "iid")
 
@@ -88,23 +84,13 @@ def worker(config: Mapping[str, Any]) -> Worker:
     return Worker(_weights(prepared, settings), batches, prepared.scorer.loss, held_out)
 
 
-def _planner(
-    config: Mapping[str, Any], settings: Settings, prepared: Prepared, blocks: Blocks
-) -> tuple[Mapping[str, Any], Sequence[bool]] | None:
-    """What a planner is told: what the server measures on a batch of its own, and what its journal says where a run goes on."""
-    method = settings.estimator()
-    if not isinstance(method, Auto):
-        return None
+def _begun_with(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The method as the journal of this run says it, where it goes on."""
     path = server_folder(config) / "journal"
-    told = Journal.open(path).metadata.get("federated", {}).get("method", {}) if path.exists() else {}
-    if "costs" in told and len(told["costs"]) == len(blocks):
-        told = describe(method, told["costs"], told["whole"])
-    else:
-        batch, _ = Batches(prepared, range(len(prepared.train.ids)), settings, 0, 1)(0, 0)
-        (eps, *_) = numbers("--eps", settings.eps)
-        told = measured(method, blocks, prepared.scorer.loss, batch, eps)
-    moved = set(blocks.layout.values())
-    return told, [block in moved for block in range(len(blocks))]
+    found: Mapping[str, Any] = (
+        Journal.open(path).metadata.get("federated", {}).get("method", {}) if path.exists() else {}
+    )
+    return found
 
 
 def plan(config: Mapping[str, Any]) -> Plan:
@@ -118,7 +104,9 @@ def plan(config: Mapping[str, Any]) -> Plan:
     weights = _weights(prepared, settings)
     name, rounds = str(config.get("run") or secrets.token_hex(16)), int(config.get("rounds", 100))
     steps, secure = int(config.get("local-steps", 1)), bool(config.get("secure-sum", False))
-    planner = _planner(config, settings, prepared, weights.blocks)
+    batches = Batches(prepared, range(len(prepared.train.ids)), settings, 0, 1)
+    known = _begun_with(config)
+    planner = planner_of(settings, weights.blocks, prepared.scorer.loss, lambda: batches(0, 0)[0], known)
     run = run_settings(
         settings, len(weights.blocks), name, rounds, planner=planner, local_steps=steps, secure_sum=secure
     )
