@@ -107,12 +107,21 @@ def cut(model: nn.Module) -> bz.Blocks:
     return bz.Blocks(model, [2], layers="layers", example={"x": X})
 
 
-def test_a_number_that_an_earlier_call_gave_is_found() -> None:
-    """The class that wins in a first call is a Python number in the second one, of which tensors show nothing."""
+NUMBERS: dict[str, Callable[[Tensor], float]] = {
+    "a class, small as a switch": lambda first: int(first.mean(0).argmax()),
+    # whose value is no part of the form of a call
+    "a size": lambda first: int(100 * first.mean(0).argmax()),
+    "a mean": lambda first: 50 * float(first.mean()),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_a_number_that_an_earlier_call_gave_is_found(kind: str) -> None:
+    """What comes of a first call is a Python number in the second one, of which tensors show nothing."""
 
     def loss(m: nn.Module, b: Tensor) -> Tensor:
         first = m(b)[0]
-        return read(m(b, number=int(first.mean(0).argmax()) if b.sum() > 0 else 0)[0]) + first.pow(2).mean()
+        return read(m(b, number=NUMBERS[kind](first) if b.sum() > 0 else 0)[0]) + first.pow(2).mean()
 
     model = Net()
     zo = bz.ZO(model, loss, bz.SPZO(1, 2), cut(model), lr=1e-3, eps=5e-2)
