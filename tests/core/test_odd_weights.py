@@ -10,18 +10,7 @@ from torch import Tensor, nn
 
 import blockzo as bz
 from tests.core.test_reuse import expected_losses
-
-X = torch.randn(3, 6, generator=torch.Generator().manual_seed(7))
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.first(x))).logsumexp(-1).pow(2).mean()
+from tests.core.test_stale import Net, X
 
 
 def loss(m: nn.Module, x: Tensor) -> Tensor:
