@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.comparison.methods import METHODS
-from benchmarks.comparison.store import Point, Runs
+from benchmarks.comparison.store import Point, Run, Runs
 
 SMOOTH = 3
 REFERENCE = "n-spsa"
@@ -191,8 +191,29 @@ def best_method(
     return min(candidates(by_method), key=rank, default=None)
 
 
-def over_cases(runs: Runs, method: str | None, baseline: str, cost: str, goal: Goal = ACCURACY) -> list[Ratio]:
-    """Ratios of all cases and seeds; `method` None: the best of each case."""
+Clocks = Mapping[Run, tuple[str, ...]]
+"""Where and when each run was timed (`store.clocks`)."""
+
+
+def side_by_side(clocks: Clocks, case: Case, method: str, baseline: str) -> set[int]:
+    """Seeds of a case whose runs of both methods were timed on one machine, by one commit, on one day."""
+    found: dict[str, dict[int, tuple[str, ...]]] = {method: {}, baseline: {}}
+    for run, clock in clocks.items():
+        if run.stage == "compare" and (run.model, run.task, run.shots, run.budget) == case and run.method in found:
+            found[run.method][run.seed] = clock
+    return {seed for seed, clock in found[method].items() if found[baseline].get(seed) == clock}
+
+
+def over_cases(
+    runs: Runs, method: str | None, baseline: str, cost: str, goal: Goal = ACCURACY, clocks: Clocks | None = None
+) -> list[Ratio]:
+    """Ratios of all cases and seeds; `method` None: the best of each case. With `clocks` of pairs timed side by side alone.
+
+    Raises:
+        ValueError: seconds without clocks.
+    """
+    if cost == "seconds" and clocks is None:
+        raise ValueError("seconds of runs that may be of two machines; expected clocks, to pair those of one")
     found: list[Ratio] = []
     for case in cases(runs):
         by_method = of_case(runs, case)
@@ -201,7 +222,11 @@ def over_cases(runs: Runs, method: str | None, baseline: str, cost: str, goal: G
             continue
         name = method or best_method(by_method, wanted, goal)
         if name in by_method and baseline in by_method:
-            found += ratios(by_method[name], by_method[baseline], wanted, cost, goal)
+            own = by_method[name]
+            if clocks is not None:
+                together = side_by_side(clocks, case, name, baseline)
+                own = {seed: points for seed, points in own.items() if seed in together}
+            found += ratios(own, by_method[baseline], wanted, cost, goal)
     return found
 
 

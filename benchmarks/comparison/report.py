@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.comparison import analysis, store
-from benchmarks.comparison.analysis import Summary
+from benchmarks.comparison.analysis import Clocks, Summary
 from benchmarks.comparison.curves import mean_and_band
 from benchmarks.comparison.store import Point, Runs
 
@@ -42,6 +42,9 @@ FIRST_ORDER = (
     ("the same, AdamW on LoRA", "adamw-lora"),
 )
 
+WALL_SHARE = 0.5
+"""Wall time is to fall by half as much as FLOPs at least."""
+
 Row = tuple[analysis.Goal, str, "str | None", str, str, "float | None", tuple[int, ...]]
 """(goal, what it says, method or the best of each case, baseline, cost, at least, seeds left out)."""
 
@@ -49,13 +52,13 @@ SEEN_SEEDS = (13,)
 """The planner's constants were chosen while looking at test scores of this seed, so on it `auto` is flattered."""
 
 
-def markdown(runs: Runs, places: Sequence[Mapping[str, str]]) -> str:
+def markdown(runs: Runs, places: Sequence[Mapping[str, str]], clocks: Clocks) -> str:
     if not analysis.cases(runs):
         return "Nothing has been run yet."
-    lines = figures(runs)
-    lines += ["", *_checkpoints(runs)]
+    lines = figures(runs, clocks)
+    lines += ["", *_beside_flops(runs, clocks), "", *_checkpoints(runs)]
     for case in analysis.cases(runs):
-        lines += ["", *_case(runs, case)]
+        lines += ["", *_case(runs, case, clocks)]
     where = sorted({f"{p['cpu']}, {p['workers']} process(es) of {p['threads']} thread(s)" for p in places})
     dates = sorted({p["date"] for p in places})
     versions = sorted({p["versions"] for p in places})
@@ -67,7 +70,7 @@ def markdown(runs: Runs, places: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def figures(runs: Runs) -> list[str]:
+def figures(runs: Runs, clocks: Clocks) -> list[str]:
     lines = [
         "| times less to where n-SPSA ends | median | range | runs | only one got there | neither did | goal | |",
         "|---|---|---|---|---|---|---|---|",
@@ -78,7 +81,7 @@ def figures(runs: Runs) -> list[str]:
     beside: list[Row] = [(analysis.ACCURACY, text, name, "auto", "flops", None, ()) for text, name in FIRST_ORDER]
     for goal, text, method, baseline, cost, least, without in beside + held_out + rows + elsewhere:
         name = _name(text, goal) + (", without the seed that the planner was developed on" if without else "")
-        ratios = analysis.over_cases(runs, method, baseline, cost, goal)
+        ratios = analysis.over_cases(runs, method, baseline, cost, goal, clocks if cost == "seconds" else None)
         found = Summary.of(ratio for ratio in ratios if ratio.seed not in without)
         if found is None:
             lines.append(f"| {name} | not measured | | | | | | |")
@@ -90,6 +93,28 @@ def figures(runs: Runs) -> list[str]:
         span = f"{found.low:.2g} to {found.high:.2g}"
         counts = f"{found.count} | {found.bounded} | {found.neither}"
         lines.append(f"| {name} | {found.median:.2f} | {span} | {counts} | {wanted} | {met} |")
+    return lines
+
+
+def _beside_flops(runs: Runs, clocks: Clocks) -> list[str]:
+    lines = [
+        "| `auto` to where n-SPSA ends, runs timed side by side | runs | times fewer FLOPs | times less wall time "
+        "| share of the FLOPs' factor | goal | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for text, baseline in (("against n-SPSA", "n-spsa"), ("against one-sided", "one-sided")):
+        flops, seconds = (
+            Summary.of(analysis.over_cases(runs, "auto", baseline, cost, analysis.ACCURACY, clocks))
+            for cost in ("flops", "seconds")
+        )
+        if flops is None or seconds is None:
+            lines.append(f"| {text} | not measured | | | | | |")
+            continue
+        share = seconds.median / flops.median
+        met = "met" if share >= WALL_SHARE else "**missed**"
+        lines.append(
+            f"| {text} | {flops.count} | {flops.median:.2f} | {seconds.median:.2f} | {share:.2f} | {WALL_SHARE:g} | {met} |"
+        )
     return lines
 
 
@@ -123,7 +148,7 @@ def _name(text: str, goal: analysis.Goal) -> str:
     return text if goal.share == 1.0 else f"{text}, to {goal.share:.0%} of its gain"
 
 
-def _case(runs: Runs, case: analysis.Case) -> list[str]:
+def _case(runs: Runs, case: analysis.Case, clocks: Clocks) -> list[str]:
     model, task, shots, budget = case
     by_method = analysis.of_case(runs, case)
     targets = [(goal, analysis.target(by_method, goal)) for goal in (analysis.ACCURACY, analysis.Goal("loss"))]
@@ -149,6 +174,8 @@ def _case(runs: Runs, case: analysis.Case) -> list[str]:
         row = [name, rates[name].replace("|", " / "), str(len(seeds)), f"{mean:.3f} ± {half:.3f}", f"{loss:.3f}"]
         for (goal, wanted), costs in zip(targets, (("spent", "seconds"), ("spent",)), strict=True):
             row += [""] * (len(costs) + 1) if wanted is None else _costs(seeds, wanted, goal, costs)
+        if row[6] and analysis.side_by_side(clocks, case, name, analysis.REFERENCE) != set(seeds):
+            row[6] = "elsewhere"
         lines.append(f"| {' | '.join(row)} |")
     return lines
 
@@ -164,7 +191,7 @@ def _costs(seeds: Mapping[int, Sequence[Point]], wanted: float, goal: analysis.G
 
 def write(path: Path = store.FILE, page: Path = PAGE) -> None:
     """Puts the tables between the page's two marks."""
-    page.write_text(placed(page, markdown(store.read(path), store.places(path))), encoding="utf-8")
+    page.write_text(placed(page, markdown(store.read(path), store.places(path), store.clocks(path))), encoding="utf-8")
 
 
 def placed(file: Path, made: str) -> str:

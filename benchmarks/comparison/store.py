@@ -141,6 +141,12 @@ def read(path: Path = FILE) -> Runs:
     return {run: points for run, points in found.items() if len(points) == points[0].checkpoints + 1}
 
 
+def clocks(path: Path = FILE) -> dict[Run, tuple[str, ...]]:
+    """Machine, threads, versions, commit and day of each run: seconds of two runs are compared where these are the same."""
+    names = [f.name for f in fields(Place)]
+    return {Run(*(_typed(n, r[n]) for n in KEY)): tuple(r[n] for n in names) for r in _rows(path)}  # type: ignore[arg-type]
+
+
 def places(path: Path = FILE) -> list[dict[str, str]]:
     """The distinct machines, versions and dates of a file's rows."""
     names = [f.name for f in fields(Place)]

@@ -255,13 +255,30 @@ def test_the_target_is_where_the_reference_ends_and_the_best_is_ours() -> None:
     assert analysis.target({"n-spsa": {13: points([0.6, 0.62, 0.62, 0.62])}}) is None
     assert analysis.target({}) is None
     assert analysis.best_method(by_method, 0.65) == "spzo-decoupled"
-    ratio = analysis.over_cases(example(), None, "eager-mezo", "seconds")
+    here = dict.fromkeys(example(), ("here",))
+    ratio = analysis.over_cases(example(), None, "eager-mezo", "seconds", clocks=here)
     assert [r.seed for r in ratio] == [13, 21] and all(r.value > 8 for r in ratio)
     loss = analysis.Goal("loss")
     assert analysis.target(by_method, loss) == pytest.approx(-0.3) and loss.text(-0.3) == "loss 0.300"
     # the loss of these points is 1 - accuracy
-    to_loss = analysis.over_cases(example(), None, "eager-mezo", "seconds", loss)
+    to_loss = analysis.over_cases(example(), None, "eager-mezo", "seconds", loss, here)
     assert [r.value for r in to_loss] == pytest.approx([r.value for r in ratio])
+
+
+def test_seconds_are_compared_where_both_runs_were_timed_side_by_side(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    elsewhere = run_of("eager-mezo", 13)
+    for key, found in example().items():
+        store.append(path, key, found, replace(PLACE, threads=2) if key == elsewhere else PLACE)
+    clocks = store.clocks(path)
+    assert set(clocks) == set(example()) and clocks[elsewhere] != clocks[run_of("n-spsa", 13)]
+    ratio = analysis.over_cases(example(), None, "eager-mezo", "seconds", clocks=clocks)
+    assert [r.seed for r in ratio] == [21]
+    assert [r.seed for r in analysis.over_cases(example(), None, "eager-mezo", "flops")] == [13, 21]
+    with pytest.raises(ValueError, match="expected clocks"):
+        analysis.over_cases(example(), None, "eager-mezo", "seconds")
+    told = next(line for line in report.markdown(example(), [], clocks).splitlines() if line.startswith("| eager-mezo"))
+    assert "| elsewhere |" in told
 
 
 def test_the_page_and_the_pictures_come_from_the_file(tmp_path: Path) -> None:
@@ -288,7 +305,7 @@ def test_the_page_and_the_pictures_come_from_the_file(tmp_path: Path) -> None:
 def test_the_page_is_that_of_the_file() -> None:
     runs = store.read()
     assert analysis.cases(runs), "run: python benchmarks/estimators.py"
-    made = report.markdown(runs, store.places())
+    made = report.markdown(runs, store.places(), store.clocks())
     assert report.placed(report.PAGE, made) == report.PAGE.read_text(), "run: python benchmarks/estimators.py --table"
 
 
