@@ -42,6 +42,19 @@ T = TypeVar("T", bound=type)
 HOOKS = ("_prepare_for_training", "_clip_grad_norm", "_get_grad_norm", "_save_checkpoint", "_save", "_load_best_model")
 """Methods of the Trainer that are overridden though it does not document them: what it does not have, it does not call."""
 
+OF_OPTIMISER = (
+    "eps",
+    "distribution",
+    "seed",
+    "weight_decay",
+    "per_example",
+    "evaluate",
+    "moved",
+    "stochastic_rounding",
+    "rank",
+)
+"""Arguments that go to the optimiser by their names."""
+
 
 def check_hooks(trainer: type) -> None:
     """ImportError where the Trainer lacks a method that is overridden."""
@@ -160,6 +173,7 @@ class _ZerothOrder:
             raise ValueError(f"block_rates has {len(rates)} numbers for {len(blocks)} blocks; expected one each")
         if self.zo is None or self.zo.blocks is not blocks:
             self.zo, self._place, place = self._optimiser(blocks, rates), None, None
+            self._told = self._settings()
         else:
             place = self._here()
         self._rates = BlockRates(blocks, rates, self.zo.commit)
@@ -171,22 +185,25 @@ class _ZerothOrder:
         return self._rates
 
     def _blocks(self) -> Any:
-        if self.zo is not None and self.zo.model is self.model:
+        if self.zo is not None and self.zo.model is self.model and self._told == self._settings():
             return self.zo.blocks
         method = self.args.estimator()
         cut = self.args.cut(self.model)
         return cut or (fine_blocks(self.model) if isinstance(method, Auto) else default_blocks(self.model, method))
 
+    def _settings(self) -> dict[str, Any]:
+        """What the optimiser was made of: `train` again with other arguments makes another, from step 0."""
+        args = self.args
+        return {
+            "method": args.estimator().describe(),
+            **{name: getattr(args, name) for name in (*OF_OPTIMISER, "blocks")},
+        }
+
     def _optimiser(self, blocks: Any, rates: list[float]) -> ZO:
         args = self.args
         decays = {canonical_name(name) for name in self.get_decay_parameter_names(self.model)}  # type: ignore[attr-defined]
         settings = {
-            **{
-                name: getattr(args, name)
-                for name in ("eps", "distribution", "seed", "weight_decay", "per_example", "evaluate", "moved")
-            },
-            "stochastic_rounding": args.stochastic_rounding,
-            "rank": args.rank,
+            **{name: getattr(args, name) for name in OF_OPTIMISER},
             "method": args.estimator(),
             "blocks": blocks,
             "lr": rates,

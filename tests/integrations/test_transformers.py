@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,27 @@ def test_training_again_goes_on(tmp_path: Path) -> None:
     journal = bz.Journal.open(tmp_path / "journal.bz")
     assert len(journal) == 4 and journal.final_digest == bz.digest(run.model)
     assert [record.lr[0] for record in journal.records()] == [1e-2, 5e-3] * 2
+
+
+def test_training_again_with_other_arguments_is_by_them(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=2, save_strategy="no", journal=None)
+    run.train()
+    run.args.method, run.args.directions, run.args.eps = "fzoo", 3, 1e-2
+    halfway = copy.deepcopy(run.model)
+    run.inputs.clear()
+    run.train()
+    plain_loop(run, halfway)
+    assert run.zo.method.describe() == bz.FZOO(3).describe()
+    assert bz.digest(halfway) == bz.digest(run.model)
+
+
+def test_a_journal_does_not_go_on_with_other_arguments(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=2, save_strategy="no")
+    run.train()
+    run.args.eps = 1e-3
+    with pytest.raises(bz.JournalError, match="of 2 steps; pass resume_from_checkpoint=True .* another journal="):
+        run.train()
+    assert len(bz.Journal.open(tmp_path / "journal.bz")) == 2
 
 
 def test_the_card_says_how_and_carries_the_journal(tmp_path: Path) -> None:
