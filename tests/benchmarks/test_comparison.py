@@ -226,6 +226,12 @@ def test_ratios_and_their_bounds() -> None:
     assert summary.median == pytest.approx(sorted([4.0, 1.0, bound.value])[1])
 
 
+def test_who_is_fast_does_not_arrive_before_it_began() -> None:
+    fast, slow = points([0.5, 0.9, 0.9, 0.9]), points([0.5, 0.5, 0.6, 0.7])
+    assert 0 < analysis.reached(fast, 0.65, "spent") < 10
+    assert analysis.ratios({13: fast}, {13: slow}, 0.65, "spent")[0].value > 1
+
+
 def example() -> Runs:
     found: Runs = {}
     for seed in (13, 21):
