@@ -44,14 +44,21 @@ def apart(parts: Sequence[Part], weight: Weight, whole: float | None = None) -> 
     whole = math.fsum(part.weight for part in parts) if whole is None else whole
     found = []
     for part in parts:
-        count = _examples_in(part.batch)
-        weights = [float(weight(rows_of(part.batch, [row], count))) for row in range(count)]
+        weights = weights_of(part.batch, weight)
         total = math.fsum(weights)
         kept = [row for row, own in enumerate(weights) if own]
-        found.append(Taken(part.batch, count, kept, [weights[row] / total * part.weight / whole for row in kept]))
+        found.append(
+            Taken(part.batch, len(weights), kept, [weights[row] / total * part.weight / whole for row in kept])
+        )
     if not any(taken.kept for taken in found):
         raise ValueError("no example of the batch has a label token or another term of the loss; expected one at least")
     return found
+
+
+def weights_of(batch: Any, weight: Weight) -> list[float]:
+    """Of each example's loss in the batch's."""
+    count = _examples_in(batch)
+    return [float(weight(rows_of(batch, [row], count))) for row in range(count)]
 
 
 def _examples_in(batch: Any) -> int:

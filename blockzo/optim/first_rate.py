@@ -13,6 +13,7 @@ from blockzo.methods.auto import Auto
 from blockzo.methods.base import Method
 from blockzo.methods.block_state import SHARPNESS
 from blockzo.methods.decoupled import Decoupled, slopes_and_curvatures
+from blockzo.optim.examples import weights_of
 from blockzo.optim.step import step_seed
 from blockzo.optim.zo import ZO
 from blockzo.perturb.blocks import Blocks
@@ -38,7 +39,7 @@ def suggest_lr(zo: ZO, batches: Sequence[Any], rows: int = 16) -> float:
     Args:
         zo: its `lr` does not count.
         batches: some of the first ones, each as `zo.step` takes it, in micro-batches or whole; four are enough. Each costs 5
-            forwards. Where the loss is one number an example (`per_example`), their mean counts.
+            forwards. Where the loss is one number an example (`per_example`), their mean by `rows_of` counts.
         rows: examples of a batch.
 
     Returns:
@@ -76,11 +77,19 @@ def _probed(zo: ZO, batches: Sequence[Any]) -> list[tuple[float, float]]:
 
 
 def _mean_of(zo: ZO) -> LossFunction:
-    """Its loss, of one number an example their mean: directions here are shared by all."""
+    """Its loss, of one number an example the mean by their weights: directions here are shared by all."""
 
     def mean(model: nn.Module, batch: Any) -> Any:
         found = zo.loss_fn(model, batch)
-        return found.mean() if isinstance(found, Tensor) else found
+        if not isinstance(found, Tensor) or found.ndim != 1 or len(found) < 2:
+            return found.mean() if isinstance(found, Tensor) else found
+        weights = weights_of(batch, zo.rows_of)
+        if len(weights) != len(found) or len(set(weights)) == 1:
+            return found.mean()
+        # the loss of an example without a term may be anything
+        kept = [row for row, own in enumerate(weights) if own]
+        shares = found.new_tensor([weights[row] for row in kept])
+        return (found[kept] * shares).sum() / shares.sum()
 
     return mean
 

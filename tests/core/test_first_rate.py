@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,31 @@ def test_of_losses_an_example_the_mean_counts(limit: int) -> None:
     wanted = suggest_lr(bz.ZO(Line(), whole, bz.SPSA(2), eps=1e-2, per_example=True, max_group=limit), given)
     assert suggest_lr(bz.ZO(Line(), each, bz.SPSA(2), eps=1e-2, per_example=True, max_group=limit), given) == wanted
     assert wanted == suggest_lr(bz.ZO(Line(), whole, bz.SPSA(2), eps=1e-2, max_group=limit), given)
+
+
+def labelled(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """One number an example; of one without a label, nothing."""
+    found = each(model, batch["rows"])
+    return torch.where((batch["labels"] == -100).all(1), torch.nan, found)
+
+
+def test_of_losses_an_example_the_mean_is_by_their_weights() -> None:
+    given = [{"rows": rows, "labels": torch.arange(24).view(8, 3) % 7} for rows in some_rows()]
+    for batch in given:
+        batch["labels"][0] = -100
+        batch["labels"][3, :2] = -100
+    shares = torch.tensor([0.0, 3, 3, 1, 3, 3, 3, 3]) / 19
+
+    def weighted(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return (shares * each(model, batch["rows"])).sum()
+
+    def weight(batch: dict[str, Tensor]) -> float:
+        return float((batch["labels"] != -100).sum())
+
+    def suggested(loss: Any, **given_too: Any) -> float:
+        return suggest_lr(bz.ZO(Line(), loss, bz.SPSA(2), eps=1e-2, rows_of=weight, **given_too), given)
+
+    assert suggested(labelled, per_example=True) == pytest.approx(suggested(weighted), rel=0.02)
 
 
 def test_a_method_that_divides_is_tried_as_the_run_takes_it() -> None:
