@@ -5,6 +5,7 @@ Weights are moved where they are consumed and never written; `in_place.py` write
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from blockzo.noise import Noise
 from blockzo.ops.params import Target, whole_targets
 from blockzo.optim.evaluation import Evaluation, check_loss, joined
 from blockzo.optim.micro_batches import Part
-from blockzo.optim.reuse import DEPENDS, Reuse, continues, whole
+from blockzo.optim.reuse import DEPENDS, INSIDE, Reuse, continues, whole
 from blockzo.perturb import Index, Move, PerturbedForward
 from blockzo.perturb.activations import Activations, group_losses, read_together, split_drift
 from blockzo.perturb.blocks import Blocks
@@ -28,6 +29,7 @@ from blockzo.perturb.grouping import Grouping, Limits, MaxGroup
 from blockzo.perturb.groups import run_groups
 from blockzo.perturb.losses import evaluation_mode
 from blockzo.perturb.passes import ROUNDED, Path, PathChanged, kept_bytes, no_drift
+from blockzo.perturb.unknown import Unknown
 
 Forward = Callable[[Sequence[int], PerturbedForward], Any]
 """(a leaf below each group that runs together, the mode) -> what the loss function gives on what those groups see."""
@@ -143,7 +145,7 @@ class PerturbedExecutor:
                     return None
                 if all(map(self.reuse.accepts, paths)):
                     self.reuse.failures = 0
-                    return values
+                    return values if _finite(values) else self._finite_whole(values, tree, run, result)
                 error = PathChanged("its layers are called otherwise from evaluation to evaluation")
             except PathChanged as changed:
                 error = changed
@@ -161,6 +163,15 @@ class PerturbedExecutor:
                     return None
         self.reuse.give_up(error)
         return None
+
+    def _finite_whole(
+        self, values: dict[int, Any], tree: EvaluationTree, run: Forward, result: Evaluation
+    ) -> dict[int, Any]:
+        """Values of evaluations that continued and are not all finite: the weights or the batch may be to blame, or the reuse."""
+        found, _, _ = self._evaluate(whole(tree), run, result)
+        if any(not _finite(values[leaf]) and _finite(value) for leaf, value in found.items()):
+            self.reuse.give_up(PathChanged(INSIDE))
+        return found
 
     def _evaluate(
         self, tree: EvaluationTree, forward: Forward, result: Evaluation
@@ -222,11 +233,12 @@ class PerturbedExecutor:
             call = partial(forward, [place.leaf for _, place in part], mode)
             if paths is None:
                 return self.blocks.run_whole(call), no_drift()
+            mode.unknown = Unknown() if first else None
             if stop == len(self.blocks):
-                value, drift, path = self.blocks.run_to_loss(call, first, before)
+                value, drift, path = self.blocks.run_to_loss(call, first, before, mode.unknown)
                 paths.add(path)
                 return value, drift
-            return self.blocks.run(call, first, stop, before, mode.unbar)
+            return self.reuse.kept(partial(self.blocks.run, call, first, stop, before, mode.unbar), mode)
 
         return run_groups(
             run,
@@ -284,6 +296,10 @@ class _Trial:
         moved = tuple(BlockMove(block, 0, sign) if self.executor.members[block] else None for block in range(stop))
         place = Place(Node(first, stop), moved, 0)
         return self.executor._run(lambda leaves, mode: self.forward(), paths, kept, [(0, place)], None, False)[0]
+
+
+def _finite(value: Any) -> bool:
+    return all(map(math.isfinite, tree_leaves(value)))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ A restore is not exact in floating point, so a journal of it says that it is ine
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +21,13 @@ from blockzo.noise import Noise
 from blockzo.ops.distributed import reshard
 from blockzo.ops.params import targets
 from blockzo.optim.evaluation import Evaluation, check_loss
-from blockzo.optim.reuse import DEPENDS, Reuse, UnmovedTrial, continues, whole
+from blockzo.optim.reuse import DEPENDS, INSIDE, Reuse, UnmovedTrial, continues, whole
 from blockzo.perturb import PerturbedForward
 from blockzo.perturb.activations import Activations, group_losses, read_together
 from blockzo.perturb.blocks import Blocks
 from blockzo.perturb.losses import evaluation_mode
 from blockzo.perturb.passes import ROUNDED, Path, PathChanged, no_drift
+from blockzo.perturb.unknown import Unknown
 
 
 class InPlaceExecutor:
@@ -65,6 +68,11 @@ class InPlaceExecutor:
             losses, drift, paths = self._evaluate(running, forward, result)
             if drift > ROUNDED:
                 raise PathChanged(DEPENDS)
+            if not all(map(math.isfinite, losses)):
+                found = self._evaluate(whole(tree), forward, result)[0]
+                if any(not math.isfinite(old) and math.isfinite(new) for old, new in zip(losses, found, strict=True)):
+                    self.reuse.give_up(PathChanged(INSIDE))
+                return found
             if all(map(self.reuse.accepts, paths)):
                 self.reuse.failures = 0
                 return losses
@@ -92,12 +100,13 @@ class InPlaceExecutor:
                 self.move(block, place.path[block])
             drift, output = no_drift(), None
             with PerturbedForward() as mode:
+                mode.unknown = Unknown() if keeps and node.first else None
                 if not keeps:
                     output = self.blocks.run_whole(forward)
                 elif node.children:
-                    output = self.blocks.run(forward, node.first, node.stop, kept)
+                    output = self.reuse.kept(partial(self.blocks.run, forward, node.first, node.stop, kept, None), mode)
                 else:
-                    output, drift, path = self.blocks.run_to_loss(forward, node.first, kept)
+                    output, drift, path = self.blocks.run_to_loss(forward, node.first, kept, mode.unknown)
                     paths.add(path)
             result.count(mode)
             if not node.children:

@@ -19,10 +19,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from blockzo.methods.tree import EvaluationTree, Node
+from blockzo.perturb import PerturbedForward
 from blockzo.perturb.blocks import Blocks
 from blockzo.perturb.forms import form_of
+from blockzo.perturb.left import Left
 from blockzo.perturb.losses import as_tensor
-from blockzo.perturb.passes import ROUNDED, Path, PathChanged
+from blockzo.perturb.passes import ROUNDED, Kept, Path, PathChanged
+from blockzo.perturb.unknown import Unknown
 
 ROUNDING = 2e-6
 """Relative difference of a continued loss from that of the whole model which is let pass: both run the same kernels."""
@@ -31,6 +34,14 @@ OF_SPREAD = 0.005
 EXACTLY = ROUNDED / 100
 """Drift of inputs (`passes.Kept`) where one and the same kernel made both."""
 DEPENDS = "a later call of its layers depends on what an earlier call gave (generation, recurrence)"
+INSIDE = (
+    "a loss is not finite where it continues, and finite on the whole model: it uses more of the layers than the output of the "
+    "last (hidden states, hooks on layers, what runs between them)"
+)
+LEAVES = (
+    "layers leave tensors elsewhere than in their output (on a module, in a list, in a buffer), or take numbers out of "
+    "activations (.item()), which later ones could read"
+)
 MOST_FORMS = 64
 """Forms of batches that each get a check; where there are more, the form is no switch."""
 AGAIN = 256
@@ -121,6 +132,22 @@ class Reuse:
             self.give_up(error)
             return
         self.paths |= path
+
+    def kept(self, run: Callable[[Left, Unknown | None], Kept], mode: PerturbedForward) -> Kept:
+        """What the part of a model left that `run` runs under the mode.
+
+        Raises:
+            PathChanged: its layers leave more than their output. Tables that a layer makes once are not there again.
+        """
+        for _ in range(2):
+            mode.left = Left()
+            try:
+                found, left = run(mode.left, mode.unknown), mode.left
+            finally:
+                mode.left = None
+            if not left.anything(found.outputs):
+                return found
+        raise PathChanged(LEAVES)
 
     def accepts(self, path: Path) -> bool:
         """Whether an evaluation went a way that was tried."""

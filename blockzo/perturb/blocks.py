@@ -13,7 +13,9 @@ from torch.overrides import TorchFunctionMode
 from blockzo.noise import canonical_name
 from blockzo.ops.params import Target, named_tensors
 from blockzo.perturb.kinds import Kind, kind_of
+from blockzo.perturb.left import Left
 from blockzo.perturb.passes import Kept, Path, Run, no_drift
+from blockzo.perturb.unknown import Unknown
 
 
 class Blocks:
@@ -88,6 +90,8 @@ class Blocks:
         stop: int,
         kept: Kept | None = None,
         beyond: Callable[[], None] | None = None,
+        left: Left | None = None,
+        unknown: Unknown | None = None,
     ) -> Any:
         """Runs blocks first .. stop-1.
 
@@ -95,6 +99,8 @@ class Blocks:
             forward: calls the model on the batch (and computes the loss); it may call the layers any number of times.
             kept: what the run that stopped before block `first` returned; it is not changed.
             beyond: called when code after block stop-1 begins to run on activations that are not the model's.
+            left: is told when a layer of these blocks begins.
+            unknown: is told what bypassed layers hand on that was not kept.
 
         Returns:
             Activations after block stop-1, or what `forward` returns where that is the last block.
@@ -104,8 +110,9 @@ class Blocks:
             ValueError: it does not call the last layer of block stop-1.
         """
         if stop == len(self):
-            return self.run_to_loss(forward, first, kept)[0]
-        run = Run(self.model, self.layers, self.starts[first], self.starts[stop], kept, self.calls.get(stop), beyond)
+            return self.run_to_loss(forward, first, kept, unknown)[0]
+        begin, end = self.starts[first], self.starts[stop]
+        run = Run(self.model, self.layers, begin, end, kept, self.calls.get(stop), beyond, left, unknown)
         with self._without_cache():
             found = run.to_end(forward)
         self.calls.setdefault(stop, len(found.outputs))
@@ -117,12 +124,12 @@ class Blocks:
             return forward()
 
     def run_to_loss(
-        self, forward: Callable[[], Any], first: int = 0, kept: Kept | None = None
+        self, forward: Callable[[], Any], first: int = 0, kept: Kept | None = None, unknown: Unknown | None = None
     ) -> tuple[Any, Tensor, Path]:
         """What `forward` returns, run from block `first` on, with its drift (`Kept`) and the way it went."""
         if len(self) == 1:
             return self.run_whole(forward), no_drift(), frozenset()
-        run = Run(self.model, self.layers, self.starts[first], None, kept)
+        run = Run(self.model, self.layers, self.starts[first], None, kept, unknown=unknown)
         with self._without_cache():
             value, drift = run.to_loss(forward)
         if first == 0:

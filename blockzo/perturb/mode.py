@@ -21,8 +21,10 @@ from blockzo.perturb import batched, traced, transforms
 from blockzo.perturb.causes import refused_here
 from blockzo.perturb.functions import ANSWERS, Known, known
 from blockzo.perturb.kinds import Kind
+from blockzo.perturb.left import Left
 from blockzo.perturb.moves import Moves
 from blockzo.perturb.parameters import Index
+from blockzo.perturb.unknown import Unknown
 from blockzo.perturb.values import MovedValues, nbytes_of
 from blockzo.perturb.wide import CASTS, PRODUCTS, in_float32
 
@@ -80,6 +82,9 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
     ) -> None:
         super().__init__(index, moves, groups, level, measure)
         self.barred, self.row_limits = barred or {}, row_limits
+        self.left: Left | None = None
+        self.unknown: Unknown | None = None
+        """Who looks at what is made, and at what was not kept."""
         self._caught: Exception | None = None
         self.used: set[int] = set()
         self.flops = self.rows = self.lookups = self.operands = 0
@@ -132,6 +137,10 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
             result = facts.grouped(self, *args, **kwargs)
         if result is NotImplemented:
             result = func(*args, **kwargs)
+        if self.unknown is not None:
+            self.unknown.look(func, facts.kind, args, kwargs, result)
+        if self.left is not None:
+            self.left.note(func, facts.kind, args, kwargs, result)
         if facts.formula is not None and isinstance(result, Tensor):
             self.flops += self.groups * facts.formula(args, kwargs, result)
         if self.measure:

@@ -3,6 +3,7 @@
 The model's own forward always runs. A bypassed layer returns what was kept of it, so whatever the model does around its layers
 (masks, rotary tables, position biases, tuples or tensors) is its own code on its own arguments. The loss function may call the
 layers any number of times (micro-batches, pairs, two towers, shared layers): outputs are kept as a list in the order of calls.
+Only the last bypassed layer's output is known; those before it hand on NaN, so that no loss which reads them is taken for one.
 
 What is kept holds only where the first layer is called with the same inputs as when it was kept, and as often. Both are looked at
 in every run: inputs as a fingerprint, whose difference (`drift`) comes back with the loss; calls at once (`PathChanged`).
@@ -11,9 +12,10 @@ in every run: inputs as a fingerprint, whose difference (`drift`) comes back wit
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from blockzo.ops.distributed import is_dtensor
 from blockzo.perturb.forms import MOST_ENTRIES, form_of
+from blockzo.perturb.left import Left
+
+if TYPE_CHECKING:
+    from blockzo.perturb.unknown import Unknown
 
 Path = frozenset[tuple[Any, ...]]
 """What the calls of one evaluation looked like: the distinct sequences of layers, each with the form of its model call."""
@@ -48,12 +54,14 @@ class Kept(NamedTuple):
         inputs: fingerprints of the inputs of the first layer, float32 [tensors, 3], one a call.
         drift: largest difference of inputs so far, 1,000 (`ROUNDED`) is the most that rounding explains; an int32 scalar.
         numbers: Python numbers among those inputs, one tuple a call.
+        counts: how often each layer was called.
     """
 
     outputs: list[Any]
     inputs: list[Tensor]
     drift: Tensor
     numbers: list[tuple[float, ...]]
+    counts: list[int]
 
 
 def kept_bytes(kept: Kept) -> int:
@@ -76,6 +84,8 @@ class Run:
         kept: what was kept before layer `skip`; it is not changed.
         calls: how often layer end-1 is called; the forward is left after the last. None: not known, it goes on to its end.
         beyond: called when code after layer end-1 begins to run on activations that are not the model's.
+        left: is told when a wanted layer begins.
+        unknown: is told what bypassed layers hand on that was not kept.
     """
 
     def __init__(
@@ -87,9 +97,11 @@ class Run:
         kept: Kept | None,
         calls: int | None = None,
         beyond: Callable[[], None] | None = None,
+        left: Left | None = None,
+        unknown: Unknown | None = None,
     ) -> None:
         self.model, self.layers, self.skip, self.end, self.kept = model, layers, skip, end, kept
-        self.calls, self.beyond = calls, beyond
+        self.calls, self.beyond, self.left, self.unknown = calls, beyond, left, unknown
         self.outputs: list[Any] = []
         self.inputs: list[Tensor] = []
         self.numbers: list[tuple[float, ...]] = []
@@ -132,7 +144,7 @@ class Run:
                 f"the model's forward ended without running layer {self.end - 1}; expected a model that runs its layers in order "
                 "(pass layers= to name another list)"
             )
-        return Kept(self.outputs, self.inputs, self._drift(), self.numbers)
+        return Kept(self.outputs, self.inputs, self._drift(), self.numbers, self.counts)
 
     @property
     def path(self) -> Path:
@@ -207,6 +219,8 @@ class Run:
                     return self._bypass(place)
                 if self.end is not None and place >= self.end:
                     return self._pass_on(place)
+            if self.left is not None:
+                self.left.inside = True
             output = own(*args, **kwargs)
             if self.end is not None and place == self.end - 1:
                 with self._noting():
@@ -218,6 +232,11 @@ class Run:
     def _bypass(self, place: int) -> Any:
         assert self.kept is not None
         outputs = self.kept.outputs
+        if self.counts[place] > self.kept.counts[place]:
+            # a loop that waits for numbers which it will not get
+            raise PathChanged(
+                f"layer {place} was called more often than {self.kept.counts[place]} times, as when outputs were kept"
+            )
         if self._given >= len(outputs):
             raise PathChanged(
                 f"layer {place} was called more often than the {len(outputs)} times that layer {self.skip - 1} was kept"
@@ -225,7 +244,9 @@ class Run:
         # copies, so that code which works in place cannot change what other runs still need
         if place < self.skip - 1:
             if self._scratch is None:
-                self._scratch = self._remember(_copied(outputs[self._given]))
+                self._scratch = self._remember(_unknown(outputs[self._given]))
+                if self.unknown is not None:
+                    self.unknown.add(self._scratch)
             return self._scratch
         self._scratch = None
         output = self._remember(_copied(outputs[self._given]))
@@ -241,6 +262,8 @@ class Run:
             )
         last = self.calls is not None and len(self.outputs) + 1 >= self.calls
         self.outputs.append(output if last else _copied(output))
+        if not last and self.left is not None:
+            self.left.inside = False
         if not last and self.beyond is not None:
             self.beyond()
             self.beyond = None
@@ -301,6 +324,15 @@ class Run:
 
 def _copied(value: Any) -> Any:
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _unknown(value: Any) -> Any:
+    """Of the same form, with NaN for numbers that were not kept: a loss that reads them is not finite, whatever led it there."""
+    return tree_map(lambda leaf: torch.full_like(leaf, math.nan) if _holds_nan(leaf) else _copied(leaf), value)
+
+
+def _holds_nan(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) and leaf.layout is torch.strided
 
 
 def _form(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, ...]:

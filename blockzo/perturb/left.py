@@ -1,0 +1,79 @@
+"""What a part of a model leaves beside its output: state that later layers could read, which kept activations lack.
+
+Values of an earlier layer on a module or in a list, auxiliary losses, buffers that are written: in an evaluation that continues
+they would be those of another one. A loss may begin to read them at any step, so it is not asked whether it does.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from blockzo.perturb.kinds import Kind
+
+NUMBERS = frozenset((Tensor.item, Tensor.__float__, Tensor.__int__, Tensor.tolist, Tensor.numpy, Tensor.__array__))
+"""Functions that hand values to Python."""
+
+
+class Left:
+    """Notes (and does not hold) what is made and written while a part runs.
+
+    Attributes:
+        inside: a layer of the part has begun. What runs before makes masks and tables, of the inputs alone.
+        numbers: a layer took numbers out of its activations (`.item()`); where they went cannot be seen.
+    """
+
+    def __init__(self) -> None:
+        self.inside = self.numbers = False
+        self._made: dict[int, tuple[ref[Tensor], bool]] = {}
+        self._written: list[ref[Tensor]] = []
+
+    def note(
+        self, func: Callable[..., Any], kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """One torch function that ran."""
+        first = args[0] if args else None
+        if func in NUMBERS:
+            self.numbers = self.numbers or (self.inside and isinstance(first, Tensor) and _counts(first))
+        elif kind is Kind.WRITES or "out" in kwargs:
+            for target in tree_leaves([first] if kind is Kind.WRITES else kwargs["out"]):
+                if self.inside and isinstance(target, Tensor) and not self._is_made(target):
+                    self._written.append(ref(target))
+        elif isinstance(result, Tensor):
+            # some functions give what they are given
+            if result is not first:
+                self._made[id(result)] = ref(result), self.inside
+        elif isinstance(result, (tuple, list)):
+            for one in result:
+                if isinstance(one, Tensor):
+                    self._made[id(one)] = ref(one), self.inside
+
+    def anything(self, outputs: Any) -> bool:
+        """Is there more than these outputs, when the part has run?"""
+        if self.numbers or not self._there(outputs):
+            return self.numbers
+        gc.collect()
+        return self._there(outputs)
+
+    def _there(self, outputs: Any) -> bool:
+        kept = {id(leaf) for leaf in tree_leaves(outputs)}
+        made = (held() for held, inside in self._made.values() if inside)
+        with torch._C.DisableTorchFunction():
+            return any(_counts(tensor) and id(tensor) not in kept for tensor in made) or any(
+                _counts(held()) for held in self._written
+            )
+
+    def _is_made(self, tensor: Tensor) -> bool:
+        held = self._made.get(id(tensor))
+        return held is not None and held[0]() is tensor
+
+
+def _counts(tensor: Tensor | None) -> bool:
+    """Whole numbers are places and counts, of which no loss has a slope."""
+    return tensor is not None and (tensor.is_floating_point() or tensor.is_complex())
