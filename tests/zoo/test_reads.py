@@ -86,6 +86,22 @@ def test_what_is_read_past_the_mode_is_named(way: str, expected: list[str], size
     assert names_of(made(kind), loss, reads.rows()) == expected
 
 
+def test_queries_that_are_read_past_the_mode_are_named(sizes: None) -> None:
+    """torch's fast attention makes zeros of scores that are all NaN."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.rest = torch.jit.script(nn.Linear(8, 8)), nn.Linear(8, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            key, value = self.rest(x).chunk(2, -1)
+            heads = (part.view(1, 1, 5, 8) for part in (self.query(x), key, value))
+            return torch.nn.functional.scaled_dot_product_attention(*heads)[0, 0, :, :3]
+
+    assert names_of(made(Attention), reads.plain, reads.rows()) == ["query.weight", "query.bias"]
+
+
 def test_what_is_not_seen_beside_another_is_named(sizes: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of two is seen where it is tried alone."""
     monkeypatch.setattr(MovedValues, "lower_all", lambda self, tensor: tensor)
