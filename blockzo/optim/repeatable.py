@@ -65,7 +65,17 @@ def check_repeatable(
     drawn: set[str] = set()
     count = 1
     while count < (WHERE_DRAWN if drawn else EVALUATIONS):
-        loss = evaluate()
+        try:
+            loss = evaluate()
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise NotRepeatable(
+                "the loss was evaluated, and fails when it is evaluated again on the same batch "
+                f"({type(error).__name__}: {error}); expected that it can be, for a step takes differences. Does it take "
+                "something out of the batch (pop, del, next, an iterator), or close it? Read it only, and give lists in place of "
+                "iterators. The step was not applied"
+            ) from error
         count += 1
         now = _generators()
         drawn |= {name for name, state in now.items() if before.get(name) != state}

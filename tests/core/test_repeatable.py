@@ -91,3 +91,12 @@ def test_models_in_evaluation_mode_pass(name: str) -> None:
     model.train()
     with evaluation_mode(model):
         assert check_repeatable(lambda: model(**batch).loss, model) == 2
+
+
+def test_a_batch_that_is_used_up_is_told_in_words() -> None:
+    batch, rows = {"x": torch.ones(2)}, iter([torch.ones(2)])
+    for loss, error in ((lambda: batch.pop("x").sum(), "KeyError: 'x'"), (lambda: next(rows).sum(), "StopIteration: ")):
+        with pytest.raises(
+            NotRepeatable, match=f"evaluated again on the same batch .{error}.*pop, del, next, an iterator"
+        ):
+            check_repeatable(loss)
