@@ -48,6 +48,25 @@ CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name":
         ({"instruction": "p", "input": "of this", "output": "c"}, r"'input' has text.*--template \"{instruction}"),
         ({"prompt": "\u200b\u2060", "completion": "c"}, "the prompt is empty"),
         ({"prompt": "p", "completion": "\ufeff"}, "the answer .'completion'. is empty"),
+        ({"system": "s", "messages": [USER, ANSWER]}, "'system' has text, and the prompt would be 'messages' alone"),
+        ({"system": "s", "instruction": "p", "output": "c"}, "'system' has text.*--template"),
+        ({"history": [["a", "b"]], "prompt": "p", "completion": "c"}, "'history' has text"),
+        ({"tools": [{"name": "f"}], "prompt": [USER], "completion": [ANSWER]}, "'tools' beside 'prompt'"),
+        (
+            {"messages": [USER, ANSWER], "conversations": [USER, ANSWER]},
+            "several conversations in one row .messages, conversations",
+        ),
+        (
+            {"messages": [USER, ANSWER, USER, {**ANSWER, "role": "Assistant"}]},
+            "message 4 .* the role 'Assistant'; expected",
+        ),
+        ({"messages": [USER, {**ANSWER, "role": "model"}]}, "the role 'model'; expected 'assistant'"),
+        (
+            {"messages": [USER, {**ANSWER, "train": False}]},
+            "message 2 of 'messages' has 'train', which is not read; say 1 or 0",
+        ),
+        ({"messages": [USER, {**ANSWER, "weight": [1]}]}, "has the weight"),
+        ({"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]}, "no message of the role 'assistant' to train on"),
     ],
 )
 def test_rows_that_are_more_than_their_text_are_refused(tmp_path: Path, row: Any, told: str) -> None:
@@ -66,6 +85,10 @@ def test_rows_that_say_the_same_with_less_are_read(tmp_path: Path) -> None:
     (one,) = read(
         tmp_path, {"messages": [USER, {**ANSWER, "content": "", "weight": 0.0}, USER, {**ANSWER, "weight": 1.0}]}
     )
+    assert one.counted == (3,)
+    (one,) = read(tmp_path, {"system": " ", "history": [], "messages": [USER, {**ANSWER, "train": True}]})
+    assert one.counted == (1,)
+    (one,) = read(tmp_path, {"prompt": [USER], "completion": [{**ANSWER, "weight": 0}, USER, ANSWER]})
     assert one.counted == (3,)
     for row in ({"instruction": "p", "input": "", "output": "c"}, {"instruction": "p", "output": "c"}):
         assert read(tmp_path, row)[0].columns == {"prompt": "p"}

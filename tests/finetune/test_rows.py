@@ -9,6 +9,7 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given, settings
@@ -132,6 +133,16 @@ def test_any_bytes_are_read_or_refused_with_their_file(content: bytes, name: str
         ("a.tsv", "text\tlabel\nx\t1\n".encode("utf-16-le"), "line 1: a NUL character .is it UTF-16"),
         ("a.tsv", b"text\tlabel\rx\t1\ry\xff\t1\r", "line 3: not UTF-8"),
         ("a.tsv", gzip.compress(b"text", mtime=0), "let its name end with .gz"),
+        ("a.tsv.gz", gzip.compress(gzip.compress(b"text")), "was compressed twice; unpack it once"),
+        ("a.tsv", b"text\tlabel\nx\t1\ntext\tlabel\ny\t0\n", "line 3: the header again"),
+        ("a.csv", b"text,label\nx,1\n text , label\ny,0\n", "line 3: the header again"),
+        ("a.tsv", b"text\tlabel\nx\t1\n\xef\xbb\xbfy\t0\n", "line 3: begins with a byte order mark"),
+        ("a.jsonl", b'{"text": "x", "label": 1}\n\xef\xbb\xbf{"text": "y"}', "line 2: begins with a byte order mark"),
+        ("a.csv", b'label, text\n1, "good"\n', "line 2: a space before a double quote"),
+        ("a.csv", b'label, text\n1, "good, film"\n', "line 2: a space before a double quote"),
+        ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid x\n", "is a Git LFS pointer, not the data"),
+        ("a.jsonl", b"\n<!DOCTYPE html>", "not JSON"),
+        ("a.csv", b"<!DOCTYPE html><html>, 404\n", "is a web page, not data"),
     ],
 )
 def test_rows_that_nobody_could_mean(tmp_path: Path, name: str, data: bytes, told: str) -> None:
@@ -227,3 +238,37 @@ def test_columns_inside_an_object_have_names_with_dots(tmp_path: Path) -> None:
     path.write_text('{"target": {"word": "it", "at": {"from": 3}}, "label": 1}\n')
     (example,) = read_examples(path, find_task("custom", "{target.word} {target.at.from} {label}", "1=a,0=b"))
     assert example.columns == {"target.word": "it", "target.at.from": "3"}
+
+
+def test_plain_text_that_is_no_text_of_anybody(tmp_path: Path) -> None:
+    for name, data, told in (
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        ("a.txt", b"<html><body>404</body></html>\n", "is a web page"),
+    ):
+        with pytest.raises(UserError, match=told):
+            text_lines(write(tmp_path, name, data))
+    assert text_lines(write(tmp_path, "a.html", b"<html>hello")) == ["<html>hello"]
+
+
+def test_a_quote_after_a_space_inside_of_text_is_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", b'label, text\n1, he said "so" \n0, "so" he said\n')
+    found = read_examples(path, find_task("custom", "{text} {label}", "0=bad,1=good"))
+    assert [e.columns["text"] for e in found] == ['he said "so"', '"so" he said']
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_labels_are_the_same_letters_however_they_are_composed(tmp_path: Path, forms: tuple[str, str]) -> None:
+    said, typed = (normalize(form, "caf\u00e9") for form in forms)
+    path = write(tmp_path, "a.jsonl", json.dumps({"text": "x", "label": said}).encode())
+    (example,) = read_examples(path, find_task("custom", "{text} {label}", f"{typed}=good,0=bad"))
+    assert example.label == 0
+
+
+def test_a_column_that_a_parquet_file_has_twice(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = [pyarrow.array(["x"]), pyarrow.array(["y"]), pyarrow.array([1])]
+    parquet.write_table(pyarrow.Table.from_arrays(columns, ["text", "text", "label"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a.parquet has the column 'text' twice"):
+        list(read_rows(tmp_path / "a.parquet"))

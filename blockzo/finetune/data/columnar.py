@@ -29,14 +29,30 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from None
     if not path.is_file():
         raise UserError(f"{path} does not exist; check the path, or give the data with --train and --validation")
+    number = 0
+    for rows in _batches(parquet, path):
+        for row in rows:
+            number += 1
+            try:
+                yield number, _columns(row)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: {error}") from None
+
+
+def _batches(parquet: Any, path: Path) -> Iterator[list[dict[str, Any]]]:
+    from pyarrow import ArrowException
+
     try:
         with parquet.ParquetFile(path) as file:
-            number = 0
+            names = file.schema_arrow.names
+            twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+            if twice is not None:
+                raise UserError(f"{path} has the column {twice!r} twice; give every column a name of its own")
             for batch in file.iter_batches(BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, _columns(row)
-    except (OSError, ValueError) as error:
+                yield batch.to_pylist()
+    except UserError:
+        raise
+    except (OSError, ValueError, ArithmeticError, ArrowException) as error:
         raise UserError(f"{path} is no Parquet file that pyarrow reads: {error}") from None
 
 

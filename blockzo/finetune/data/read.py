@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from unicodedata import normalize
 
 from blockzo.finetune.data.columns import renamed
 from blockzo.finetune.data.order import shuffled
@@ -45,6 +46,7 @@ def read_examples(
         UserError: no rows, a missing column, a label that the task does not have.
     """
     classes = {label: number for number, label in enumerate(task.words)}
+    composed = {normalize("NFC", label): label for label in task.words}
     result = []
     seen = 0
     for number, row in renamed(read_rows(path), mapping or {}, path):
@@ -53,6 +55,8 @@ def read_examples(
         if where and any(column(row, key, place, advice=WHERE).strip() != value for key, value in where.items()):
             continue
         label = column(row, task.label_column, place, advice=LABEL).strip()
+        # letters with marks may be written as one character or as two
+        label = label if label in classes else composed.get(normalize("NFC", label), label)
         if label not in classes:
             raise UserError(
                 f"{place}: label {label!r} is not one of {', '.join(classes)}; correct the line, say what the labels mean with "

@@ -84,10 +84,27 @@ def _check_start(path: Path, raw: bytes) -> None:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path}, line 1: UTF-16 or UTF-32 text (it begins with {raw[:2]!r}); save the file as UTF-8")
     if raw.startswith(b"\x1f\x8b"):
-        raise UserError(f"{path} is a gzip file; let its name end with .gz")
+        told = (
+            "was compressed twice; unpack it once"
+            if path.suffix == ".gz"
+            else "is a gzip file; let its name end with .gz"
+        )
+        raise UserError(f"{path} {told}")
+    if raw.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its repository, or fetch it again"
+        )
+    page = raw.lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    if page and kind_of(path) not in ("html", "htm"):
+        raise UserError(f"{path} is a web page, not data; fetch it again, by its download link")
 
 
 def _clean(line: str, path: Path, number: int) -> str:
+    if line.startswith("\ufeff"):
+        raise UserError(
+            f"{path}, line {number}: begins with a byte order mark, as where files were put together; take it out, and a second "
+            "header with it"
+        )
     if "\0" in line:
         raise UserError(
             f"{path}, line {number}: a NUL character (is it UTF-16, or not text?); save the file as UTF-8 text, without NUL"
@@ -168,6 +185,15 @@ def _table(path: Path, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
             header = [cell.strip() for cell in cells]
             _check_header(header, path, number, kind)
             continue
+        if [cell.strip() for cell in cells] == header:
+            raise UserError(
+                f"{path}, line {number}: the header again, as where files were put together; take this line out"
+            )
+        if kind == "csv" and any(_begins_late(cell) for cell in cells):
+            raise UserError(
+                f"{path}, line {number}: a space before a double quote, so that the quotes would be part of the text; put the "
+                "quote right after the comma"
+            )
         if len(cells) != len(header):
             separator = "commas, and quotes around fields that have some" if kind == "csv" else "single tabs"
             raise UserError(
@@ -175,6 +201,11 @@ def _table(path: Path, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 f"expected as many, separated by {separator}"
             )
         yield number, {name: cell for name, cell in zip(header, cells, strict=True) if name}
+
+
+def _begins_late(cell: str) -> bool:
+    text = cell.lstrip(" ")
+    return text != cell and len(text) > 1 and text[0] == '"' and (text.rstrip(" ")[-1] == '"' or text.count('"') == 1)
 
 
 def _check_header(header: list[str], path: Path, number: int, kind: str) -> None:

@@ -16,12 +16,18 @@ from blockzo.finetune.errors import UserError
 ADVICE = "name the columns with --columns prompt=...,completion=..., or in --template as they are named in the file"
 ROLES = {"human": "user", "gpt": "assistant"}
 """Names of ShareGPT's format."""
+ANSWERS_TOO = ("assistant", "gpt", "bot", "model", "ai", "chatgpt", "bing", "bard")
+"""What other formats call the one who answers, in letters of any size: such a message would not be trained on."""
 ASSISTANT = "assistant"
 BEYOND = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio", "images", "videos")
 """What a message may hold beside its text, and no template is given here: an answer without it would be another answer."""
 TOOLS = ("tools", "functions")
+BESIDE = ("system", "system_prompt", "history")
+"""Columns of other trainers' formats that belong to the prompt."""
 WEIGHT = "weight"
 """Of a message, in OpenAI's format: 0 leaves it out of the loss."""
+SWITCHES = ("train", "training", "loss", "mask", "loss_mask")
+"""The same in others."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +76,18 @@ def read_written(
 
 def _example(row: Mapping[str, Any], task: CompletionTask, place: str) -> WrittenExample:
     if task.template is None:
-        chat = next((name for name in (MESSAGES, *CHATS) if isinstance(row.get(name), list)), None)
-        if chat is not None:
-            tools = next((name for name in TOOLS if row.get(name)), None)
-            if tools is not None:
-                raise UserError(
-                    f"{place}: {tools!r} beside {chat!r}, and --task sft gives a chat template no tools; write them into the "
-                    "system message as the model expects them, or leave the row out"
-                )
-            said = messages(row[chat], chat, place)
-            chosen = [i for i, one in enumerate(said) if one["role"] == ASSISTANT]
-            return conversation(said, [i for i in chosen if _counts(row[chat][i], i, chat, place)], chat, place)
-        if isinstance(row.get(PROMPT), list) and isinstance(row.get(COMPLETION), list):
-            before, after = messages(row[PROMPT], PROMPT, place), messages(row[COMPLETION], COMPLETION, place)
-            chosen = [len(before) + i for i, one in enumerate(after) if one["role"] == ASSISTANT]
-            return conversation([*before, *after], chosen, COMPLETION, place)
+        chats = [name for name in dict.fromkeys((MESSAGES, *CHATS)) if isinstance(row.get(name), list)]
+        pair = not chats and isinstance(row.get(PROMPT), list) and isinstance(row.get(COMPLETION), list)
+        if len(chats) > 1:
+            raise UserError(f"{place}: several conversations in one row ({', '.join(chats)}); leave one")
+        _is_whole(row, chats[0] if chats else PROMPT, bool(chats) or pair, place)
+        if chats or pair:
+            first, last = ([], chats[0]) if chats else (row[PROMPT], COMPLETION)
+            before, after = messages(first, PROMPT, place), messages(row[last], last, place)
+            chosen = [
+                i for i, one in enumerate(after) if one["role"] == ASSISTANT and _counts(row[last][i], i, last, place)
+            ]
+            return conversation([*before, *after], [len(before) + i for i in chosen], last, place)
     names = task.columns or (PROMPT,)
     columns = {name: column(row, name, place, task.others(name), ADVICE) for name in names}
     if task.template is None and PROMPT not in row and "instruction" in row and not blank(str(row.get("input") or "")):
@@ -113,6 +116,20 @@ def _answers(row: Mapping[str, Any], task: CompletionTask, place: str) -> tuple[
     return tuple(texts)
 
 
+def _is_whole(row: Mapping[str, Any], name: str, chat: bool, place: str) -> None:
+    """Raises UserError where a part of the prompt stands in a column that is not read."""
+    tools = next((beside for beside in TOOLS if row.get(beside)), None) if chat else None
+    if tools is not None:
+        raise UserError(
+            f"{place}: {tools!r} beside {name!r}, and --task sft gives a chat template no tools; write them into the "
+            "system message as the model expects them, or leave the row out"
+        )
+    beside = next((key for key in BESIDE if row.get(key) and not blank(str(row[key]))), None)
+    if beside is not None:
+        how = f"make messages of it, the first of {name!r}" if chat else 'put it into the prompt: --template "{...}"'
+        raise UserError(f"{place}: {beside!r} has text, and the prompt would be {name!r} alone; {how}, or leave it out")
+
+
 def messages(found: Any, name: str, place: str) -> list[dict[str, str]]:
     """A conversation as role and content of every message.
 
@@ -134,6 +151,8 @@ def messages(found: Any, name: str, place: str) -> list[dict[str, str]]:
         if not isinstance(role, str) or not isinstance(content, str):
             told = "role" if not isinstance(role, str) else "content"
             raise UserError(f'{where} has no text as its {told}; expected {{"role": "user", "content": "..."}}')
+        if ROLES.get(role, role) != ASSISTANT and role.strip().lower() in ANSWERS_TOO:
+            raise UserError(f"{where} has the role {role!r}; expected {ASSISTANT!r} for answers, which are trained on")
         result.append({"role": ROLES.get(role, role), "content": cell(content, "content", where)})
     return result
 
@@ -141,8 +160,14 @@ def messages(found: Any, name: str, place: str) -> list[dict[str, str]]:
 def _counts(one: Mapping[str, Any], number: int, name: str, place: str) -> bool:
     """Whether a message is trained on, by its weight."""
     weight = one.get(WEIGHT)
+    switch = next((name for name in SWITCHES if one.get(name) not in (None, True)), None)
+    if switch is not None:
+        raise UserError(
+            f"{place}: message {number + 1} of {name!r} has {switch!r}, which is not read; say 1 or 0 as its {WEIGHT!r}, for one "
+            "that is trained on or not"
+        )
     known = {None: True, "0": False, "1": True, "0.0": False, "1.0": True}
-    if weight not in known:
+    if not isinstance(weight, (str, type(None))) or weight not in known:
         raise UserError(
             f"{place}: message {number + 1} of {name!r} has the weight {weight}; expected 1, or 0 for one that is not trained on"
         )
