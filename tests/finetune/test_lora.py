@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from blockzo import digest
 from blockzo.finetune import Settings, evaluate, finetune, replay
 from blockzo.finetune.errors import UserError
-from blockzo.finetune.models.loading import load
+from blockzo.finetune.models.adapter_folder import with_adapter
+from blockzo.finetune.models.loading import load, save
+from blockzo.finetune.models.lora import ADAPTER
 from blockzo.finetune.models.lora_options import LoraOptions, parse_adapter
 
 Tiny = Callable[[str], Path]
@@ -122,3 +124,45 @@ def test_an_adapter_alone_is_scored_on_its_base(tiny: Tiny, rows: Rows, tmp_path
     peft.get_peft_model(model, prefix).save_pretrained(tmp_path / "prefix")
     with pytest.raises(UserError, match="PREFIX_TUNING, which is part of the input"):
         evaluate(Settings(str(tmp_path / "prefix"), **own), base=told.model)
+
+
+@pytest.mark.parametrize("targets", ["embed_tokens", "q_proj+embed_tokens", "lm_head"])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_adapters_of_tables_and_heads_are_what_was_trained(targets: str, kind: str, tiny: Tiny, tmp_path: Path) -> None:
+    """The base ties its head to the embedding."""
+    import peft
+    import transformers
+
+    loaded = load(str(tiny("llama")), "float32", peft=f"{kind}:r=2,targets={targets}")
+    ids = torch.arange(3, 12).unsqueeze(0)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        expected = loaded.model(input_ids=ids).logits
+    save(loaded, tmp_path / "out")
+    with torch.no_grad():
+        base = transformers.AutoModelForCausalLM.from_pretrained(tiny("llama"))
+        beside = peft.PeftModel.from_pretrained(base, tmp_path / "out" / ADAPTER).eval()
+        assert torch.allclose(beside(input_ids=ids).logits, expected, atol=1e-5)
+        (tmp_path / "out" / ADAPTER).rename(tmp_path / "adapter")
+        assert torch.allclose(load(str(tmp_path / "out"), "float32").model(input_ids=ids).logits, expected, atol=1e-5)
+    # merged into one weight of two uses, it would be in both
+    plain = load(str(tiny("llama")), "float32").model
+    with pytest.raises(UserError, match="cannot be added to the weights of .* a head that is tied to the embedding"):
+        with_adapter(plain, tmp_path / "adapter", "base")
+
+
+def test_numbers_of_an_adapter_that_are_none_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    loaded = load(str(tiny("llama")), "float32", peft="lora:r=2,targets=q_proj")
+    save(loaded, tmp_path / "out")
+    file = tmp_path / "out" / ADAPTER / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    for value, told in (
+        (torch.full_like(tensors[name], float("nan")), "holds NaN or infinity in 1 weights, such as base_model"),
+        (tensors[name].to(torch.int8), "holds base_model.* as I8; expected floats"),
+    ):
+        save_file({**tensors, name: value}, file)
+        with pytest.raises(UserError, match=told):
+            with_adapter(load(str(tiny("llama")), "float32").model, file.parent, "base")

@@ -116,3 +116,56 @@ def test_pickles_of_something_else(folder: Path) -> None:
     torch.save(dict(enumerate(state.values())), folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="has the name 0 for a weight"):
         load(str(folder), "float32")
+
+
+def test_a_quantisation_that_transformers_does_not_know_makes_no_floats_of_bytes(folder: Path) -> None:
+    rewrite(folder / "config.json", quantization_config={"quant_method": "zip"})
+    assert load(str(folder), "float32").notes == []
+    state = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    name = "model.layers.3.mlp.up_proj.weight"
+    state[name] = (100 * state[name]).to(torch.int8)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"1 that hold whole or packed numbers \(I8\): {name}"):
+        load(str(folder), "float32")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"rope_type": "default", "rope_theta": -5.0},
+        {"rope_type": "default", "rope_theta": 0.0},
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": 0.0},
+    ],
+)
+def test_rotary_tables_of_no_numbers_are_refused(folder: Path, told: Any) -> None:
+    """Attention makes zeros of them, so that the logits are finite."""
+    rewrite(folder / "config.json", rope_parameters=told)
+    with pytest.raises(UserError, match="inv_freq, which the model computes of its config.json, is not finite"):
+        load(str(folder), "float32")
+
+
+@pytest.mark.parametrize("value", [-1.0, 2.0, float("inf")])
+def test_norms_that_make_nothing_of_everything_are_refused(folder: Path, value: float) -> None:
+    rewrite(folder / "config.json", rms_norm_eps=value)
+    with pytest.raises(UserError, match="config.json says rms_norm_eps .*; expected a small number"):
+        load(str(folder), "float32")
+
+
+def test_indices_and_pickles_that_transformers_would_stumble_over(tiny: Tiny, tmp_path: Path) -> None:
+    whole = load(str(tiny("llama")), "float32")
+    whole.model.save_pretrained(tmp_path / "m", max_shard_size="40KB")
+    whole.tokenizer.save_pretrained(tmp_path / "m")
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    shutil.copy(tiny("llama") / "model.safetensors", tmp_path / "m")
+    (note,) = load(str(tmp_path / "m"), "float32").notes
+    assert "holds model.safetensors and model.safetensors.index.json; the first is read" in note
+    (tmp_path / "m" / "model.safetensors").unlink()
+    index.write_text(json.dumps({"weight_map": json.loads(index.read_text())["weight_map"]}))
+    with pytest.raises(UserError, match='has no "metadata", which transformers reads; add "metadata": {} to it'):
+        load(str(tmp_path / "m"), "float32")
+    index.unlink()
+    state = whole.model.state_dict()
+    state["model.norm.weight"] = state["model.norm.weight"].to_sparse()
+    torch.save(dict(state), tmp_path / "m" / "pytorch_model.bin")
+    with pytest.raises(UserError, match="'model.norm.weight' as a torch.sparse_coo tensor; expected dense ones"):
+        load(str(tmp_path / "m"), "float32")

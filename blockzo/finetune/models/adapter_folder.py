@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.configuration import read_configuration
-from blockzo.finetune.models.weight_files import file_entries
+from blockzo.finetune.models.heads import PROBE
+from blockzo.finetune.models.weight_files import FLOATS, file_entries
 from blockzo.journal.outside import shown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OF_INPUT = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "ADAPTION_PROMPT")
 """Kinds that no weight could hold."""
+ROUNDING = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+"""Difference of logits, as a part of the largest, that comes of weights rounded to a dtype once they hold an adapter."""
 
 
 def is_adapter(source: str) -> bool:
@@ -44,6 +51,8 @@ def with_adapter(model: Any, folder: Path, base: str) -> Any:
         from peft import PeftModel, get_peft_model_state_dict
     except ImportError:
         raise UserError(f"{folder} holds an adapter of PEFT: pip install peft") from None
+    from safetensors.torch import load_file
+
     kind = read_configuration(folder / CONFIG).get("peft_type")
     if kind in OF_INPUT:
         raise UserError(
@@ -52,7 +61,20 @@ def with_adapter(model: Any, folder: Path, base: str) -> Any:
         )
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; save the adapter with save_pretrained")
-    held = set(file_entries(folder / WEIGHTS))
+    entries = file_entries(folder / WEIGHTS)
+    held = _own(entries)
+    odd = sorted(name for name, entry in entries.items() if entry.dtype not in FLOATS)
+    if odd:
+        raise UserError(
+            f"{folder / WEIGHTS} holds {odd[0]} as {entries[odd[0]].dtype}; expected floats of 16 bits or more: save it anew"
+        )
+    # told of the file, since attention may make zeros of NaN
+    odd = sorted(name for name, tensor in load_file(folder / WEIGHTS).items() if not bool(torch.isfinite(tensor).all()))
+    if odd:
+        raise UserError(
+            f"{folder / WEIGHTS} holds NaN or infinity in {len(odd)} weights, such as {odd[0]}; it is damaged, or its training "
+            "diverged: use another"
+        )
     try:
         # what PEFT makes of its names is looked at below
         with warnings.catch_warnings():
@@ -62,14 +84,51 @@ def with_adapter(model: Any, folder: Path, base: str) -> Any:
         raise UserError(
             f"{folder} does not fit {base}: {_first_line(error)}. Name its base model with --base"
         ) from error
-    wanted = set(get_peft_model_state_dict(made))
+    wanted = _own(get_peft_model_state_dict(made))
     if held != wanted:
         odd = sorted(held ^ wanted)
         raise UserError(
             f"{folder / WEIGHTS} and {base} do not fit: {len(odd)} names are on one side alone, such as {odd[0]}. Name the base "
             "model of the adapter with --base"
         )
-    return made.merge_and_unload().eval()
+    return _merged(made.eval(), folder, base)
+
+
+def _own(names: Iterable[str]) -> set[str]:
+    """Without the tables of the base model that PEFT saves beside what is added to them."""
+    return {name for name in names if ".base_layer." not in name}
+
+
+@torch.no_grad()
+def _merged(made: Any, folder: Path, base: str) -> Any:
+    """The weights with what the adapter adds, if that is what the adapter does beside them.
+
+    Raises:
+        UserError: it is not.
+    """
+    ids = torch.arange(3, 3 + PROBE, device=next(made.parameters()).device).unsqueeze(0) % (
+        made.config.get_text_config().vocab_size or 4
+    )
+    told = f"{folder} cannot be added to the weights of {base}"
+    try:
+        beside = _logits(made, ids)
+        model = made.merge_and_unload().eval()
+        within = _logits(model, ids)
+    except Exception as error:
+        raise UserError(f"{told}: {_first_line(error)}. Use it beside them from Python (PeftModel)") from error
+    size = float(beside.abs().max())
+    if not float((beside - within).abs().max()) <= ROUNDING[within.dtype] * max(size, 1.0):
+        raise UserError(
+            f"{told}: a small forward gives other logits then. It may lie on a weight that two layers share, such as a head that "
+            "is tied to the embedding; use it beside them from Python (PeftModel), or train one for other layers"
+        )
+    return model
+
+
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    found = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    logits: Tensor = found if isinstance(found, Tensor) else found.logits
+    return logits
 
 
 def _first_line(error: Exception) -> str:

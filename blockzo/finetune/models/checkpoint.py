@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ def fitted(
         model, notes = _mended(source, kind, options, entries, config, seed, wrong)
     model.eval()
     _check_values(source, model, entries)
+    _check_tables(source, model)
     return model, [*notes, *_untied(source, model), *_all_zero(source, model)]
 
 
@@ -114,6 +116,20 @@ def _check_values(source: str, model: nn.Module, entries: Mapping[str, Entry]) -
             f"{len(bad)} weights of {source} hold NaN or infinity{wider}: {listed(bad)}. The file is damaged, or the training "
             "that made it diverged; use another checkpoint"
         )
+
+
+def _check_tables(source: str, model: nn.Module) -> None:
+    """What a model computes of its configuration alone. Masks may hold minus infinity; attention may turn NaN into zeros."""
+    stored = set(model.state_dict())
+    for name, t in model.named_buffers():
+        if name in stored or not t.is_floating_point() or not t.numel():
+            continue
+        low, high = (float(bound) for bound in torch.aminmax(t))
+        if math.isnan(low) or high == math.inf:
+            raise UserError(
+                f"{source}: {name}, which the model computes of its config.json, is not finite; correct the numbers there (of "
+                "rotary tables: rope_theta, and factor in rope_parameters or rope_scaling)"
+            )
 
 
 def _all_zero(source: str, model: nn.Module) -> list[str]:

@@ -101,7 +101,7 @@ def judged(source: str, model: Any, info: Mapping[str, Any], entries: Mapping[st
             f"{n} has the shape {list(a)}, the configuration wants {list(b)}"
             for n, (a, b) in sorted(shapes.items())[:3]
         ),
-        *([f"{len(integers)} that hold whole numbers: {listed(integers)}"] if integers else []),
+        *([f"{len(integers)} that hold {_kinds(integers, entries)}: {listed(integers)}"] if integers else []),
         *([f"given twice under two names: {listed(twice)}"] if twice else []),
         *(str(text) for text in info["error_msgs"]),
     ]
@@ -167,9 +167,16 @@ def _unread_parts(model: Any, missing: set[str]) -> set[str]:
     return found if clean else set()
 
 
+def _kinds(names: set[str], entries: Mapping[str, Entry]) -> str:
+    return "whole or packed numbers (" + ", ".join(sorted({entries[name].dtype for name in names})) + ")"
+
+
 def _integers(model: Any, entries: Mapping[str, Entry]) -> set[str]:
-    """Weights whose file holds whole numbers (or a packed kind) for them; a cast would read these as values."""
-    if getattr(model.config, "quantization_config", None) is not None:
+    """Weights whose file holds whole numbers (or a packed kind) for them; a cast would read these as values.
+
+    Only what has read the model knows better: a configuration may name a quantisation that transformers does not know.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
         return set()
     prefix = model.base_model_prefix
     weights = {plain(name, prefix) for name, t in model.named_parameters() if t.is_floating_point()}

@@ -27,7 +27,14 @@ from blockzo.finetune.models.packages import fetch
 from blockzo.finetune.models.quantized_base import quantize_base
 from blockzo.finetune.models.trainable import freeze_others
 from blockzo.finetune.models.transformers_library import TORCH_DTYPES, attempt, quiet_transformers
-from blockzo.finetune.models.weight_files import FLOATS, check_sizes, file_entries, weight_entries
+from blockzo.finetune.models.weight_files import (
+    FLOATS,
+    check_epsilons,
+    check_sizes,
+    file_entries,
+    unread_shards,
+    weight_entries,
+)
 
 
 @dataclass
@@ -113,6 +120,7 @@ def load(
         trust = {"trust_remote_code": trust_remote_code}
         config = attempt(source, lambda: transformers.AutoConfig.from_pretrained(source, **trust))
         check_sizes(source, config, entries)
+        check_epsilons(source, config)
         kind = _kind(config, source, head)
         if (task == "lm" or find_written_task(task) is not None) and kind != "causal":
             raise UserError(f"{source} is not a causal model; --task {task} needs one that predicts the next token")
@@ -134,6 +142,7 @@ def load(
                 f"{source} names a masked model and holds its encoder alone: mean pooling and a linear layer",
                 *notes,
             ]
+        notes = [*unread_shards(Path(source)), *notes]
     limit = _limit(source, model, tokenizer)
     _check_tokenizer(source, model, tokenizer)
     if kind == "head":

@@ -111,6 +111,7 @@ def save_adapter(model: Any, options: LoraOptions, base: str, folder: Path) -> N
 
 
 def _as_saved(name: str) -> str:
-    """PEFT's name in a file: of a layer's part, without the adapter's; lengths of rows stand for themselves."""
-    plain = name.removesuffix(f".{NAME}.weight")
-    return f"base_model.model.{plain}" + ("" if plain.endswith("lora_magnitude_vector") else ".weight")
+    """PEFT's name in a file: of a layer's part, without the adapter's; lengths of rows and tables' parts stand for themselves."""
+    plain = name.removesuffix(".weight").removesuffix(f".{NAME}")
+    bare = plain.endswith(("lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B"))
+    return f"base_model.model.{plain}" + ("" if bare else ".weight")

@@ -62,6 +62,21 @@ def weight_entries(folder: Path, config: dict[str, Any]) -> dict[str, Entry]:
     )
 
 
+def unread_shards(folder: Path) -> list[str]:
+    """Of one file beside shards the one is read, as by transformers; nobody says which was meant."""
+    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not (one.is_file() and index.is_file()):
+        return []
+    return [f"{folder} holds {one.name} and {index.name}; the first is read: move away what is not meant"]
+
+
+def check_epsilons(source: str, config: Any) -> None:
+    """Raises UserError where what norms add to a variance would outweigh it, so that every layer gives about nothing."""
+    for name, value in vars(config.get_text_config()).items():
+        if name.endswith(("eps", "epsilon")) and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise UserError(f"{source}: its config.json says {name} {value}; expected a small number, such as 1e-5")
+
+
 def check_sizes(source: str, config: Any, entries: Mapping[str, Entry]) -> None:
     """Raises UserError where a configuration asks for a model that is larger than its weights: it would be built first."""
     if not entries:
@@ -165,17 +180,25 @@ def _pickled(path: Path) -> dict[str, Entry]:
         raise UserError(
             f"{path} is not a state_dict (names and tensors{f'; {odd!r} is none' if odd else ''}); save model.state_dict() alone"
         )
+    odd = next((name for name, t in found.items() if t.layout != torch.strided), None)
+    if odd is not None:
+        raise UserError(
+            f"{path} has {odd!r} as a {found[odd].layout} tensor; expected dense ones: save it with .to_dense()"
+        )
     return {str(k): Entry(TORCH.get(t.dtype, str(t.dtype)), tuple(t.shape), path) for k, t in found.items()}
 
 
 def _shards(index: Path) -> dict[str, Entry]:
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        told = json.loads(index.read_text(encoding="utf-8"))
+        places = told["weight_map"]
         files = sorted(set(places.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{index} is not an index of shards (no weight_map can be read); {AGAIN}") from None
     if not files:
         raise UserError(f"{index} is not an index of shards (its weight_map is empty); {AGAIN}")
+    if not isinstance(told.get("metadata"), dict):
+        raise UserError(f'{index} has no "metadata", which transformers reads; add "metadata": {{}} to it, or {AGAIN}')
     away = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
     if away:
         raise UserError(
