@@ -74,6 +74,15 @@ class Listing:
                 found.append(self.lines[self.labels[branch[1]] : place + 1])
         return found
 
+    def main_loop(self) -> list[str]:
+        """The shortest of the loops that multiply matrices most; where none does, the longest. A wait that is written out of line
+        is one too, from its place in the main loop to the end of the program.
+        """
+        loops = sorted(self.loops(), key=len)
+        products = [sum("MMA" in text.split()[0] for text in body) for body in loops]
+        most = max(products, default=0)
+        return loops[products.index(most) if most else -1] if loops else []
+
     def called(self, text: str) -> list[str]:
         """The instructions of the function that a CALL enters; none for others."""
         target = _JUMP.match(text)

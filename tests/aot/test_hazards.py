@@ -51,3 +51,25 @@ def test_sound(body: tuple[str, ...]) -> None:
 )
 def test_touched_too_early(body: tuple[str, ...], found: str) -> None:
     assert {pair.split(" <- ")[1] for pair in listing(*body).hazards()} == {found}
+
+
+def test_a_wait_out_of_line_is_not_the_main_loop() -> None:
+    """As on Blackwell: the loop multiplies twice and waits between; the wait that fails goes on behind the program."""
+    product, wait = "UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR8]", "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR5], R6"
+    main = [
+        ".L_x_0:",
+        product,
+        wait,
+        "@!P0 BRA `(.L_x_2)",
+        ".L_x_1:",
+        product,
+        "IADD3 R2, R2, 0x1, RZ",
+        "@P1 BRA `(.L_x_0)",
+    ]
+    after = ["FADD R0, R1, R2"] * 20 + ["EXIT", ".L_x_2:", wait, "@P0 BRA `(.L_x_1)", "BRA `(.L_x_2)"]
+    text = "\n".join(
+        line if line.endswith(":") else f"        /*{n:04x}*/ {line} ;" for n, line in enumerate([*main, *after])
+    )
+    found = Listing.of(text)
+    assert len(found.main_loop()) == 6 < max(map(len, found.loops()))
+    assert Listing.of("        /*0000*/ EXIT ;").main_loop() == []
