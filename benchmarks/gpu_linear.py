@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -75,7 +76,7 @@ def linear(table: Table, rounds: int) -> None:
 
 
 def products(table: Table, rounds: int) -> None:
-    """What groups may share (a load of the weight, a direction, the input), and K in parts."""
+    """What groups may share (a load of the weight, a direction, the input), K in parts, and approximate Gaussian noise."""
     from blockzo.ops.backends.gpu import kernels as gpu
     from blockzo.ops.backends.gpu import products as gpu_products
     from blockzo.ops.steps import make_step
@@ -91,6 +92,13 @@ def products(table: Table, rounds: int) -> None:
             def layer(x: torch.Tensor, parts: int | None = None, moved: Step = moved) -> torch.Tensor:
                 return gpu_products.products(x, weight(), None, 0, moved, 7, parts)
 
+            def exactly(x: torch.Tensor) -> torch.Tensor:
+                os.environ["BLOCKZO_PRODUCT_NOISE"] = "exact"
+                try:
+                    return layer(x)
+                finally:
+                    del os.environ["BLOCKZO_PRODUCT_NOISE"]
+
             def cublas(own: torch.Tensor = own) -> list[torch.Tensor]:
                 w = weight()
                 return [torch.nn.functional.linear(part, w) for part in own]
@@ -105,12 +113,16 @@ def products(table: Table, rounds: int) -> None:
                 "own input": partial(layer, own),
                 "shared input": partial(layer, shared),
             }
+            if distribution == "gaussian":
+                sides["exact noise"] = partial(exactly, own)
             times = timed(sides, rounds)
             case = f"products {distribution} bfloat16 {SIZE} x {SIZE}, {count} directions, both signs, {tokens} tokens"
             for base in ("cuBLAS", "panels", "whole K"):
                 table.add(case, f"own input over {base}", speedup(times, "own input", base), "x")
             for base in ("cuBLAS", "own input"):
                 table.add(case, f"shared input over {base}", speedup(times, "shared input", base), "x")
+            if distribution == "gaussian":
+                table.add(case, "own input over exact noise", speedup(times, "own input", "exact noise"), "x")
 
 
 def choice(table: Table, rounds: int, write: Path | None = None) -> None:

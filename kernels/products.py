@@ -9,6 +9,7 @@ direction. One load of the weight's tile serves several directions. Every produc
 import triton
 import triton.language as tl
 
+from blockzo.kernels.approximate import approximate_pairs
 from blockzo.kernels.moves import number, unsigned
 from blockzo.kernels.noise import gaussian_pairs, narrow, words_of
 
@@ -19,15 +20,16 @@ SLOTS = {
     (16, True, False): (4, 4, 4),
     (32, True, False): (3, 3, 3),
     (64, True, False): (0, 2, 2),
-    (16, False, True): (2, 2, 1),
-    (32, False, True): (1, 1, 1),
+    (16, False, True): (2, 2, 2),
+    (32, False, True): (1, 1, 2),
     (64, False, True): (0, 1, 0),
-    (16, True, True): (2, 2, 2),
-    (32, True, True): (2, 2, 2),
-    (64, True, True): (0, 2, 2),
+    (16, True, True): (2, 2, 4),
+    (32, True, True): (2, 2, 3),
+    (64, True, True): (1, 2, 3),
 }
 """(tokens of a tile, shared input, Gaussian) -> directions of a program on each of `GENERATIONS`, found by compiling: the most
-that do not spill; two at most for Gaussian noise, which takes so long to make that loads hardly count. 0: the tile is too large.
+that do not spill. Of Gaussian noise, which costs more to make than to load weights for, more than two only where registers leave
+as many programs a multiprocessor. 0: the tile is too large.
 """
 GENERATIONS = (8, 9, 10)
 """Major compute capability. Others are taken as the first, whose tensor cores all later ones but these two have."""
@@ -76,18 +78,23 @@ def noise_operand(
     stream,
     direction,
     GAUSSIAN: tl.constexpr,
+    APPROXIMATE: tl.constexpr,
     COMPUTE: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """z of ROWS x WIDTH elements in the 16-bit dtype that is multiplied: signs are exact there, Gaussian numbers are rounded.
-    Row r begins at first + r * apart. Philox runs on the small tile of block numbers, or each element would pay for ten rounds.
+    """z of ROWS x WIDTH elements in the 16-bit dtype that is multiplied: signs are exact there, Gaussian numbers are rounded, the
+    contract's or, where APPROXIMATE, the special-function unit's. Row r begins at first + r * apart. Philox runs on the small
+    tile of block numbers, or each element would pay for ten rounds.
     """
     row = first + tl.arange(0, ROWS).to(tl.int64) * apart
     if GAUSSIAN:
         block = (row >> 3)[:, None] + tl.arange(0, WIDTH // 8)[None, :]
         word = tl.reshape(words_of(block, key0, key1, stream, direction), [ROWS, WIDTH // 2])
-        even, odd = gaussian_pairs(word)
+        if APPROXIMATE:
+            even, odd = approximate_pairs(word)
+        else:
+            even, odd = gaussian_pairs(word)
         return tl.interleave(narrow(even, COMPUTE), narrow(odd, COMPUTE))
     else:
         # two numbers a register, from two bits at once
@@ -129,6 +136,7 @@ def products(
     SHARED: tl.constexpr,
     BIAS: tl.constexpr,
     GAUSSIAN: tl.constexpr,
+    APPROXIMATE: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -182,6 +190,7 @@ def products(
                 stream.to(tl.uint32, bitcast=True),
                 directions[s],
                 GAUSSIAN,
+                APPROXIMATE,
                 w.dtype,
                 ROWS,
                 WIDTH,

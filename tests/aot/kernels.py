@@ -213,6 +213,8 @@ def _products() -> list[Case]:
             if not most[number]:
                 continue
             cases.append(_product(arch, key, most[number]))
+            if key[2]:
+                cases.append(_product(arch, key, most[number], exact=True))
             if arch == 90:
                 every = [(slots, sides) for slots in range(1, most[number] + 1) for sides in (1, 2)]
                 cases += [_product(arch, key, *form) for form in every if form != (most[number], 2)]
@@ -226,9 +228,15 @@ def _products() -> list[Case]:
 
 
 def _product(
-    arch: int, key: tuple[int, bool, bool], slots: int, sides: int = 2, dtype: str = "bf16", parts: bool = False
+    arch: int,
+    key: tuple[int, bool, bool],
+    slots: int,
+    sides: int = 2,
+    dtype: str = "bf16",
+    parts: bool = False,
+    exact: bool = False,
 ) -> Case:
-    """`parts`: into float32 sums of parts of K, without a bias."""
+    """`parts`: into float32 sums of parts of K, without a bias. `exact`: Gaussian numbers of the contract's own arithmetic."""
     from blockzo.kernels.products import tiles
 
     tokens, shared, gaussian = key
@@ -237,23 +245,28 @@ def _product(
     tile = tiles(tokens, gaussian, slots, sides == 2, shared, arch // 10)
     options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
     kind, name = "gaussian" if gaussian else "rademacher", "shared" if shared else "own"
+    kind, approximate = f"exact {kind}" if exact else kind, gaussian and not exact
     usual = (sides, dtype, parts) == (2, "bf16", False)
+    budget = {80: 23.5, 90: 20, 100: 17.5} if approximate else {80: 50, 90: 47, 100: 44}
     form = "" if usual else f", {sides} sides{', parts' if parts else ''}"
     return Case(
         f"products {dtype} {tokens} tokens {kind} {name} input, {slots} directions{form}",
         "products.products",
         signature,
-        {"BIAS": not parts, "GAUSSIAN": gaussian, **tile},
+        {"BIAS": not parts, "GAUSSIAN": gaussian, "APPROXIMATE": approximate, **tile},
         (*ALIGNED, "span"),
         elements=tile["ROWS"] * tile["WIDTH"] * slots // (32 * options["num_warps"]),
         loads=4,
         needs=MATRIX,
-        loop=({80: 52, 90: 50, 100: 64} if gaussian else {80: 8, 90: 8.5, 100: 14.5})
-        if usual and _most(arch, key) == slots
-        else {},
+        loop=(budget if gaussian else {80: 8, 90: 8.5, 100: 7}) if usual and _most(arch, key) == slots else {},
         options=options,
         arches=(arch,),
-        short=(arch,) if usual and _most(arch, key) == slots and tokens == _largest(arch, shared, gaussian) else (),
+        short=(arch,)
+        if usual
+        and _most(arch, key) == slots
+        and tokens == _largest(arch, shared, gaussian)
+        and (not exact or arch == 90)
+        else (),
     )
 
 
@@ -321,7 +334,7 @@ def measure(cubin: bytes, ptx: str) -> dict[str, object]:
         "registers": int(resources["REG"]),
         "stack": int(resources["STACK"]) + int(resources["LOCAL"]),
         "instructions": sum(not word.startswith("NOP") for word in words),
-        "loop": max(map(len, listing.loops()), default=0),
+        "loop": len(listing.main_loop()),
         "hazards": listing.hazards(),
         "local": count(r"(LDL|STL)"),
         # of global memory, whatever their width
@@ -330,8 +343,9 @@ def measure(cubin: bytes, ptx: str) -> dict[str, object]:
         "loads_128": count(r"LDG(STS)?\..*128"),
         "together": loads_together(listing.lines),
         "stores_128": count(r"STG\..*128"),
-        # a square root is refined by fused steps of its own
-        "fused": len(re.findall(r"\bfma\.", ptx)) + (0 if "sqrt" in ptx else count(r"FFMA")),
+        # a rounded square root is refined by fused steps of its own
+        "fused": len(re.findall(r"\bfma\.", ptx)) + (0 if "sqrt.rn" in ptx else count(r"FFMA")),
+        "approximate": sorted(set(re.findall(r"\b(\w+)\.approx\b", ptx))),
         "matrix": sorted({word.split(".")[0] for word in words if re.match(r"(HMMA|HGMMA|UTC.*MMA)", word)}),
     }
 

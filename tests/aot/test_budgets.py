@@ -57,6 +57,10 @@ def test_budget(compiled: dict[str, dict[str, Any]], case: Case, arch: int) -> N
     if case.kernel == "moves.move":
         assert found["together"] >= case.loads, "a load waits for another one"
     assert found["fused"] == 0, "a fused multiplication has other bits"
+    if case.constants.get("APPROXIMATE"):
+        assert found["approximate"] == ["cos", "lg2", "sin", "sqrt"]
+    else:
+        assert not found["approximate"], "the bits of the noise are no longer the contract's"
     assert not found["hazards"], "registers are overwritten while a matrix product reads them"
     if case.per_element is not None:
         assert found["instructions"] <= case.per_element * case.elements

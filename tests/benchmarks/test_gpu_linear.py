@@ -37,7 +37,7 @@ def test_all_sides_of_products_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(choice, "for_tensor", lambda tensor: kernels)
     table = Table("gpu", tmp_path / "results.csv")
     gpu_linear.products(table, 1)
-    assert len({(row["case"], row["metric"]) for row in table.rows}) == len(table.rows) == 30
+    assert len({(row["case"], row["metric"]) for row in table.rows}) == len(table.rows) == 33
 
 
 def test_choice_takes_what_was_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

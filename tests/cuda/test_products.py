@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from blockzo.ops.backends.gpu import products
 from blockzo.ops.packed import packed
 from blockzo.ops.steps import make_step
 from tests.cpu.cases import SEED, same_bits
+from tests.interpret import gaussian_bounds as bounds
 
 DIRECTIONS, SCALES = [2, 5, 2, 5, 7, 2, 8, 8, 9], [0.05, 0.1, -0.05, -0.1, 0.1, 0.02, 0.1, 0.0, 0.1]
 
@@ -48,3 +50,11 @@ def test_products(dtype: torch.dtype, distribution: str, tokens: int, shared: bo
         alone = make_step(Noise(SEED, distribution), [direction], [scale])
         single = products.products(x[group : group + 1], weight, bias[group], 512, alone, 9)
         assert same_bits(found[group].cpu(), single[0].cpu()), group
+
+
+def test_gaussian_numbers_are_as_near_to_the_contract_as_stated() -> None:
+    words = bounds.some_words()
+    out = torch.empty(len(words), 2, device="cuda")
+    bounds.pairs[(len(words) // 1024,)](out, torch.from_numpy(words.view(np.int32)).cuda(), SIZE=1024)
+    apart = np.abs(out.cpu().numpy() - bounds.contract_pairs(words))
+    assert (apart <= bounds.farthest_allowed(words)).all(), apart.max()

@@ -74,6 +74,7 @@ BACKENDS = {
             switches={
                 "BLOCKZO_CUDA": "0 leaves the CUDA library aside",
                 "BLOCKZO_LINEAR_CHOICE": "another table of ways for the linear layer",
+                "BLOCKZO_PRODUCT_NOISE": "exact: Gaussian numbers of products by the contract's own arithmetic",
             },
             experimental="compiled and interpreted, never run on a GPU",
             parts=_gpu_parts,

@@ -5,6 +5,7 @@ Experimental: never run on a GPU.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -22,6 +23,19 @@ SUM_BLOCK = 1024
 NONE = -1
 INTERPRETED_AS = 9
 """Major compute capability of the tiles that a CPU interprets."""
+
+
+def approximate_noise() -> bool:
+    """Whether the special-function unit makes Gaussian numbers that are rounded to 16 bits; BLOCKZO_PRODUCT_NOISE=exact asks for
+    the contract's own.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    asked = os.environ.get("BLOCKZO_PRODUCT_NOISE") or "approximate"
+    if asked not in ("approximate", "exact"):
+        raise ValueError(f"BLOCKZO_PRODUCT_NOISE is {asked!r}; expected 'approximate' or 'exact'")
+    return asked == "approximate"
 
 
 @cache
@@ -48,6 +62,7 @@ def _plan(
     directions: tuple[int, ...] | None,
     sizes: tuple[int, int, int, int],
     gaussian: bool,
+    approximate: bool,
     shared: bool,
     bias: bool,
     major: int,
@@ -60,7 +75,7 @@ def _plan(
     tasks = tasks_of(pairs, tile["SLOTS"], tile["SIDES"])
     parts = part_count(rows, width) if parts is None else parts
     bands = -(-rows // tile["ROWS"])
-    options = {**EXACT, "BIAS": bias and parts == 1, "GAUSSIAN": gaussian, **tile}
+    options = {**EXACT, "BIAS": bias and parts == 1, "GAUSSIAN": gaussian, "APPROXIMATE": approximate, **tile}
     grid = programs(len(tasks), bands, -(-tokens // tile["TOKENS"]), parts)
     return _Plan(options, tasks, grid, bands, parts, -(-width // (128 * parts)) * 128)
 
@@ -116,7 +131,8 @@ def products(
     directions = step.directions if isinstance(step, Step) else None
     major = _major(x.device.index) if x.is_cuda else INTERPRETED_AS
     sizes, gaussian = (groups, tokens, rows, width), step.distribution == "gaussian"
-    plan = _plan(directions, sizes, gaussian, shared, bias is not None, major, parts)
+    approximate = gaussian and approximate_noise()
+    plan = _plan(directions, sizes, gaussian, approximate, shared, bias is not None, major, parts)
     device = x.device
     out = torch.empty((groups, tokens, rows), dtype=x.dtype, device=device)
     sums = out if plan.parts == 1 else torch.empty((plan.parts, *out.shape), dtype=torch.float32, device=device)
