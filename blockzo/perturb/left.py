@@ -62,7 +62,9 @@ class Left:
         return self._there(outputs)
 
     def _there(self, outputs: Any) -> bool:
-        kept = {id(leaf) for leaf in tree_leaves(outputs)}
+        leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        # an output that is a view holds what it looks into
+        kept = {id(one) for leaf in leaves for one in (leaf, leaf._base)}
         made = (held() for held, inside in self._made.values() if inside)
         with torch._C.DisableTorchFunction():
             return any(_counts(tensor) and id(tensor) not in kept for tensor in made) or any(

@@ -144,6 +144,18 @@ def test_what_no_loss_can_read_is_no_reason(store: Any) -> None:
         assert zo.reuse.reason is None and not said
 
 
+def test_an_output_that_is_a_view_is_all_that_is_left() -> None:
+    class Viewed(Layer):
+        def forward(self, x: Tensor, store: Any) -> Tensor:
+            return super().forward(x.view(-1, 6), store).view(3, 6)
+
+    for method, cut, max_group in (ALONE, TOGETHER):
+        model = Net(nothing)
+        model.layers = nn.ModuleList(Viewed() for _ in range(4))
+        zo, said = steps(model, lambda model, x: model(x), method, cut, max_group)
+        assert zo.reuse.reason is None and not said
+
+
 def looks_inside(model: Net, x: Tensor, when: Any) -> Tensor:
     """A penalty on the first layer's output, which the loss keeps for itself."""
     seen: list[Tensor] = []
