@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from blockzo.perturb import PerturbedForward
+from blockzo.perturb import PerturbedForward, batched
 from blockzo.perturb.activations import Activations
 from blockzo.perturb.causes import Cause, cause_of, found_in, is_left_over
 from blockzo.perturb.mode import Outgrown, Parted
@@ -75,6 +76,8 @@ class Known:
         self.sizes: dict[Any, Size] = {}
         self.alone: dict[Any, Alone] = {}
         self.checked = False
+        self.looked: set[Any] = set()
+        """Kinds of which a group has run, so that it is known whether the model keeps something of it."""
         self.beside = max(FLOOR, int(SHARE * _held(getattr(owner, "model", owner))))
         """Bytes that the evaluations beside the first may take."""
 
@@ -109,7 +112,7 @@ class Grouping:
     def __init__(self, owner: Any, max_group: MaxGroup, device: torch.device) -> None:
         if max_group != "auto" and (isinstance(max_group, (bool, str)) or max_group < 1):
             raise ValueError(f'max_group is {max_group!r}; expected "auto" or a positive integer')
-        self.known = Known.of(owner)
+        self.known, self.model = Known.of(owner), getattr(owner, "model", owner)
         self.max_group, self.device = max_group, device
         self._lost = 0
         self.apart = 1
@@ -146,6 +149,12 @@ class Grouping:
                     size.learn(run(part[:1], (AUTO_ROWS, sys.maxsize), True)[1])
                     continue
                 result, mode = run(part, self._limits(size, count), passing)
+                if count > 1 and kind not in self.known.looked:
+                    self.known.looked.add(kind)
+                    place = _held_on(self.model)
+                    if place:
+                        failure = _Failure(f"{place} holds a tensor of a group, which is over then", lasting=True)
+                        continue
                 if count > 1 and not self.known.checked:
                     difference = _difference(result, run(part[-1:], None, False)[0])
                     if difference:
@@ -241,6 +250,17 @@ def _difference(group: Activations, alone: Activations) -> str:
             difference = (found - expected).abs().max() if expected.numel() else torch.zeros(())
             if found.shape != expected.shape or float(difference) > bound * float(expected.abs().max() + 1e-6):
                 return f"in a group a result differs by {float(difference):.3g} from the same evaluation alone"
+    return ""
+
+
+def _held_on(model: Any) -> str:
+    """Where a model keeps a tensor of a group that has run: nothing can read it any more, and the model cannot be copied."""
+    for place, module in model.named_modules():
+        for name, value in {**vars(module), **module._buffers}.items():
+            if name in ("_parameters", "_modules", "_buffers"):
+                continue
+            if any(isinstance(leaf, Tensor) and batched.is_wrapped(leaf) for leaf in tree_leaves(value)):
+                return f"{place}.{name}".lstrip(".")
     return ""
 
 

@@ -197,6 +197,27 @@ def test_a_group_that_differs_from_its_members_is_found() -> None:
     assert Known.of(model).alone
 
 
+def test_a_model_that_keeps_tensors_of_its_evaluations_runs_alone() -> None:
+    """Of a group they would be over when it is, and the model could not be copied."""
+
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.inner, self.seen = nn.Linear(4, 4), {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen["last"] = [self.inner(x).tanh()]
+            return self.seen["last"][0].pow(2).mean()
+
+    model, x = Keeps(), torch.ones(2, 4)
+    zo = bz.ZO(model, lambda m, batch: m(batch), bz.SPSA(2), eps=1e-2, max_group=4)
+    with pytest.warns(UserWarning, match="cannot be evaluated in groups .seen holds a tensor of a group"):
+        result = zo.step(x)
+    assert len(set(result.losses)) == 4
+    assert torch.isfinite(copy.deepcopy(model).seen["last"][0]).all()
+
+
 def test_bloom_runs_alone() -> None:
     model, batch = zoo.make("bloom"), zoo.batch()
     with pytest.warns(UserWarning, match="autograd.Function"):
