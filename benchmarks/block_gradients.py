@@ -1,6 +1,7 @@
 """What the planner has to guess, by backpropagation: energy, confirmed share and curvatures of each block's gradient.
 
     python benchmarks/block_gradients.py --model minilm-l6 --task sst2     (a minute or two; smollm2-135m: half an hour)
+    python benchmarks/block_gradients.py --vectors     biases and norms apart from the matrices of their block
 
 E and rho are means over batches of 16 rows of the tuning problem of the comparison, T and S by moves on 96 rows.
 """
@@ -41,20 +42,21 @@ class Gradient:
         return math.sqrt(sum(float(t.double().square().sum()) for t in self.total))
 
 
-def by_block(problem: Problem, batches: int) -> list[Gradient]:
+def by_block(problem: Problem, batches: int, vectors: bool) -> dict[str, Gradient]:
     """Gradients of batches that training would come to much later."""
     layout = fine_blocks(problem.model).layout
     named = {name: p for name, p in problem.model.named_parameters() if name in layout}
-    found = []
-    for block in range(max(layout.values()) + 1):
-        weights = [p for name, p in named.items() if layout[name] == block]
-        found.append(Gradient(weights, [torch.zeros_like(p) for p in weights]))
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, p in sorted(named.items(), key=lambda item: layout[item[0]]):
+        kind = f" {'matrices' if p.dim() > 1 else 'vectors'}" if vectors else ""
+        parts.setdefault(f"{layout[name]}{kind}", []).append(p)
+    found = {part: Gradient(weights, [torch.zeros_like(p) for p in weights]) for part, weights in parts.items()}
     for p in problem.model.parameters():
         p.requires_grad_(True)
     for step in range(batches):
         problem.model.zero_grad(set_to_none=True)
         problem.loss_fn(problem.model, problem.batch(1000 + step)).backward()
-        for gradient in found:
+        for gradient in found.values():
             gradient.add()
     return found
 
@@ -94,14 +96,13 @@ def main() -> None:
     parser.add_argument("--task", default="sst2")
     parser.add_argument("--batches", type=int, default=64)
     parser.add_argument("--directions", type=int, default=6)
+    parser.add_argument("--vectors", action="store_true")
     options = parser.parse_args()
     problem = make(options.model, options.task, 512, TUNING_SEED, tuning=True)
     chance = torch.Generator().manual_seed(0)
-    print("block  weights      E        rho     T        S")
-    for block, gradient in enumerate(by_block(problem, options.batches)):
+    print("block          weights      E        rho     T        S")
+    for block, gradient in by_block(problem, options.batches, options.vectors).items():
         n, weights = options.batches, gradient.weights
-        if not weights:
-            continue
         energy = gradient.squares / n
         signal = (gradient.norm**2 - gradient.squares) / (n * (n - 1))
         size = sum(w.numel() for w in weights)
@@ -112,7 +113,7 @@ def main() -> None:
         # a step of length one along the gradient
         sharp = curvature(problem, weights, gradient.total, 1 / gradient.norm) / gradient.norm**2
         trace = sum(bent) / len(bent)
-        print(f"{block:5d}  {size:10d}  {energy:7.2f}  {signal / energy:6.3f}  {trace:7.1f}  {sharp:7.2f}", flush=True)
+        print(f"{block:12}  {size:10d}  {energy:7.2f}  {signal / energy:6.3f}  {trace:7.1f}  {sharp:7.2f}", flush=True)
 
 
 if __name__ == "__main__":
