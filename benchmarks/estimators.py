@@ -1,4 +1,4 @@
-"""Estimators against each other on real models and data: accuracy against forward FLOPs and against wall time.
+"""Estimators against each other on real models and data: accuracy against forward FLOPs.
 
     python benchmarks/estimators.py --part 1              about three hours on two cores; stop and start it as you like
     python benchmarks/estimators.py --budget 300 --seeds 13 21 --hours 1

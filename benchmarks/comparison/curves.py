@@ -1,4 +1,4 @@
-"""Accuracy against forward FLOPs and against wall time, drawn from the CSV: the mean over seeds and its confidence band."""
+"""Accuracy against forward FLOPs, drawn from the CSV: the mean over seeds and its confidence band."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def mean_and_band(values: Sequence[float]) -> tuple[float, float]:
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def curve(seeds: Mapping[int, Sequence[Point]], cost: str) -> tuple[list[float], list[float], list[float]]:
-    """Mean cost, mean accuracy and half band at each checkpoint."""
+def curve(seeds: Mapping[int, Sequence[Point]]) -> tuple[list[float], list[float], list[float]]:
+    """Mean FLOPs (in forwards), mean accuracy and half band at each checkpoint."""
     columns = list(zip(*seeds.values(), strict=True))
-    costs = [statistics.fmean(float(getattr(point, cost)) for point in column) for column in columns]
+    costs = [statistics.fmean(point.spent for point in column) for column in columns]
     pairs = [mean_and_band([point.accuracy for point in column]) for column in columns]
     return costs, [mean for mean, _ in pairs], [half for _, half in pairs]
 
@@ -43,19 +43,16 @@ def plot(runs: Runs, folder: Path) -> list[Path]:
     for case in latest(runs):
         model, task, shots, budget = case
         by_method = analysis.of_case(runs, case)
-        figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), sharey=True)
+        figure, axis = pyplot.subplots(figsize=(9, 5.5))
         for name, seeds in by_method.items():
-            _draw(axes, name, seeds)
+            _draw(axis, name, seeds)
         accuracy = analysis.target(by_method)
-        for axis, label in zip(
-            axes, ("forward FLOPs, in forwards of a training batch", "seconds of training"), strict=True
-        ):
-            axis.set_xlabel(label)
-            axis.grid(alpha=0.3)
-            if accuracy is not None:
-                axis.axhline(accuracy, color="black", linestyle=":", linewidth=1)
-        axes[0].set_ylabel("accuracy")
-        axes[1].legend(fontsize=8)
+        axis.set_xlabel("forward FLOPs, in forwards of a training batch")
+        axis.set_ylabel("accuracy")
+        axis.grid(alpha=0.3)
+        if accuracy is not None:
+            axis.axhline(accuracy, color="black", linestyle=":", linewidth=1)
+        axis.legend(fontsize=8)
         count = max(len(seeds) for seeds in by_method.values())
         figure.suptitle(f"{model}, {task}, {shots} a class, {count} seed(s): mean and 95 % band; dotted: n-SPSA's end")
         figure.tight_layout()
@@ -66,14 +63,13 @@ def plot(runs: Runs, folder: Path) -> list[Path]:
     return written
 
 
-def _draw(axes: Any, name: str, seeds: Mapping[int, Sequence[Point]]) -> None:
+def _draw(axis: Any, name: str, seeds: Mapping[int, Sequence[Point]]) -> None:
     base = analysis.METHODS[name].base
-    for axis, cost in zip(axes, ("spent", "seconds"), strict=True):
-        costs, means, halves = curve(seeds, cost)
-        (line,) = axis.plot(costs, means, label=name, linestyle="--" if base else "-", linewidth=1.2 if base else 1.8)
-        low = [m - h for m, h in zip(means, halves, strict=True)]
-        high = [m + h for m, h in zip(means, halves, strict=True)]
-        axis.fill_between(costs, low, high, color=line.get_color(), alpha=0.1)
+    costs, means, halves = curve(seeds)
+    (line,) = axis.plot(costs, means, label=name, linestyle="--" if base else "-", linewidth=1.2 if base else 1.8)
+    low = [m - h for m, h in zip(means, halves, strict=True)]
+    high = [m + h for m, h in zip(means, halves, strict=True)]
+    axis.fill_between(costs, low, high, color=line.get_color(), alpha=0.1)
 
 
 def latest(runs: Runs) -> list[analysis.Case]:

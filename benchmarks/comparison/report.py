@@ -42,6 +42,8 @@ FIRST_ORDER = (
     ("the same, AdamW on LoRA", "adamw-lora"),
 )
 
+USUAL = 600
+"""Forwards of most runs."""
 WALL_SHARE = 0.5
 """Wall time is to fall by half as much as FLOPs at least."""
 
@@ -129,7 +131,7 @@ def _checkpoints(runs: Runs) -> list[str]:
         if found:
             below = sum(value < -analysis.SAMPLING_ERROR for value in found)
             points = f"{100 * statistics.median(found):+.1f} points | {100 * min(found):+.1f}"
-            lines.append(f"| {case[0]}, {case[1]} | {len(found)} | {points} | {below} |")
+            lines.append(f"| {_told(case)} | {len(found)} | {points} | {below} |")
     return lines
 
 
@@ -148,6 +150,11 @@ def _name(text: str, goal: analysis.Goal) -> str:
     return text if goal.share == 1.0 else f"{text}, to {goal.share:.0%} of its gain"
 
 
+def _told(case: analysis.Case) -> str:
+    model, task, _, budget = case
+    return f"{model}, {task}" + (f", {budget:,} forwards" if budget != USUAL else "")
+
+
 def _case(runs: Runs, case: analysis.Case, clocks: Clocks) -> list[str]:
     model, task, shots, budget = case
     by_method = analysis.of_case(runs, case)
@@ -158,7 +165,7 @@ def _case(runs: Runs, case: analysis.Case, clocks: Clocks) -> list[str]:
         for goal, wanted in targets
     )
     lines = [
-        f"### {model}, {task}",
+        f"### {_told(case)}",
         "",
         f"{shots} a class, budget {budget} forwards, accuracy before {statistics.fmean(start):.3f}. "
         f"Targets, the end of n-SPSA: {told}.",
