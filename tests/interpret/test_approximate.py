@@ -58,7 +58,7 @@ def test_the_bounds_are_those_of_the_contract() -> None:
     assert (bounds.contract_pairs(words).view(np.int32) == found.view(np.int32)).all()
 
 
-# a minute of CPU time
+# 20 s of CPU time
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_word(every: bool) -> None:
@@ -70,7 +70,7 @@ def test_every_word(every: bool) -> None:
     if every:
         # of each size of an angle there are four, two with either sign
         assert worst.count * 4 == 2 << 32
-        assert worst.bfloat16 < 2.2e-3 * worst.count and worst.float16 < 1.4e-2 * worst.count
+        assert worst.bfloat16 < 2.3e-3 * worst.count and worst.float16 < 1.42e-2 * worst.count
 
 
 def test_which_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
