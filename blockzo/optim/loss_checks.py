@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockzo.ops.params import named_tensors, whole_targets
 from blockzo.optim.evaluation import Evaluation
@@ -28,19 +30,25 @@ class LossChecks:
         self.reads_at: int | None = 0
         self._used = self._repeats = False
 
-    def repeats(self, batch: Any) -> None:
+    def repeats(self, batch: Any, in_place: bool = False) -> None:
         """At the first step: is the loss the same when it is evaluated again?
 
+        Args:
+            in_place: it may write weights.
+
         Raises:
-            NotRepeatable: a ValueError; no weight has changed.
+            ValueError: it is not (`NotRepeatable`), or writes weights; no weight has changed. Or it puts other parameters in
+                the place of those of the model.
         """
         if self._repeats:
             return
         model = self.blocks.model
-        with evaluation_mode(model):
+        with evaluation_mode(model), _none_replaced(model):
             check_repeatable(
                 lambda: _number(self.blocks.run_whole(lambda: self.loss_fn(model, batch))),
                 model,
+                batch=batch,
+                writes=in_place,
             )
         self._repeats = True
 
@@ -53,8 +61,9 @@ class LossChecks:
         if self.reads_at is None or step < self.reads_at:
             return
         model = self.blocks.model
+        targets = whole_targets(model, "a perturbed forward")
         with evaluation_mode(model):
-            check_reads(whole_targets(model, "a perturbed forward"), lambda: self.loss_fn(model, batch))
+            check_reads(targets, lambda: self.loss_fn(model, batch))
         self.reads_at = max(1, 2 * step)
 
     def used(self, found: Evaluation, in_place: bool) -> None:
@@ -71,6 +80,27 @@ class LossChecks:
                 f"{', ...' if len(unused) > 3 else ''}); updates would only add noise to them: freeze them with "
                 "requires_grad_(False)",
                 stacklevel=5,
+            )
+
+
+@contextmanager
+def _none_replaced(model: nn.Module) -> Iterator[None]:
+    """Raises ValueError where evaluations inside put another object in the place of a trainable parameter."""
+
+    def parameters() -> dict[str, nn.Parameter]:
+        return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    before = parameters()
+    try:
+        yield
+    finally:
+        now = parameters()
+        changed = [name for name, parameter in before.items() if now.get(name) is not parameter]
+        if changed:
+            raise ValueError(
+                f"the loss puts another tensor in the place of parameter {', '.join(map(repr, changed[:3]))}"
+                f"{', ...' if len(changed) > 3 else ''} of the model; expected parameters that stay those that are trained: "
+                "compute with another tensor, and leave the parameter as it is"
             )
 
 

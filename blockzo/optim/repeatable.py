@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from blockzo.optim.stale import Watch, depends_on, told
+from blockzo.perturb.kinds import TouchesWeights
 
 EVALUATIONS = 2
 WHERE_DRAWN = 4
@@ -29,7 +31,11 @@ class NotRepeatable(ValueError):
 
 
 def check_repeatable(
-    evaluate_leaf: Callable[[], float | Tensor], model: nn.Module | None = None, tolerance: float | None = None
+    evaluate_leaf: Callable[[], float | Tensor],
+    model: nn.Module | None = None,
+    tolerance: float | None = None,
+    batch: Any = None,
+    writes: bool = True,
 ) -> int:
     """Evaluates one leaf of the tree again and again and compares the losses.
 
@@ -43,16 +49,19 @@ def check_repeatable(
         model: its device and dtype say how far its kernels may differ between runs, a buffer that the loss changes is named, and
             caches of what was made of its trainable weights are looked for.
         tolerance: largest relative difference that is let pass; where None, `tolerance_of(model)`.
+        batch: what it evaluates; that the loss writes it is told.
+        writes: whether the loss may write trainable weights of the model.
 
     Returns:
         How often the leaf was evaluated.
 
     Raises:
         NotRepeatable: a ValueError; nothing but the loss function's own state has changed.
+        ValueError: it writes a weight and may not; none has been written.
     """
     bound = tolerance_of(model) if tolerance is None else tolerance
-    before, versions = _generators(), _versions(model)
-    watch = None if model is None else Watch(model)
+    before, versions, given = _generators(), _versions(model), _written(batch)
+    watch = None if model is None else Watch(model, writes)
 
     def evaluate() -> float:
         if watch is None:
@@ -67,7 +76,7 @@ def check_repeatable(
     while count < (WHERE_DRAWN if drawn else EVALUATIONS):
         try:
             loss = evaluate()
-        except (torch.OutOfMemoryError, MemoryError):
+        except (torch.OutOfMemoryError, MemoryError, TouchesWeights):
             raise
         except Exception as error:
             raise NotRepeatable(
@@ -81,7 +90,7 @@ def check_repeatable(
         drawn |= {name for name, state in now.items() if before.get(name) != state}
         if not _alike(first, loss, bound):
             changed = sorted(name for name, version in _versions(model).items() if versions.get(name) != version)
-            raise NotRepeatable(_told(first, loss, drawn, changed))
+            raise NotRepeatable(_told(first, loss, drawn, changed, _written(batch) != given))
     if watch is not None and model is not None and watch.read and math.isfinite(loss):
         read = watch.read
         count += 1
@@ -135,13 +144,21 @@ def _versions(model: nn.Module | None) -> dict[str, int]:
     return {name: buffer._version for name, buffer in model.named_buffers() if not buffer.is_inference()}
 
 
-def _told(one: float, other: float, drawn: set[str], changed: list[str]) -> str:
+def _written(batch: Any) -> list[int]:
+    """How often each tensor of a batch was written."""
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
+
+
+def _told(one: float, other: float, drawn: set[str], changed: list[str], batch: bool) -> str:
     causes = []
     if drawn:
         causes.append(f"it draws random numbers ({', '.join(sorted(drawn))})")
     if changed:
         more = ", ..." if len(changed) > 3 else ""
         causes.append(f"it writes buffers of the model ({', '.join(map(repr, changed[:3]))}{more})")
+    if batch:
+        causes.append("it writes the batch in place, where the next evaluation reads it (let it write a copy)")
     cause = " and ".join(causes) or "it keeps state between calls, or draws from a random generator of its own"
     return (
         f"the loss is not repeatable: two evaluations of the same weights on the same batch gave {one:.9g} and {other:.9g}; "

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from blockzo.perturb.kinds import Kind, kind_of
+from blockzo.noise import canonical_name
+from blockzo.perturb.kinds import Kind, TouchesWeights, kind_of, written_by
 
 _FORMS = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like")
 LIKE = frozenset({*_FORMS, "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "new_empty_strided"})
@@ -29,16 +30,28 @@ AS = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as"})
 class Watch(TorchFunctionMode):
     """Enter it around one evaluation after the other, and call `again` between two.
 
+    Args:
+        writes: whether trainable weights may be written; where not, what would is refused (`TouchesWeights`).
+
     Attributes:
         read: tensors that an earlier evaluation made of trainable weights, and this one read.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, writes: bool = True) -> None:
         super().__init__()
-        self.weights = {id(p): p for p in model.parameters() if p.requires_grad}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.weights = {id(p): p for p in trained.values()}
+        self._names = {} if writes else {_memory(p): canonical_name(name) for name, p in trained.items()}
+        self._refused: TouchesWeights | None = None
         self.made: dict[int, ref[Tensor]] = {}
         self.old: dict[int, ref[Tensor]] = {}
         self.read: list[Tensor] = []
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        # code such as `load_state_dict` makes an error of its own of what it catches
+        if self._refused is not None and error[1] is not self._refused:
+            raise self._refused from error[1]
 
     def again(self) -> None:
         self.old = {number: held for number, held in self.made.items() if held() is not None}
@@ -50,9 +63,10 @@ class Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         kind = kind_of(func)
-        written = [kwargs["out"]] if "out" in kwargs else list(args[:1]) if kind is Kind.WRITES else []
-        written = [leaf for leaf in tree_leaves(written) if isinstance(leaf, Tensor)]
+        written = tree_leaves(written_by(func, kind, args, kwargs))
+        written = [leaf for leaf in written if isinstance(leaf, Tensor)]
         for tensor in written:
+            self._check(func, kwargs, tensor)
             self._forget(tensor)
         stale = [tensor for tensor in given if self._is(self.old, tensor)] if self.old else []
         of_weights = any(
@@ -67,6 +81,13 @@ class Watch(TorchFunctionMode):
         if of_weights:
             self._note(self.made, [*found, *written])
         return result
+
+    def _check(self, func: Any, kwargs: dict[str, Any], tensor: Tensor) -> None:
+        with torch._C.DisableTorchFunction():
+            name = self._names.get(_memory(tensor)) if self._names else None
+        if name is not None:
+            self._refused = TouchesWeights.by(func, kwargs, [name])
+            raise self._refused
 
     def _is(self, known: dict[int, ref[Tensor]], tensor: Tensor) -> bool:
         held = known.get(id(tensor))

@@ -334,7 +334,7 @@ class ZO(Journaled):
         used: list[InPlaceExecutor] = []
 
         def run(plan: StepPlan, tree: EvaluationTree, parts: Sequence[Part]) -> Evaluation:
-            self.loss_checks.repeats(parts[0].batch)
+            self.loss_checks.repeats(parts[0].batch, in_place=True)
             used.append(InPlaceExecutor(self.blocks, self._noise(plan.seed), plan.eps, self.reuse))
             for part in parts:
                 self.reuse.meet(part.batch)
@@ -394,7 +394,7 @@ class ZO(Journaled):
         return StepResult(math.fsum(losses) / len(losses), scalars, losses, plan.seed, len(losses), found.flops, record)
 
     def look_at(self, batch: Any) -> None:
-        """Before perturbed evaluations: is the loss repeatable, does it read weights past them? Once, mostly.
+        """Before perturbed evaluations: is the loss repeatable, does it write weights, or read them past the mode? Once, mostly.
 
         Raises:
             ValueError: what is wrong with it; no weight has changed.

@@ -209,9 +209,9 @@ class ZOSGD(torch.optim.Optimizer):
     def _look(self, closure: Closure, groups: Sequence[Sequence[Target]]) -> None:
         if self._unchecked:
             tolerance = tolerance_of(nn.ParameterList(self.param_groups[0]["params"][:1]))
-            check_repeatable(lambda: numbers([closure()])[0], tolerance=tolerance)
             if self.evaluate == "perturbed":
                 check_reads([target for group in groups for target in group], closure)
+            check_repeatable(lambda: numbers([closure()])[0], tolerance=tolerance)
             self._unchecked = False
 
     def _rates(self, moments: Sequence[Moment]) -> list[float]:

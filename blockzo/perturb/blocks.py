@@ -71,14 +71,15 @@ class Blocks:
         """Those of each block.
 
         Raises:
-            ValueError: one of them was frozen when the model was cut.
+            ValueError: one of them was frozen when the model was cut, or not there.
         """
         result: list[list[Target]] = [[] for _ in range(len(self))]
         for target in found:
             block = self.layout.get(target.name)
             if block is None:
                 raise ValueError(
-                    f"parameter {target.name!r} became trainable after the model was cut into blocks; make Blocks(model) again"
+                    f"parameter {target.name!r} was frozen, or of another name, or not there when the model was cut into blocks; "
+                    "freeze it, or make a new bz.ZO (and Blocks, where you pass them) of the model as it is now"
                 )
             result[block].append(target)
         return result

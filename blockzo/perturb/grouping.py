@@ -77,7 +77,7 @@ class Known:
         self.alone: dict[Any, Alone] = {}
         self.checked = False
         self.looked: set[Any] = set()
-        """Kinds of which a group has run, so that it is known whether the model keeps something of it."""
+        """Kinds of which a group has run, so that it is known whether something of it is kept."""
         self.beside = max(FLOOR, int(SHARE * _held(getattr(owner, "model", owner))))
         """Bytes that the evaluations beside the first may take."""
 
@@ -148,12 +148,16 @@ class Grouping:
                 if count > 1 and isinstance(self.max_group, str) and size.rows is None:
                     size.learn(run(part[:1], (AUTO_ROWS, sys.maxsize), True)[1])
                     continue
-                result, mode = run(part, self._limits(size, count), passing)
-                if count > 1 and kind not in self.known.looked:
+                look = count > 1 and kind not in self.known.looked
+                result, mode = run(part, self._limits(size, count), look if count > 1 else passing)
+                if look:
                     self.known.looked.add(kind)
                     place = _held_on(self.model)
-                    if place:
+                    kept = None if place else mode.outlived()
+                    if place or kept is not None:
+                        place = place or "something beside the model"
                         failure = _Failure(f"{place} holds a tensor of a group, which is over then", lasting=True)
+                        del kept
                         continue
                 if count > 1 and not self.known.checked:
                     difference = _difference(result, run(part[-1:], None, False)[0])

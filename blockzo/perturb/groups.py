@@ -38,6 +38,7 @@ def run_groups(
 
     Args:
         forward: takes what `kept` holds for one group (None where nothing is kept), and the mode it runs under.
+        measure: of one group, the sizes of its operations; of several, what outlives them.
 
     Returns:
         What it returned, and the mode that counted.
@@ -53,6 +54,8 @@ def run_groups(
     def body(group: Tensor) -> Tensor:
         level = batched.level_of(group)
         mode = PerturbedForward(index, moves, barred, groups, level, row_limits)
+        if measure:
+            mode.watch()
         before = None
         if kept is not None:
             pairs = zip(kept.leaves, kept.own, strict=True)

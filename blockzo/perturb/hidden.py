@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockzo.ops.params import Target
+from blockzo.perturb.kinds import TouchesWeights
 from blockzo.perturb.mode import PerturbedForward
 from blockzo.perturb.parameters import Index, Parameter
 
@@ -39,6 +40,9 @@ def hidden_reads(targets: Sequence[Target], forward: Callable[[], Any]) -> list[
     Args:
         targets: the trainable parameters, whole.
         forward: evaluates the loss of the batch; one number that is finite at the weights as they are.
+
+    Raises:
+        ValueError: it writes one of them, or asks for the address of its memory.
     """
     if _is_seen(targets, forward):
         return []
@@ -66,7 +70,7 @@ def check_reads(targets: Sequence[Target], forward: Callable[[], Any]) -> None:
     """Arguments and cost as of `hidden_reads`.
 
     Raises:
-        ValueError: the loss reads weights that are not moved; no weight has changed.
+        ValueError: the loss reads weights that are not moved, or writes weights; no weight has changed.
     """
     names = hidden_reads(targets, forward)
     if names:
@@ -82,7 +86,7 @@ def _is_seen(targets: Sequence[Target], forward: Callable[[], Any]) -> bool:
         try:
             with _telling(targets), PerturbedForward(Index({0: targets}), {0: _Repaired(saved)}):  # type: ignore[dict-item]
                 return _finite(forward())
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, torch.OutOfMemoryError, TouchesWeights):
             raise
         except Exception:
             return False  # NaN where an index or a probability was expected

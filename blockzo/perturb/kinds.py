@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from functools import lru_cache
 from typing import Any
+
+import torch.nn.functional as F
 
 # Reading these from a parameter says nothing of its values.
 _FACTS = frozenset(
@@ -22,6 +24,9 @@ _VIEWS = frozenset(
     "__getitem__ T mT data t view view_as reshape transpose swapaxes swapdims permute movedim narrow select split chunk "
     "tensor_split unbind squeeze unsqueeze flatten unflatten expand expand_as detach alias contiguous to as_strided".split()
 )
+
+_NORMING = frozenset((F.embedding, F.embedding_bag))
+"""Shorten the rows that are looked up, in the table itself, where they are given `max_norm`."""
 
 
 class Kind(Enum):
@@ -54,6 +59,31 @@ def kind_of(func: Callable[..., Any]) -> Kind:
     if name in _SETTERS or (name.endswith("_") and not name.endswith("__")):
         return Kind.WRITES
     return Kind.VIEW if name in _VIEWS else Kind.VALUES
+
+
+def written_by(func: Callable[..., Any], kind: Kind, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What a call writes of what it is given; `kind`: that of the function."""
+    written = [kwargs["out"]] if "out" in kwargs else []
+    if func in _NORMING and (kwargs.get("max_norm") is not None or (len(args) > 3 and args[3] is not None)):
+        written += [kwargs["weight"]] if "weight" in kwargs else args[1:2]
+    elif "out" not in kwargs and (kind is Kind.WRITES or kwargs.get("inplace") is True):
+        # the functions of nn.init name their tensor
+        written += args[:1] or list(kwargs.values())[:1]
+    return written
+
+
+class TouchesWeights(ValueError):
+    """The model writes a moved parameter, or reads its memory by address."""
+
+    @classmethod
+    def by(cls, func: Callable[..., Any], kwargs: Mapping[str, Any], names: Sequence[str]) -> TouchesWeights:
+        what = "read its memory by address" if kind_of(func) is Kind.ADDRESS else "write the weight"
+        given = " with max_norm" if kwargs.get("max_norm") is not None else ""
+        return cls(
+            f"the model calls {getattr(func, '__name__', func)!r}{given} on parameter {', '.join(map(repr, names[:3]))} inside a "
+            f"perturbed forward, which would {what}; "
+            'use evaluate="in_place" for this model, or freeze the parameter with requires_grad_(False)'
+        )
 
 
 def is_fact(func: Callable[..., Any]) -> bool:

@@ -7,10 +7,12 @@ tensor.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from blockzo.perturb import batched, traced, transforms
-from blockzo.perturb.causes import refused_here
+from blockzo.perturb.causes import found_in, refused_here
 from blockzo.perturb.functions import ANSWERS, Known, known
-from blockzo.perturb.kinds import Kind
+from blockzo.perturb.kinds import Kind, TouchesWeights, written_by
 from blockzo.perturb.left import Left
 from blockzo.perturb.moves import Moves
 from blockzo.perturb.parameters import Index
@@ -86,6 +88,7 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
         self.unknown: Unknown | None = None
         """Who looks at what is made, and at what was not kept."""
         self._caught: Exception | None = None
+        self._made: list[ref[Tensor]] | None = None
         self.used: set[int] = set()
         self.flops = self.rows = self.lookups = self.operands = 0
 
@@ -102,8 +105,11 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
         if torch.compiler.is_dynamo_compiling() or self.entered:
             return
         caught, self._caught = self._caught, None
-        if caught is not None and error[0] is None:
-            raise caught
+        if caught is None:
+            return
+        # code such as `load_state_dict` makes an error of its own of what it catches
+        if error[0] is None or (isinstance(caught, TouchesWeights) and found_in(error[1], TouchesWeights) is None):
+            raise caught from error[1]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -143,11 +149,32 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
             self.left.note(func, facts.kind, args, kwargs, result)
         if facts.formula is not None and isinstance(result, Tensor):
             self.flops += self.groups * facts.formula(args, kwargs, result)
+        if self._made is not None:
+            self._made += [ref(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if self.measure:
             operands = sum(map(nbytes_of, (*args, *kwargs.values())))
             self.operands = max(self.operands, operands)
             self.footprint = max(self.footprint, operands + sum(map(nbytes_of, tree_leaves(result))))
         return result
+
+    def watch(self) -> None:
+        """From here on it is remembered what functions gave, see `outlived`."""
+        self._made = []
+
+    def outlived(self) -> Tensor | None:
+        """After a run that was watched: a tensor of the groups that something still holds, and nobody can read any more."""
+        if self._left() is None:
+            return None
+        # what waits in a cycle is held by nothing
+        gc.collect()
+        return self._left()
+
+    def _left(self) -> Tensor | None:
+        for made in self._made or ():
+            tensor = made()
+            if tensor is not None and batched.is_wrapped(tensor):
+                return tensor
+        return None
 
     def unbar(self) -> None:
         """From here on all parameters may be used: what runs is beyond the part that is wanted."""
@@ -177,11 +204,11 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
             result = facts.taught(self, *args, **kwargs)
         if result is not NotImplemented:
             return result
-        written = [kwargs["out"]] if "out" in kwargs else list(args[:1]) if kind is Kind.WRITES else []
-        if kind is Kind.ADDRESS or any(
-            transforms.base(self, leaf) is not None for leaf in (tree_leaves(written) if written else ())
-        ):
-            self._refuse(func, args)
+        written = written_by(func, kind, args, kwargs)
+        touched = flat((*args, *kwargs.values())) if kind is Kind.ADDRESS else tree_leaves(written) if written else ()
+        names = [found[0].name for leaf in touched if (found := transforms.base(self, leaf)) is not None]
+        if names:
+            raise TouchesWeights.by(func, kwargs, names)
         change = self.moved
         if transformed:
             change = partial(transforms.moved, self)
@@ -263,14 +290,6 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
                 "it, made at each call (results are right; this costs time and the memory of that one tensor)",
                 stacklevel=5,
             )
-
-    def _refuse(self, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        names = [found[0].name for found in map(self.find, args) if found is not None]
-        raise ValueError(
-            f"the model calls {getattr(func, '__name__', func)!r} on parameter {', '.join(names) or '(in a list)'} inside a "
-            "perturbed forward, which would write the weight or read its memory by address; "
-            'use evaluate="in_place" for this model'
-        )
 
 
 def flat(values: Iterable[Any]) -> Iterator[Any]:

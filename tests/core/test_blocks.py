@@ -151,3 +151,12 @@ def test_a_model_that_does_not_run_its_layers_is_named() -> None:
     model = Skips()
     with pytest.raises(ValueError, match="without running layer 1"):
         bz.Blocks(model, [2]).run(lambda: model(torch.zeros(1, 3)), 0, 1)
+
+
+def test_a_layer_that_is_new_since_the_cut_is_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    zo = bz.ZO(model, lambda m, x: m(x).square().mean())
+    zo.step(torch.ones(2, 4))
+    model.append(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"parameter '2.weight' was .* not there when .* make a new bz.ZO"):
+        zo.step(torch.ones(2, 4))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import blockzo as bz
 from blockzo.optim.repeatable import NotRepeatable, check_repeatable, tolerance_of
 from blockzo.perturb.losses import evaluation_mode
 from tests.core import zoo
@@ -59,6 +60,14 @@ def test_a_buffer_that_counts_is_named() -> None:
     model = Counted()
     with pytest.raises(NotRepeatable, match="'calls'"), evaluation_mode(model):
         check_repeatable(lambda: model(torch.ones(2, 8)), model)
+
+
+def test_a_batch_that_is_written_is_named() -> None:
+    def loss(m: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return m(batch["x"].add_(1.0)).pow(2).mean()
+
+    with pytest.raises(NotRepeatable, match="it writes the batch in place, where the next evaluation reads it"):
+        bz.ZO(nn.Linear(8, 1), loss).step({"x": torch.ones(2, 8)})
 
 
 def test_rare_use_of_what_is_drawn_is_looked_for_longer() -> None:

@@ -123,7 +123,7 @@ def test_a_refusal_that_is_caught_is_raised_all_the_same() -> None:
     model = Clamps()
     with pytest.raises(ValueError, match='evaluate="in_place"'):
         bz.ZO(model, plain, bz.MeZO()).step(BATCHES[0])
-    with pytest.raises(ValueError, match="'clamp_' on parameter head.weight inside a perturbed forward"):
+    with pytest.raises(ValueError, match="'clamp_' on parameter 'head.weight' inside a perturbed forward"):
         bz.perturbed_losses(model, bz.Noise(1), [0], [1e-3], lambda: model(BATCHES[0]))
     # who enters a perturbed forward may catch with a mind, and has its gradients back
     with bz.perturbed(model, bz.Noise(1), directions=[0], scales=[1e-3]):

@@ -412,3 +412,48 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
     "pointer_kept": (Addressed, pointer_kept),
 }
 """Not seen, or seen and not to be followed: a sentence says so."""
+
+
+def clamped(m: nn.Module, x: Tensor) -> Tensor:
+    m.first.weight.data.clamp_(-0.1, 0.1)
+    return plain(m, x)
+
+
+def assigned(m: nn.Module, x: Tensor) -> Tensor:
+    m.first.weight.data = m.first.weight.data / m.first.weight.data.norm()
+    return plain(m, x)
+
+
+def foreach_written(m: nn.Module, x: Tensor) -> Tensor:
+    torch._foreach_mul_([p.data for p in m.parameters()], 0.5)
+    return plain(m, x)
+
+
+def made_anew(m: nn.Module, x: Tensor) -> Tensor:
+    nn.init.constant_(m.first.bias, 0.5)
+    return plain(m, x)
+
+
+def rectified(m: nn.Module, x: Tensor) -> Tensor:
+    return plain(m, x) + F.relu(m.first.weight.data, inplace=True).sum()
+
+
+def loaded(m: nn.Module, x: Tensor) -> Tensor:
+    """torch makes an error of its own of what writing it raises."""
+    m.load_state_dict({name: 0.5 * value for name, value in m.state_dict().items()})
+    return plain(m, x)
+
+
+def shortened(m: nn.Module, x: Tensor) -> Tensor:
+    return plain(m, x) + F.embedding(CLASSES, m.first.weight, max_norm=0.1).sum()
+
+
+def shortened_bag(m: nn.Module, x: Tensor) -> Tensor:
+    return plain(m, x) + F.embedding_bag(CLASSES[None], m.first.weight, max_norm=0.1).sum()
+
+
+WRITES: dict[str, Loss] = {
+    loss.__name__: loss
+    for loss in (clamped, assigned, foreach_written, made_anew, rectified, loaded, shortened, shortened_bag)
+}
+"""Write a weight: refused, before any has been written."""

@@ -12,6 +12,7 @@ from torch import nn
 
 import blockzo as bz
 from blockzo.ops.params import whole_targets
+from blockzo.optim import ZOSGD
 from blockzo.perturb import hidden, hidden_reads, parameters
 from blockzo.perturb.losses import evaluation_mode
 from blockzo.perturb.values import MovedValues
@@ -59,6 +60,28 @@ def test_in_place_is_for_what_is_refused(way: str) -> None:
     zo = bz.ZO(model, loss, blocks=bz.Blocks(model, []), eps=0.05, evaluate="in_place")
     result = zo.step(reads.rows())
     assert len(set(result.losses)) == 2
+
+
+@pytest.mark.parametrize("way", reads.WRITES)
+def test_a_loss_that_writes_weights_is_refused_before_it_does(way: str, sizes: None) -> None:
+    model, loss = made(reads.Net), reads.WRITES[way]
+    before = harness.bits(model)
+    refused = r"on parameter '.*' inside a perturbed forward, which would write the weight; use evaluate=\"in_place\""
+    with pytest.raises(ValueError, match=refused):
+        bz.ZO(model, loss, blocks=bz.Blocks(model, [])).step(reads.rows())
+    with pytest.raises(ValueError, match=refused):
+        ZOSGD(model.named_parameters()).step(lambda: loss(model, reads.rows()))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in harness.bits(model).items())
+
+
+def test_a_parameter_that_the_loss_replaces_is_named() -> None:
+    def replaced(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        m.last.weight = nn.Parameter(m.last.weight.detach() / 2)
+        return reads.plain(m, x)
+
+    model = made(reads.Net)
+    with pytest.raises(ValueError, match=r"another tensor in the place of parameter 'last.weight' of the model"):
+        bz.ZO(model, replaced, blocks=bz.Blocks(model, [])).step(reads.rows())
 
 
 def names_of(model: nn.Module, loss: reads.Loss, data: object) -> list[str]:
