@@ -43,7 +43,8 @@ def plot(runs: Runs, folder: Path) -> list[Path]:
     for case in latest(runs):
         model, task, shots, budget = case
         by_method = analysis.of_case(runs, case)
-        figure, axis = pyplot.subplots(figsize=(9, 5.5))
+        figure, axis = pyplot.subplots(figsize=(10, 5.5))
+        axis.set_prop_cycle(color=[color for name in ("tab10", "Dark2") for color in pyplot.colormaps[name].colors])
         for name, seeds in by_method.items():
             _draw(axis, name, seeds)
         accuracy = analysis.target(by_method)
@@ -52,7 +53,7 @@ def plot(runs: Runs, folder: Path) -> list[Path]:
         axis.grid(alpha=0.3)
         if accuracy is not None:
             axis.axhline(accuracy, color="black", linestyle=":", linewidth=1)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         count = max(len(seeds) for seeds in by_method.values())
         figure.suptitle(f"{model}, {task}, {shots} a class, {count} seed(s): mean and 95 % band; dotted: n-SPSA's end")
         figure.tight_layout()
