@@ -151,6 +151,11 @@ def test_norms_that_make_nothing_of_everything_are_refused(folder: Path, value: 
         load(str(folder), "float32")
 
 
+def test_other_numbers_whose_names_end_alike_are_none_of_ours(folder: Path) -> None:
+    rewrite(folder / "config.json", warmup_steps=2000, num_steps=4)
+    assert load(str(folder), "float32").notes == []
+
+
 def test_indices_and_pickles_that_transformers_would_stumble_over(tiny: Tiny, tmp_path: Path) -> None:
     whole = load(str(tiny("llama")), "float32")
     whole.model.save_pretrained(tmp_path / "m", max_shard_size="40KB")

@@ -1,4 +1,4 @@
-"""A configuration file as it is; the library that reads it has its own say later."""
+"""A configuration file as it is, and numbers in it that make a model of nothing. The library that reads it has its own say later."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def read_configuration(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a configuration: {type(found).__name__} found, expected a JSON object")
     return found
+
+
+def check_epsilons(source: str, config: Any) -> None:
+    """Raises UserError where what norms add to a variance would outweigh it, so that every layer gives about nothing."""
+    for name, value in vars(config.get_text_config()).items():
+        # a word of the name: "warmup_steps" ends with it, too
+        if name.split("_")[-1] in ("eps", "epsilon") and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise UserError(f"{source}: its config.json says {name} {value}; expected a small number, such as 1e-5")

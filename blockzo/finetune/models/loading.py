@@ -16,7 +16,7 @@ from blockzo.finetune.data.tasks import find_written_task
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.models.built_in import BUILT_IN
 from blockzo.finetune.models.checkpoint import fitted
-from blockzo.finetune.models.configuration import read_configuration
+from blockzo.finetune.models.configuration import check_epsilons, read_configuration
 from blockzo.finetune.models.devices import put
 from blockzo.finetune.models.gguf import gguf_file, read_gguf
 from blockzo.finetune.models.heads import HEAD_FILE, HeadedEncoder, check_forward, trained_classifier
@@ -29,7 +29,6 @@ from blockzo.finetune.models.trainable import freeze_others
 from blockzo.finetune.models.transformers_library import TORCH_DTYPES, attempt, quiet_transformers
 from blockzo.finetune.models.weight_files import (
     FLOATS,
-    check_epsilons,
     check_sizes,
     file_entries,
     unread_shards,

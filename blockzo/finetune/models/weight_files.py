@@ -70,13 +70,6 @@ def unread_shards(folder: Path) -> list[str]:
     return [f"{folder} holds {one.name} and {index.name}; the first is read: move away what is not meant"]
 
 
-def check_epsilons(source: str, config: Any) -> None:
-    """Raises UserError where what norms add to a variance would outweigh it, so that every layer gives about nothing."""
-    for name, value in vars(config.get_text_config()).items():
-        if name.endswith(("eps", "epsilon")) and isinstance(value, (int, float)) and not 0 <= value < 1:
-            raise UserError(f"{source}: its config.json says {name} {value}; expected a small number, such as 1e-5")
-
-
 def check_sizes(source: str, config: Any, entries: Mapping[str, Entry]) -> None:
     """Raises UserError where a configuration asks for a model that is larger than its weights: it would be built first."""
     if not entries:
