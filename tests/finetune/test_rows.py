@@ -140,7 +140,7 @@ def test_any_bytes_are_read_or_refused_with_their_file(content: bytes, name: str
         ("a.jsonl", b'{"text": "x", "label": 1}\n\xef\xbb\xbf{"text": "y"}', "line 2: begins with a byte order mark"),
         ("a.csv", b'label, text\n1, "good"\n', "line 2: a space before a double quote"),
         ("a.csv", b'label, text\n1, "good, film"\n', "line 2: a space before a double quote"),
-        ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid x\n", "is a Git LFS pointer, not the data"),
+        ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid x\n", "is a Git LFS pointer, not data"),
         ("a.jsonl", b"\n<!DOCTYPE html>", "not JSON"),
         ("a.csv", b"<!DOCTYPE html><html>, 404\n", "is a web page, not data"),
     ],

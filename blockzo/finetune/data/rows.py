@@ -18,6 +18,7 @@ from typing import Any
 from blockzo.finetune.data.columnar import HUB, hub_rows, parquet_rows
 from blockzo.finetune.data.values import Number, flat
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.stand_ins import check_start
 
 TABLES = ("tsv", "csv", "jsonl", "parquet")
 CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
@@ -90,13 +91,7 @@ def _check_start(path: Path, raw: bytes) -> None:
             else "is a gzip file; let its name end with .gz"
         )
         raise UserError(f"{path} {told}")
-    if raw.startswith(b"version https://git-lfs"):
-        raise UserError(
-            f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its repository, or fetch it again"
-        )
-    page = raw.lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    if page and kind_of(path) not in ("html", "htm"):
-        raise UserError(f"{path} is a web page, not data; fetch it again, by its download link")
+    check_start(path, raw, "data", page=kind_of(path) not in ("html", "htm"))
 
 
 def _clean(line: str, path: Path, number: int) -> str:

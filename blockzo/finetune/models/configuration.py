@@ -1,4 +1,4 @@
-"""A configuration file as it is, and numbers in it that make a model of nothing. The library that reads it has its own say later."""
+"""A configuration file as it is, and numbers in it that cannot be meant. The library that reads it has its own say later."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from blockzo.finetune.errors import UserError
+from blockzo.finetune.stand_ins import check_start
 
 LARGEST_HEADER = 100_000_000
 """Bytes; as in safetensors itself."""
@@ -105,12 +106,7 @@ def file_entries(path: Path) -> dict[str, Entry]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; {AGAIN}") from None
     if not size:
         raise UserError(f"{path} is empty; {AGAIN}")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(
-            f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository, or {AGAIN}"
-        )
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise UserError(f"{path} is a web page, not weights; {AGAIN}, by its download link")
+    check_start(path, start, "weights", AGAIN)
     return _safetensors(path, size) if path.suffix == ".safetensors" else _pickled(path)
 
 
