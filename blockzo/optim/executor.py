@@ -5,7 +5,6 @@ Weights are moved where they are consumed and never written; `in_place.py` write
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from blockzo.noise import Noise
 from blockzo.ops.params import Target, whole_targets
 from blockzo.optim.evaluation import Evaluation, check_loss, joined
 from blockzo.optim.micro_batches import Part
-from blockzo.optim.reuse import DEPENDS, INSIDE, Reuse, continues, whole
+from blockzo.optim.reuse import DEPENDS, Reuse, continues, finite, whole
 from blockzo.perturb import Index, Move, PerturbedForward
 from blockzo.perturb.activations import Activations, group_losses, read_together, split_drift
 from blockzo.perturb.blocks import Blocks
@@ -145,7 +144,7 @@ class PerturbedExecutor:
                     return None
                 if all(map(self.reuse.accepts, paths)):
                     self.reuse.failures = 0
-                    return values if _finite(values) else self._finite_whole(values, tree, run, result)
+                    return values if finite(values) else self._whole_beside(values, tree, run, result)
                 error = PathChanged("its layers are called otherwise from evaluation to evaluation")
             except PathChanged as changed:
                 error = changed
@@ -164,13 +163,12 @@ class PerturbedExecutor:
         self.reuse.give_up(error)
         return None
 
-    def _finite_whole(
+    def _whole_beside(
         self, values: dict[int, Any], tree: EvaluationTree, run: Forward, result: Evaluation
     ) -> dict[int, Any]:
         """Values of evaluations that continued and are not all finite: the weights or the batch may be to blame, or the reuse."""
         found, _, _ = self._evaluate(whole(tree), run, result)
-        if any(not _finite(values[leaf]) and _finite(value) for leaf, value in found.items()):
-            self.reuse.give_up(PathChanged(INSIDE))
+        self.reuse.compare(values, found)
         return found
 
     def _evaluate(
@@ -296,10 +294,6 @@ class _Trial:
         moved = tuple(BlockMove(block, 0, sign) if self.executor.members[block] else None for block in range(stop))
         place = Place(Node(first, stop), moved, 0)
         return self.executor._run(lambda leaves, mode: self.forward(), paths, kept, [(0, place)], None, False)[0]
-
-
-def _finite(value: Any) -> bool:
-    return all(map(math.isfinite, tree_leaves(value)))
 
 
 @dataclass(frozen=True)

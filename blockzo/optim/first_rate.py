@@ -81,15 +81,16 @@ def _mean_of(zo: ZO) -> LossFunction:
 
     def mean(model: nn.Module, batch: Any) -> Any:
         found = zo.loss_fn(model, batch)
-        if not isinstance(found, Tensor) or found.ndim != 1 or len(found) < 2:
-            return found.mean() if isinstance(found, Tensor) else found
+        if not isinstance(found, Tensor) or found.ndim == 0:
+            return found
         weights = weights_of(batch, zo.rows_of)
-        if len(weights) != len(found) or len(set(weights)) == 1:
+        if len(weights) != found.numel():
+            # one number of all examples
             return found.mean()
         # the loss of an example without a term may be anything
         kept = [row for row, own in enumerate(weights) if own]
         shares = found.new_tensor([weights[row] for row in kept])
-        return (found[kept] * shares).sum() / shares.sum()
+        return (found.reshape(-1)[kept] * shares).sum() / shares.sum()
 
     return mean
 

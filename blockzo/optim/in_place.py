@@ -5,7 +5,6 @@ A restore is not exact in floating point, so a journal of it says that it is ine
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ from blockzo.noise import Noise
 from blockzo.ops.distributed import reshard
 from blockzo.ops.params import targets
 from blockzo.optim.evaluation import Evaluation, check_loss
-from blockzo.optim.reuse import DEPENDS, INSIDE, Reuse, UnmovedTrial, continues, whole
+from blockzo.optim.reuse import DEPENDS, Reuse, UnmovedTrial, continues, finite, whole
 from blockzo.perturb import PerturbedForward
 from blockzo.perturb.activations import Activations, group_losses, read_together
 from blockzo.perturb.blocks import Blocks
@@ -68,10 +67,9 @@ class InPlaceExecutor:
             losses, drift, paths = self._evaluate(running, forward, result)
             if drift > ROUNDED:
                 raise PathChanged(DEPENDS)
-            if not all(map(math.isfinite, losses)):
+            if not finite(losses):
                 found = self._evaluate(whole(tree), forward, result)[0]
-                if any(not math.isfinite(old) and math.isfinite(new) for old, new in zip(losses, found, strict=True)):
-                    self.reuse.give_up(PathChanged(INSIDE))
+                self.reuse.compare(dict(enumerate(losses)), dict(enumerate(found)))
                 return found
             if all(map(self.reuse.accepts, paths)):
                 self.reuse.failures = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -153,6 +153,11 @@ class Reuse:
         """Whether an evaluation went a way that was tried."""
         return path <= self.paths
 
+    def compare(self, continued: Mapping[int, Any], found: Mapping[int, Any]) -> None:
+        """Gives up where a loss that continued is not finite and that of the whole model is; leaf -> loss, or one an example."""
+        if any(not finite(continued[leaf]) and finite(value) for leaf, value in found.items()):
+            self.give_up(PathChanged(INSIDE))
+
     def failed(self, error: Exception) -> None:
         """Evaluations failed that ran whole without fault. Once, it may have been another thing: all is tried again at the next
         step. Twice in a row, it is this.
@@ -180,6 +185,10 @@ class Reuse:
 
 
 _known: WeakKeyDictionary[Blocks, dict[Callable[..., Any], Reuse]] = WeakKeyDictionary()
+
+
+def finite(losses: Any) -> bool:
+    return all(map(math.isfinite, tree_leaves(losses)))
 
 
 def continues(tree: EvaluationTree) -> bool:

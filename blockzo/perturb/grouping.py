@@ -153,11 +153,10 @@ class Grouping:
                 if look:
                     self.known.looked.add(kind)
                     place = _held_on(self.model)
-                    kept = None if place else mode.outlived()
-                    if place or kept is not None:
-                        place = place or "something beside the model"
+                    if not place and mode.outlived is not None and mode.outlived.any():
+                        place = "something beside the model"
+                    if place:
                         failure = _Failure(f"{place} holds a tensor of a group, which is over then", lasting=True)
-                        del kept
                         continue
                 if count > 1 and not self.known.checked:
                     difference = _difference(result, run(part[-1:], None, False)[0])

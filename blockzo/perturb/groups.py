@@ -22,6 +22,7 @@ from blockzo.perturb import Index, Moves, PerturbedForward, batched, make_move
 from blockzo.perturb.activations import Activations, group_losses, read_together
 from blockzo.perturb.grouping import Grouping, Limits, MaxGroup
 from blockzo.perturb.losses import evaluation_mode
+from blockzo.perturb.outlived import Outlived
 
 
 def run_groups(
@@ -54,8 +55,7 @@ def run_groups(
     def body(group: Tensor) -> Tensor:
         level = batched.level_of(group)
         mode = PerturbedForward(index, moves, barred, groups, level, row_limits)
-        if measure:
-            mode.watch()
+        mode.outlived = Outlived() if measure else None
         before = None
         if kept is not None:
             pairs = zip(kept.leaves, kept.own, strict=True)

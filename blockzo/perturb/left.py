@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from blockzo.perturb.kinds import Kind
+from blockzo.perturb.kinds import Kind, written_by
 
 NUMBERS = frozenset((Tensor.item, Tensor.__float__, Tensor.__int__, Tensor.tolist, Tensor.numpy, Tensor.__array__))
 """Functions that hand values to Python."""
@@ -41,8 +41,8 @@ class Left:
         first = args[0] if args else None
         if func in NUMBERS:
             self.numbers = self.numbers or (self.inside and isinstance(first, Tensor) and _counts(first))
-        elif kind is Kind.WRITES or "out" in kwargs:
-            for target in tree_leaves([first] if kind is Kind.WRITES else kwargs["out"]):
+        elif written := written_by(func, kind, args, kwargs):
+            for target in tree_leaves(written):
                 if self.inside and isinstance(target, Tensor) and not self._is_made(target):
                     self._written.append(ref(target))
         elif isinstance(result, Tensor):

@@ -7,12 +7,10 @@ tensor.
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +23,7 @@ from blockzo.perturb.functions import ANSWERS, Known, known
 from blockzo.perturb.kinds import Kind, TouchesWeights, written_by
 from blockzo.perturb.left import Left
 from blockzo.perturb.moves import Moves
+from blockzo.perturb.outlived import Outlived
 from blockzo.perturb.parameters import Index
 from blockzo.perturb.unknown import Unknown
 from blockzo.perturb.values import MovedValues, nbytes_of
@@ -86,9 +85,9 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
         self.barred, self.row_limits = barred or {}, row_limits
         self.left: Left | None = None
         self.unknown: Unknown | None = None
-        """Who looks at what is made, and at what was not kept."""
+        self.outlived: Outlived | None = None
+        """Who looks at what is left of a part, at what was not kept, and at what outlives a group."""
         self._caught: Exception | None = None
-        self._made: list[ref[Tensor]] | None = None
         self.used: set[int] = set()
         self.flops = self.rows = self.lookups = self.operands = 0
 
@@ -149,32 +148,13 @@ class PerturbedForward(MovedValues, TorchFunctionMode):
             self.left.note(func, facts.kind, args, kwargs, result)
         if facts.formula is not None and isinstance(result, Tensor):
             self.flops += self.groups * facts.formula(args, kwargs, result)
-        if self._made is not None:
-            self._made += [ref(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if self.outlived is not None:
+            self.outlived.note(result)
         if self.measure:
             operands = sum(map(nbytes_of, (*args, *kwargs.values())))
             self.operands = max(self.operands, operands)
             self.footprint = max(self.footprint, operands + sum(map(nbytes_of, tree_leaves(result))))
         return result
-
-    def watch(self) -> None:
-        """From here on it is remembered what functions gave, see `outlived`."""
-        self._made = []
-
-    def outlived(self) -> Tensor | None:
-        """After a run that was watched: a tensor of the groups that something still holds, and nobody can read any more."""
-        if self._left() is None:
-            return None
-        # what waits in a cycle is held by nothing
-        gc.collect()
-        return self._left()
-
-    def _left(self) -> Tensor | None:
-        for made in self._made or ():
-            tensor = made()
-            if tensor is not None and batched.is_wrapped(tensor):
-                return tensor
-        return None
 
     def unbar(self) -> None:
         """From here on all parameters may be used: what runs is beyond the part that is wanted."""
