@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from blockzo.journal.record import Record
 from blockzo.methods.base import Method
@@ -51,7 +52,8 @@ class Auto:
         caution: share of the best rate that is taken.
         window: steps of a stretch whose mean loss is watched, a quarter and four times as many besides; where it rises, all rates
             are halved.
-        costs: of one run of each block, in any unit; measured, in seconds, where None.
+        costs: of one run of each block, in any unit. None counts FLOPs, so that a seed says what is chosen; "seconds" measures on
+            this machine, which suits models whose time is not in their products, and chooses otherwise from run to run.
         clip: scalars beyond this many root mean squares are cut.
     """
 
@@ -64,12 +66,17 @@ class Auto:
     clip: float = 2.0
     caution: float = 0.6
     window: int = 20
-    costs: tuple[float, ...] | None = None
+    costs: tuple[float, ...] | Literal["seconds"] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.explore < 1 or self.most < 1 or self.memory < 1 or self.clip <= 0 or self.window < 2:
             raise ValueError(f"{self}: expected 0 < explore < 1, most >= 1, memory >= 1, clip > 0, window >= 2")
-        if self.costs is not None and not all(0 < cost < math.inf for cost in self.costs):
+        if isinstance(self.costs, str):
+            if self.costs != "seconds":
+                raise ValueError(
+                    f'costs is {self.costs!r}; expected "seconds", a positive number for each block, or None'
+                )
+        elif self.costs is not None and not all(0 < cost < math.inf for cost in self.costs):
             raise ValueError(f"costs is {self.costs}; expected a positive number for each block")
 
     def describe(self) -> dict[str, object]:

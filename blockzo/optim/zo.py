@@ -20,7 +20,7 @@ from blockzo.methods.tree import EvaluationTree
 from blockzo.methods.whole import MeZO
 from blockzo.noise import Noise, check_rank, check_seed
 from blockzo.ops.params import targets, whole_targets
-from blockzo.optim.costs import measure_seconds
+from blockzo.optim.costs import planning_costs
 from blockzo.optim.cutting import default_blocks, fine_blocks
 from blockzo.optim.decay import Decay, Spared
 from blockzo.optim.evaluation import Evaluation
@@ -273,17 +273,17 @@ class ZO(Journaled):
         """The plan that a result of this step was made by."""
         if isinstance(self.method, Auto) and self.planner is None:
             raise ValueError(
-                'no batch was estimated here; the planner of "auto" measures this machine first: call estimate'
+                'no batch was estimated here; the planner of "auto" counts what blocks cost on the first: call estimate'
             )
         return self._plan(None)
 
     def _measure(self, seed: int, forward: Callable[[], Any]) -> None:
-        """Starts the planner with what the blocks cost on this machine, and whether anything can be kept between them."""
+        """Starts the planner with what the blocks cost, and whether anything can be kept between them."""
         assert isinstance(self.method, Auto)
         count = len(self.blocks)
         self._executor(seed, self.eps).prepare(Decoupled((1,) * count).tree(count), forward)
         whole = self.reuse.reason is not None
-        self._start_planner(self.method.costs or measure_seconds(self.blocks, forward, whole=whole), whole)
+        self._start_planner(planning_costs(self.method.costs, self.blocks, forward, whole), whole)
         if self.journal is not None:
             assert self.planner is not None
             self.journal.add_plan({"costs": self.planner.costs, **({"whole": True} if whole else {})})

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import blockzo as bz
+from blockzo.journal.record import Record
 from blockzo.methods.auto import planned_method
 from blockzo.methods.block_state import LEAST_SHARE, BlockState, share
 from blockzo.methods.guard import Guard
 from blockzo.methods.planner import Planner
+from blockzo.optim.costs import LEAST, counted_costs
 from blockzo.optim.cutting import fine_blocks
 from tests.core import zoo
 
@@ -356,11 +360,41 @@ def test_default_blocks_and_settings() -> None:
     assert planner.plan(0, lambda step: 7, [1.0, 1.0]).seed == 7
 
 
+def test_a_seed_says_what_is_chosen_whatever_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks cost their FLOPs; those without products a fifth of a layer."""
+    clock = iter(2.0**n for n in range(10_000))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+
+    def run(costs: Literal["seconds"] | None) -> tuple[list[float], list[Record]]:
+        model = zoo.make("llama")
+        zo = bz.ZO(model, method=bz.Auto(costs=costs), seed=5)
+        records = [zo.step(zoo.batch(seed=step)).record for step in range(12)]
+        assert zo.planner is not None
+        return zo.planner.costs, records
+
+    first, second = run(None), run(None)
+    assert first == second
+    embedding, *layers, head = first[0]
+    assert sum(layers) + embedding + head == pytest.approx(1)
+    assert run("seconds")[0] != run("seconds")[0]
+
+
+def test_blocks_without_products_cost_part_of_a_layer() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.LayerNorm(8))
+    x = torch.ones(2, 8)
+    blocks = bz.Blocks(model, [1, 2, 3])
+    assert counted_costs(blocks, lambda: model(x).sum()) == [0.5, 0.5, LEAST / 4, LEAST / 4]
+    assert counted_costs(blocks, lambda: model(x).sum(), whole=True) == [0.25] * 4
+    plain = nn.Sequential(nn.LayerNorm(8), nn.LayerNorm(8))
+    assert counted_costs(bz.Blocks(plain, [1]), lambda: plain(x).sum()) == [0.5, 0.5]
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
         (lambda: bz.Auto(explore=0.0), "0 < explore < 1"),
         (lambda: bz.Auto(costs=(1.0, 0.0)), "positive number"),
+        (lambda: bz.Auto(costs="flops"), "'flops'; expected \"seconds\""),  # type: ignore[arg-type]
         (lambda: bz.ZO(zoo.make("llama"), method="best"), 'expected "auto"'),
         (lambda: bz.ZO(zoo.make("llama"), method="auto", evaluate="in_place"), "perturbed"),
         (lambda: bz.ZO(zoo.make("llama"), method=bz.Auto(costs=(1.0,))).step(zoo.batch()), "one a block"),

@@ -20,7 +20,7 @@ from blockzo.finetune.settings import UNMEASURED, Settings
 from blockzo.methods.auto import Auto
 from blockzo.methods.decoupled import Decoupled
 from blockzo.noise import Noise
-from blockzo.optim.costs import measure_seconds
+from blockzo.optim.costs import planning_costs
 from blockzo.optim.executor import PerturbedExecutor
 from blockzo.optim.reuse import Reuse
 from blockzo.perturb.blocks import Blocks
@@ -28,8 +28,7 @@ from blockzo.perturb.losses import LossFunction
 
 
 def measured(auto: Auto, blocks: Blocks, loss_fn: LossFunction, batch: Any, eps: float) -> dict[str, Any]:
-    """What a run's settings say of its planner: what the blocks cost on this machine, and whether anything can be kept between
-    them.
+    """What a run's settings say of its planner: what the blocks cost, and whether anything can be kept between them.
 
     Args:
         eps: size of the moves that find it out.
@@ -43,7 +42,7 @@ def measured(auto: Auto, blocks: Blocks, loss_fn: LossFunction, batch: Any, eps:
     executor = PerturbedExecutor(blocks, Noise(0), [eps] * len(blocks), reuse=reuse)
     executor.prepare(Decoupled(tuple(every)).tree(len(blocks)), forward)
     whole = reuse.reason is not None
-    return describe(auto, auto.costs or measure_seconds(blocks, forward, whole=whole), whole)
+    return describe(auto, planning_costs(auto.costs, blocks, forward, whole), whole)
 
 
 def planner_of(

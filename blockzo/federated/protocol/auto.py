@@ -25,7 +25,7 @@ def auto_of(method: Mapping[str, Any]) -> tuple[Auto, bool]:
     auto, whole = build(Auto, values, "method Auto"), method.get("whole", False)
     low, high = auto.eps_range
     numbers = (auto.memory, auto.step_weight, auto.eps_loss, auto.clip, auto.caution, low, high)
-    if auto.costs is None or not isinstance(whole, bool):
+    if not isinstance(auto.costs, tuple) or not isinstance(whole, bool):
         raise ValueError("a planned run needs the costs of its blocks, and whether every loss runs them all")
     if not all(0 < n <= 1e6 and math.isfinite(n) for n in numbers) or low > high or auto.window > 1 << 16:
         raise ValueError(

@@ -26,7 +26,7 @@ class RoundPlanner:
 
     def __init__(self, settings: RunSettings) -> None:
         auto, whole = auto_of(settings.method)
-        assert auto.costs is not None
+        assert isinstance(auto.costs, tuple)
         self.settings, self.position = settings, 0
         self.planner = Planner(auto, auto.costs, [count > 0 for count in settings.directions], settings.eps, whole)
 

@@ -189,7 +189,7 @@ class RunSettings:
     def _check_planned(self) -> None:
         """Refuses what a planner's rounds do not have: it needs the losses of all clients, at the directions that it chose."""
         auto, _ = auto_of(self.method)
-        assert auto.costs is not None
+        assert isinstance(auto.costs, tuple)
         if len(auto.costs) != self.blocks or not set(self.directions) <= {0, auto.most}:
             raise ValueError(
                 f"directions is {shown(self.directions)} with {len(auto.costs)} costs of a planner; expected {auto.most} for "
