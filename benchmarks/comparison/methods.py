@@ -55,10 +55,15 @@ class Entry:
     lora: bool = False
 
 
-def zo(rule: Rule, boundaries: Sequence[float] = (), per_example: bool = False) -> Make:
+def falling(rate: float, problem: Problem) -> Callable[[int], float]:
+    """Linear, from `rate` to nothing when the budget is spent."""
+    return lambda step: rate * max(0.0, 1.0 - problem.spent)
+
+
+def zo(rule: Rule, boundaries: Sequence[float] = (), per_example: bool = False, falls: bool = False) -> Make:
     def make(problem: Problem, rates: Sequence[float], seed: int) -> Stepper:
         blocks = bz.Blocks(problem.model, list(boundaries))
-        lr = rates[0] if len(rates) == 1 else list(rates)
+        lr = falling(rates[0], problem) if falls else rates[0] if len(rates) == 1 else list(rates)
         return bz.ZO(
             problem.model, problem.loss_fn, rule, blocks=blocks, lr=lr, eps=EPS, seed=seed, per_example=per_example
         )
@@ -133,6 +138,8 @@ METHODS: dict[str, Entry] = {
     "mezo": Entry(zo(bz.MeZO()), base=True),
     "n-spsa": Entry(zo(bz.SPSA(4)), directions=4, base=True),
     "one-sided": Entry(zo(bz.OneSided(5)), directions=5, base=True),
+    "n-spsa-falling": Entry(zo(bz.SPSA(4), falls=True), directions=4, base=True),
+    "one-sided-falling": Entry(zo(bz.OneSided(5), falls=True), directions=5, base=True),
     "fzoo": Entry(zo(bz.FZOO(8)), directions=8, centre=_fzoo_centre, base=True),
     "spzo-coupled": Entry(zo(bz.SPZO(1, 4, "coupled"), [0.5])),
     "spzo-crossed": Entry(zo(bz.SPZO(1, 4, "crossed"), [0.5])),

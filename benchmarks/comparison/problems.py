@@ -48,6 +48,7 @@ class Problem:
 
     Attributes:
         unit: forward FLOPs of a plain forward of a training batch, the mean over the first epoch (at most 64 batches).
+        spent: the part of the run's budget that is spent, for rates that fall with it.
         flops: of a plain forward, by the batch's shape, as far as known.
     """
 
@@ -58,6 +59,7 @@ class Problem:
     seen: list[int]
     order: BatchOrder
     unit: float
+    spent: float = 0.0
     flops: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def loss_fn(self, model: nn.Module, batch: Any) -> Tensor:

@@ -57,6 +57,7 @@ def _fresh(run: Run) -> Problem:
 
 def follow(problem: Problem, run: Run, count: int, last: int | None = None) -> list[Point]:
     """The points of a run with `count` checkpoints, as far as checkpoint `last`."""
+    problem.spent = 0.0
     stepper = METHODS[run.method].make(problem, numbers(run.lr), run.seed)
     flops, forwards, steps, seconds = 0, 0, 0, 0.0
     points: list[Point] = []
@@ -64,6 +65,7 @@ def follow(problem: Problem, run: Run, count: int, last: int | None = None) -> l
         diverged = False
         while flops < fraction * run.budget * problem.unit and not diverged:
             batch = problem.batch(steps)
+            problem.spent = flops / (run.budget * problem.unit)
             begin = time.perf_counter()
             try:
                 result = stepper.step(batch)

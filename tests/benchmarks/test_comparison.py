@@ -423,6 +423,25 @@ def test_a_run_spends_its_budget_and_a_diverged_one_says_so(small: None) -> None
     assert len(wild) == 9 and wild[-1].diverged
 
 
+def test_a_falling_rate_is_nothing_when_the_budget_is_spent(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bz.ZO] = []
+    entry = methods.METHODS["n-spsa-falling"]
+
+    def make(problem: Any, rates: Any, seed: int) -> Any:
+        made.append(entry.make(problem, rates, seed))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setitem(methods.METHODS, "n-spsa-falling", replace(entry, make=make))
+    key, problem = Run("compare", "m", "t", 16, "n-spsa-falling", "0.01", 13, 320), Quadratic(13)
+    for _ in range(2):  # a process keeps its problem
+        single.follow(problem, key, 1, 0)  # type: ignore[arg-type]
+        assert made[-1].rates(0) == [0.01]
+        problem.spent = 1.0
+    found = single.follow(problem, key, 4)  # type: ignore[arg-type]
+    before = found[-1].flops * (1 - 1 / found[-1].steps) / (320 * problem.unit)
+    assert 0.8 < before < 1 and made[-1].rates(0) == pytest.approx([0.01 * (1 - before)])
+
+
 def test_every_run_begins_at_the_same_weights(small: None) -> None:
     key = Run("compare", "m", "t", 16, "mezo", "0.01", 13, 300)
     first, again, other = single.execute(key), single.execute(key), single.execute(replace(key, method="n-spsa"))

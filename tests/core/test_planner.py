@@ -124,7 +124,7 @@ EARLY, LATE = (3.0, 0.3, 0.3), (0.3, 0.3, 3.0)
     [
         pytest.param(EARLY, 1.5, (1,), id="early"),
         pytest.param(LATE, 0.5, (1,), id="late"),
-        pytest.param((2.0, 2.0, 2.0), 1.8, (1, 2), id="neither"),
+        pytest.param((2.0, 2.0, 2.0), 1.8, (1, 2), id="neither", marks=pytest.mark.slow),
         pytest.param(EARLY, 1.2, (1, 2, 3, 4), id="early, more seeds", marks=pytest.mark.slow),
         pytest.param(LATE, 0.5, (1, 2, 3, 4), id="late, more seeds", marks=pytest.mark.slow),
     ],
