@@ -123,8 +123,8 @@ CLAIMS = (
             "test loss below n-SPSA's at the second checkpoint",
         ),
         not_in_quick="the runs, which take hours; the figure is computed again from the committed ones, and the beginning of one "
-        "is made again: n-SPSA must cost the committed FLOPs and have the committed loss within 1%, and `auto`, which plans by "
-        "seconds measured here and so differs between machines, must be ahead of it",
+        "is made again: n-SPSA must cost the committed FLOPs and have the committed loss within 1%, and `auto`, whose "
+        "choices may turn on the last bits of a loss, which differ between CPUs, must be ahead of it",
     ),
     Claim(
         "kernels",

@@ -55,7 +55,7 @@ def quick(table: Table) -> None:
     table.add(f"{PART} n-spsa", "FLOPs of the first steps over committed", Spread.of([counted]), "x")
     off = baseline.loss / told[LAST["n-spsa"]].loss
     table.add(f"{PART} n-spsa", "test loss after them over committed", Spread.of([off]), "x")
-    # the planner decides by seconds measured here, so its steps differ from machine to machine
+    # a choice of the planner may turn on the last bits of a loss, which differ between CPUs
     lead = told[LAST["auto"]].loss - auto.loss
     table.add(f"{PART} auto", LEAD, Spread.of([lead]), "nats", target=0)
 
