@@ -43,6 +43,7 @@ ACCURACY = Goal()
 GOALS = (ACCURACY, Goal("accuracy", 0.8), Goal("loss"))
 BEST = Goal(best=True)
 ONE_SIDED, ONE_SIDED_BEST = Goal(reference="one-sided"), Goal(reference="one-sided", best=True)
+FALLING, ONE_SIDED_FALLING = Goal(reference="n-spsa-falling"), Goal(reference="one-sided-falling")
 
 SAMPLING_ERROR = 0.026
 """Standard error of an accuracy of 0.7 on 320 rows."""

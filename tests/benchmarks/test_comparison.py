@@ -308,6 +308,18 @@ def test_the_page_and_the_pictures_come_from_the_file(tmp_path: Path) -> None:
         report.write(path, page)
 
 
+def test_baselines_whose_rate_falls_have_rows_and_a_target_of_their_own() -> None:
+    runs = example()
+    for seed in (13, 21):
+        runs[run_of("n-spsa-falling", seed)] = points([0.5, 0.6, 0.7, 0.8, 0.8, 0.8, 0.8])
+        runs[run_of("auto", seed)] = points([0.5, 0.8, 0.85, 0.85, 0.75, 0.8, 0.85])
+    text = report.markdown(runs, [], dict.fromkeys(runs, ("here",)))
+    row = next(line for line in text.splitlines() if "n-SPSA with a falling rate" in line)
+    assert row.split("|")[4].strip() == "2" and 1 < float(row.split("|")[2]) < 4
+    assert "| forward FLOPs, `auto` against one-sided with a falling rate, to where that ends | not measured |" in text
+    assert "| m, t, 100 forwards; less the best of n-spsa-falling | 12 | +5.0 points | -5.0 | 2 |" in text
+
+
 def test_the_page_is_that_of_the_file() -> None:
     runs = store.read()
     assert analysis.cases(runs), "run: python benchmarks/estimators.py"
