@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from blockzo.ops.params import named_tensors, whole_targets
@@ -37,13 +38,13 @@ class LossChecks:
             in_place: it may write weights.
 
         Raises:
-            ValueError: it is not (`NotRepeatable`), or writes weights; no weight has changed. Or it puts other parameters in
-                the place of those of the model.
+            ValueError: it is not (`NotRepeatable`), or writes weights; no weight has changed, unless it wrote where none can
+                watch it (NumPy). Or it puts other parameters in the place of those of the model.
         """
         if self._repeats:
             return
         model = self.blocks.model
-        with evaluation_mode(model), _none_replaced(model):
+        with evaluation_mode(model), _none_replaced(model), nullcontext() if in_place else _none_written(model):
             check_repeatable(
                 lambda: _number(self.blocks.run_whole(lambda: self.loss_fn(model, batch))),
                 model,
@@ -102,6 +103,37 @@ def _none_replaced(model: nn.Module) -> Iterator[None]:
                 f"{', ...' if len(changed) > 3 else ''} of the model; expected parameters that stay those that are trained: "
                 "compute with another tensor, and leave the parameter as it is"
             )
+
+
+@contextmanager
+def _none_written(model: nn.Module) -> Iterator[None]:
+    """Raises ValueError where evaluations inside change a trainable parameter by its memory, past all torch functions."""
+    before = _sums_of_bits(model)
+    try:
+        yield
+    finally:
+        now = _sums_of_bits(model)
+        written = [name for name, value in before.items() if now.get(name, value) != value]
+        if written:
+            raise ValueError(
+                f"the loss writes parameter {', '.join(map(repr, written[:3]))}{', ...' if len(written) > 3 else ''} of the "
+                "model past torch's functions (through an array of NumPy, DLPack or an address); expected weights that the step "
+                "alone writes: let it write a copy. It has written them already, so load the weights again. The step was not "
+                "applied"
+            )
+
+
+def _sums_of_bits(model: nn.Module) -> dict[str, int]:
+    """Of plain tensors, at the speed of memory: a digest takes ten times as long."""
+    found = {}
+    for name, tensor in named_tensors(model).items():
+        if type(tensor.data) is not Tensor or tensor.layout is not torch.strided or tensor.is_meta:
+            continue
+        raw = tensor.detach().reshape(-1).view(torch.uint8)
+        raw = raw.clone() if raw.data_ptr() % 8 else raw
+        whole = raw.numel() // 8 * 8
+        found[name] = int(raw[:whole].view(torch.int64).sum()) + int(raw[whole:].sum())
+    return found
 
 
 def _number(loss: Any) -> Any:

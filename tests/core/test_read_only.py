@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import blockzo as bz
 from blockzo.optim.executor import PerturbedExecutor
@@ -36,6 +37,28 @@ def test_the_digest_stays(name: str, dtype: torch.dtype, monkeypatch: pytest.Mon
     assert alone == pytest.approx(float(losses[0]), rel=0.05)
     bz.perturb_(model, bz.Noise(1), 0.1)
     assert bz.digest(model) != before  # a digest that could not change would say nothing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("again", [False, True], ids=["ends where it is", "goes on"])
+def test_a_loss_that_writes_weights_past_torch_is_refused(dtype: torch.dtype, again: bool) -> None:
+    """Its watch sees torch's functions alone. An odd number of weights, behind an odd offset."""
+    memory = torch.ones(8, dtype=dtype)
+    model = nn.Linear(7, 1, bias=False)
+    model.weight = nn.Parameter(memory[1:].view(1, 7))
+    array = memory.view(torch.int16).numpy()
+
+    def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        if again:
+            array[-1] += 1
+        else:
+            array[-1] = 0
+        return model(batch).float().square().mean()
+
+    zo = bz.ZO(model, loss, "mezo", lr=0.1)
+    with pytest.raises(ValueError, match=r"writes parameter 'weight' .*past torch's functions.*load the weights again"):
+        zo.step(torch.ones(2, 7, dtype=dtype))
+    assert zo.step_number == 0
 
 
 PROGRAM = """
