@@ -19,6 +19,9 @@ NVCC = shutil.which("nvcc") or shutil.which(
 )
 """As setup.py finds it."""
 
+TIMEOUT = 900
+"""Seconds of a test that builds, or waits for a build: two minutes of one core, which a busy machine shares."""
+
 Result = subprocess.CompletedProcess[str]
 
 
@@ -41,7 +44,7 @@ def execute(command: Sequence[str | Path], cwd: Path, **changes: str | None) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=TIMEOUT - 60,
     )
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.builds import Result, copy_tree, execute, install, pip_wheel
+from tests.packaging.builds import TIMEOUT, Result, copy_tree, execute, install, pip_wheel
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.parent == here and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT))
 
 
 @pytest.fixture
