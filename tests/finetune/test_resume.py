@@ -188,7 +188,7 @@ def test_a_second_signal_stops_at_once() -> None:
 
 
 def test_a_planned_run_goes_on_as_it_would_have(tiny: Tiny, rows: Rows, tmp_path: Path) -> None:
-    """The planner's measured costs are in the journal; the rest of its state follows from the records."""
+    """The planner's costs are in the journal; the rest of its state follows from the records."""
     told = arguments(tiny("llama"), rows, 24, method="auto", lr="1")
     finetune(settings(told), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")

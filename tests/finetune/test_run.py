@@ -90,6 +90,18 @@ def test_noise_of_a_low_rank(tiny: Tiny, rows: Rows, tmp_path: Path, method: dic
             simulate(settings(model, rows, **given), Federation(engine="fedavg"), tmp_path / "fedavg")
 
 
+@pytest.mark.parametrize(
+    "method", [{"method": "auto", "lr": "1", "steps": 12}, {"inner": 2, "split": "0.5", "lr": None}]
+)
+def test_one_seed_is_one_run(tiny: Tiny, rows: Rows, tmp_path: Path, method: dict[str, Any]) -> None:
+    """Nothing that is measured by a clock decides: neither the planner's costs nor a first rate."""
+    told, found = settings(tiny("llama"), rows, seed=5, **method), []
+    for name in ("one", "two"):
+        finetune(told, tmp_path / name)
+        found.append((tmp_path / name / "journal.bz").read_bytes())
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("rounds", [False, True])
 def test_moves_of_16_bits_are_rounded_as_told(
     rounds: bool, tiny: Tiny, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
