@@ -23,15 +23,24 @@ class BlockRates(torch.optim.Optimizer):
         groups = [{"params": list(blocks.parameters(block).values()), "lr": rate} for block, rate in enumerate(rates)]
         super().__init__(groups, {})
         self.commit = commit
-        self.waiting: StepResult | None = None
+        self._waiting: tuple[StepResult, list[float]] | None = None
 
     def rates(self, step: int) -> list[float]:
         """As they are now; `ZO(lr=...)`."""
         return [float(group["lr"]) for group in self.param_groups]
 
+    def wait(self, result: StepResult) -> None:
+        """For `step` to apply it, at the rates of now."""
+        self._waiting = result, self.rates(0)
+
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Raises RuntimeError where nothing was estimated since the last step."""
-        if closure is not None or self.waiting is None:
+        """Raises RuntimeError where nothing was estimated since the last step, or rates were changed since."""
+        if closure is not None or self._waiting is None:
             raise RuntimeError("no step was estimated; expected Trainer.training_step before optimizer.step()")
-        result, self.waiting = self.waiting, None
+        (result, rates), self._waiting = self._waiting, None
+        if rates != (now := self.rates(0)):
+            raise RuntimeError(
+                f"learning rates were changed to {now} after the step was estimated with {rates}; expected a schedule, or a "
+                "callback that changes them before a step (on_step_begin) or after it (on_step_end)"
+            )
         self.commit(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -22,9 +23,18 @@ LACKS = {
     "bf16": "evaluations run in the model's own dtype: load the model with dtype=torch.bfloat16",
     "fsdp": "each process holds the whole model; sharded models step with blockzo.DistributedZO (docs/distributed.md)",
     "deepspeed": "there is no optimizer state to spread: leave it out",
+    "fp16_full_eval": "evaluate() would leave the weights in float16: load the model with dtype=torch.float16",
+    "bf16_full_eval": "evaluate() would leave the weights in bfloat16: load the model with dtype=torch.bfloat16",
     "neftune_noise_alpha": "evaluations of one step must differ by their weights alone: leave it out",
 }
 """Arguments of the Trainer that do not go with evaluations alone, and what to do."""
+IGNORED = (
+    *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("torch_compile", "activation_checkpointing", "gradient_checkpointing"),
+)
+"""Arguments that do nothing here."""
+OF_DATA = ("data_seed", "dataloader_drop_last", "train_sampling_strategy", "label_smoothing_factor")
+"""Arguments of the Trainer that steps depend on, beside those that a journal's header has."""
 
 
 @dataclass
@@ -116,6 +126,31 @@ class ZOSettings:
             "accumulated": self.gradient_accumulation_steps,  # type: ignore[attr-defined]
         }
 
+    def deciding(self) -> dict[str, Any]:
+        """What the bits of a step depend on beside weights, data and the number of steps: more than a header has."""
+        found = self.described()
+        del found["max_steps"]
+        own = ("stochastic_rounding", "evaluate", "warmup_steps", "lr_scheduler_kwargs", *OF_DATA)
+        found |= {name: getattr(self, name) for name in own if hasattr(self, name)}
+        # as it is after it was written
+        return dict(json.loads(json.dumps(found, default=str)))
+
+    def ignored(self) -> dict[str, Any]:
+        """Arguments that were given and do nothing here."""
+        defaults = {name: field.default for name, field in self.plain.__dataclass_fields__.items()}
+        given = {name: getattr(self, name) for name in IGNORED if name in defaults}
+        return {
+            name: value
+            for name, value in given.items()
+            if value not in (None, False) and str(getattr(value, "value", value)) != str(defaults[name])
+        }
+
+    def without_recomputing(self) -> None:
+        """Without checkpointed activations, whose hooks keep evaluations from running as a batch."""
+        for name in ("activation_checkpointing", "gradient_checkpointing"):
+            if hasattr(self, name):
+                setattr(self, name, None)
+
 
 @dataclass
 class ZOConfig(ZOSettings, TrainingArguments):
@@ -161,6 +196,9 @@ def converted(args: TrainingArguments | None, wanted: type[TrainingArguments]) -
     """Arguments of the class that a Trainer wants, with settings; those given stay, as TRL too does it.
 
     Mixed precision and checkpointed gradients, which TRL asks for by default, are left out of arguments without settings.
+
+    Raises:
+        ValueError: an argument does not go with evaluations alone.
     """
     if args is None:
         return with_settings(wanted)()
@@ -171,6 +209,8 @@ def converted(args: TrainingArguments | None, wanted: type[TrainingArguments]) -
     known = {name for name, held in target.__dataclass_fields__.items() if held.init}
     values = {name: value for name, value in args.to_dict().items() if name in known}
     if not isinstance(args, ZOSettings):
+        if args.bf16 and type(args).__dataclass_fields__["bf16"].default is False:
+            refuse({"bf16": True})
         values |= {"bf16": False, "gradient_checkpointing": None}
     # those are not written out
     tokens = {name: getattr(args, name) for name in values if name.endswith("_token")}

@@ -8,6 +8,7 @@ A step of the Trainer is `ZO.estimate` on all its micro-batches; `optimizer.step
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -18,21 +19,24 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from blockzo import ops
 from blockzo.integrations import checkpoints, model_card
 from blockzo.integrations.adapter_notes import note_of
 from blockzo.integrations.block_rates import BlockRates
 from blockzo.integrations.checkpoints import Place
+from blockzo.integrations.epoch_begin import EpochBegin
 from blockzo.integrations.model_notes import TRAINER, described
 from blockzo.integrations.token_counts import counted_once
 from blockzo.integrations.trainer_settings import ZOConfig, converted, refuse, with_settings
 from blockzo.journal.file import Journal, JournalError
+from blockzo.journal.record import Record
 from blockzo.methods.auto import Auto
 from blockzo.noise import canonical_name
 from blockzo.optim.cutting import default_blocks, fine_blocks
 from blockzo.optim.distributed import DistributedZO
-from blockzo.optim.micro_batches import MicroBatches
+from blockzo.optim.micro_batches import MicroBatches, loss_terms
 from blockzo.optim.zo import ZO
 
 __all__ = ["ZOConfig", "ZOTrainer", "zo"]
@@ -96,8 +100,23 @@ class _ZerothOrder:
         self._micro_batches: list[Any] = []
         self._place: Place | None = None
         self._flops, self._trial, self._checkpoint = 0.0, None, None
+        if ignored := args.ignored():
+            warnings.warn(
+                f"{', '.join(f'{name}={value!r}' for name, value in ignored.items())}: steps ignore it, as nothing is "
+                "differentiated (docs/trainer.md)",
+                stacklevel=2,
+            )
+            args.without_recomputing()
+        self._left: Place | None = None
+        self._again: Record | None = None
         super().__init__(model, args, *rest, **options)  # type: ignore[call-arg]
         self._check_process()
+        if self.optimizer is not None or self.lr_scheduler is not None:
+            raise ValueError(
+                "an optimizer or a schedule was given; expected none: steps are those of ZOConfig(method=...), rates those of "
+                "lr_scheduler_type and learning_rate"
+            )
+        self.add_callback(EpochBegin())
 
     def _check_process(self) -> None:
         """What a launcher may ask for, past the arguments."""
@@ -123,7 +142,9 @@ class _ZerothOrder:
         assert self.zo is not None
         with counted_once(self, batches):
             result = self.zo.estimate(batches[0] if len(batches) == 1 else MicroBatches(batches))
-        self._rates.waiting = result
+        if self._again is not None:
+            self._compare(self._again, result.record)
+        self._rates.wait(result)
         self._flops = result.flops / self.args.world_size
         return torch.tensor(result.loss, device=self.args.device)
 
@@ -132,9 +153,21 @@ class _ZerothOrder:
         if hasattr(self, "_metrics"):
             # TRL's: the layers are in evaluation mode, and what they are run for is training
             model.training = True
-        with self.compute_loss_context_manager():  # type: ignore[attr-defined]
-            loss: Tensor = self.compute_loss(model, dict(batch))  # type: ignore[attr-defined]
+        with self.compute_loss_context_manager(), self._own_items(batch) as items:  # type: ignore[attr-defined]
+            loss: Tensor = self.compute_loss(model, dict(batch), **items)  # type: ignore[attr-defined]
         return loss
+
+    @contextmanager
+    def _own_items(self, batch: Any) -> Iterator[dict[str, Any]]:
+        """For losses of the user: what the mean of this micro-batch is over; means of micro-batches are averaged here."""
+        if self.compute_loss_func is None and _of_user(type(self), "compute_loss") is None:  # type: ignore[attr-defined]
+            yield {}
+            return
+        whole, self.args.average_tokens_across_devices = self.args.average_tokens_across_devices, False
+        try:
+            yield {"num_items_in_batch": torch.tensor(loss_terms(self.model, batch), device=self.args.device)}
+        finally:
+            self.args.average_tokens_across_devices = whole
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
         """There are no gradients."""
@@ -151,18 +184,49 @@ class _ZerothOrder:
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, *rest: Any, **options: Any) -> Any:
         self._trial, self._micro_batches = trial, []
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = checkpoints.last(self.args.output_dir)
+        elif resume_from_checkpoint and (reason := checkpoints.lacks(resume_from_checkpoint)):
+            raise JournalError(
+                f"{resume_from_checkpoint} cannot be gone on from: {reason}. Resume from another checkpoint, or load its weights "
+                "as the model and train anew in another output_dir"
+            )
+        left, self._left = self._left, None
+        if left is not None and self.journal is not None and resume_from_checkpoint in (None, False):
+            self._check_left(left)
         try:
             result = super().train(resume_from_checkpoint, trial, *rest, **options)  # type: ignore[misc]
             if self.journal is not None:
-                self.journal.finish(self._here().digest)
+                self._left = self._here()
+                self.journal.finish(self._left.digest)
         finally:
             # another run may go on with the file
             if self.journal is not None:
                 self.journal.close()
         return result
 
+    def _check_left(self, left: Place) -> None:
+        """Before `train` once more with the journal of the last."""
+        assert self.zo is not None
+        if self.zo.model is self.model and ops.digest(self.model) != left.digest:
+            raise JournalError(
+                f"the weights are not those that the last train() left, to which {self.journal.path} leads; pass another "  # type: ignore[union-attr]
+                "journal= or output_dir=, for a run that begins at them"
+            )
+
+    def _compare(self, before: Record, now: Record) -> None:
+        """Of the first step after a checkpoint, where the journal had it already."""
+        self._again = None
+        if before.step == now.step and before.losses != now.losses:
+            warnings.warn(
+                f"step {now.step} was done before the run was stopped, with other losses ({before.losses[0]:.6g}, now "
+                f"{now.losses[0]:.6g}): the data, their order, or the machine are others; the journal goes on with the new steps",
+                stacklevel=2,
+            )
+
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         self._checkpoint = resume_from_checkpoint
+        EpochBegin.of(self).read(resume_from_checkpoint)
         with _replicas(self.accelerator):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
 
@@ -171,18 +235,51 @@ class _ZerothOrder:
         rates = args.block_rates or [args.learning_rate] * len(blocks)
         if len(rates) != len(blocks):
             raise ValueError(f"block_rates has {len(rates)} numbers for {len(blocks)} blocks; expected one each")
+        if self.journal is not None:
+            # of an attempt with larger batches, or of a run that is over
+            self.journal.close()
         if self.zo is None or self.zo.blocks is not blocks:
-            self.zo, self._place, place = self._optimiser(blocks, rates), None, None
+            self.zo, self.journal, place = self._optimiser(blocks, rates), None, None
             self._told = self._settings()
         else:
             place = self._here()
         self._rates = BlockRates(blocks, rates, self.zo.commit)
         self.zo.lr = self._rates.rates
         if self._checkpoint is not None:
-            self._place = place = Place.read(self._checkpoint)
+            place = self._checked(self._checkpoint)
         self._begin(place)
         self.optimizer = self._rates
         return self._rates
+
+    def _checked(self, folder: str) -> Place:
+        """The place of a checkpoint, whose weights the model has."""
+        place = Place.read(folder)
+        assert place is not None
+        place.check(folder, self._deciding())
+        data, passed = self.train_dataset, int(self.state.epoch or 0)  # type: ignore[attr-defined]
+        if passed and not has_length(data) and not self.args.ignore_data_skip:
+            raise JournalError(
+                f"{folder} lies in pass {passed + 1} over a train_dataset without a length, where the Trainer cannot find the "
+                "row to go on with; expected a length (__len__), an iterator that does not end, or ignore_data_skip=True, which "
+                "begins at the first row again"
+            )
+        if (found := ops.digest(self.model)) != place.digest:
+            raise JournalError(
+                f"{folder} was saved with weights {place.digest}, this model has {found} from it; resume from another "
+                "checkpoint, with the model (and the adapters) that the run began with"
+            )
+        return place
+
+    def _deciding(self) -> dict[str, Any]:
+        """What the steps of the run depend on."""
+        data = self.train_dataset  # type: ignore[attr-defined]
+        return {
+            **self.args.deciding(),
+            # ranks and micro-batches are the same to a step
+            "accumulated": self.args.gradient_accumulation_steps * self.args.world_size,
+            "rows of train_dataset": len(data) if has_length(data) else None,
+            checkpoints.STEPS: self.state.max_steps,  # type: ignore[attr-defined]
+        }
 
     def _blocks(self) -> Any:
         if self.zo is not None and self.zo.model is self.model and self._told == self._settings():
@@ -197,7 +294,11 @@ class _ZerothOrder:
         return {
             "method": args.estimator().describe(),
             **{name: getattr(args, name) for name in (*OF_OPTIMISER, "blocks")},
+            "journal": None if args.journal is None else str(self._journal_path()),
         }
+
+    def _journal_path(self) -> Path:
+        return Path(self._get_output_dir(self._trial), self.args.journal)  # type: ignore[attr-defined]
 
     def _optimiser(self, blocks: Any, rates: list[float]) -> ZO:
         args = self.args
@@ -222,11 +323,13 @@ class _ZerothOrder:
                 raise JournalError('the planner of "auto" goes on from a journal; expected journal=..., not None')
             zo.step_number = 0 if place is None else place.step
             return
-        path = Path(self._get_output_dir(self._trial), args.journal)  # type: ignore[attr-defined]
+        path = self._journal_path()
 
         def opened() -> Journal:
             if place is not None:
-                return checkpoints.resumed(path, self._checkpoint, place, args.moved)
+                journal, after = checkpoints.resumed(path, self._checkpoint, place, args.moved)
+                self._again = after[0] if after and self._checkpoint is not None else None
+                return journal
             metadata = {
                 "settings": args.described(),
                 TRAINER: type(self).__name__,
@@ -246,34 +349,51 @@ class _ZerothOrder:
     # what is saved
 
     def _here(self) -> Place:
-        """Number of the next step and digest of the weights, which steps alone change."""
+        """Where the run stands."""
         assert self.zo is not None
-        if self._place is None or self._place.step != self.zo.step_number:
-            self._place = Place(self.zo.step_number, ops.digest(self.model))
-        return self._place
+        return Place(self.zo.step_number, ops.digest(self.model), self._deciding())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.journal is not None and len(self.journal) and self.journal.records()[-1].digest is None:
-            self.journal.add_digest(self._here().digest)
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        self._place = self._here()
+        try:
+            if self.journal is not None and len(self.journal) and self.journal.records()[-1].digest is None:
+                self.journal.add_digest(self._place.digest)
+            if self.args.should_save:
+                name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # type: ignore[attr-defined]
+                # what is there is whole no more
+                Path(self._get_output_dir(trial), name, checkpoints.LAST).unlink(missing_ok=True)  # type: ignore[attr-defined]
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self._place = None
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder, carries = output_dir or self.args.output_dir, self.zo is not None and self.args.should_save
+        target = Path(folder, checkpoints.JOURNAL)
+        if carries and self.journal is not None and self._place is None:
+            checkpoints.check_target(self.journal, target)
         super()._save(output_dir, state_dict)  # type: ignore[misc]
-        if self.zo is None or not self.args.should_save:
+        if not carries:
             return
-        folder = output_dir or self.args.output_dir
-        self._here().write(folder)
+        (self._place or self._here()).write(folder)
         if self.journal is not None:
-            checkpoints.carry(self.journal.path, Path(folder, checkpoints.JOURNAL))
+            checkpoints.carry(self.journal.path, target)
+        if self._place is not None:
+            EpochBegin.of(self).write(folder)
 
     def _load_best_model(self) -> None:
         """The journal ends with the weights that are kept; that of all steps is in the last checkpoint."""
         super()._load_best_model()  # type: ignore[misc]
         assert self.zo is not None
-        place = Place.read(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+        folder = self.state.best_model_checkpoint  # type: ignore[attr-defined]
+        place = Place.read(folder)
         if place is None:
             return
-        self.zo.step_number, self._place = place.step, place
+        if (found := ops.digest(self.model)) != place.digest:
+            raise JournalError(
+                f"the best model was saved in {folder} with weights {place.digest}; loaded from it, the model has {found}. The "
+                "journal holds all steps; load the best weights yourself"
+            )
+        self.zo.step_number = place.step
         if self.journal is not None:
             self.journal.truncate(place.step)
 
@@ -282,6 +402,12 @@ class _ZerothOrder:
         if self.zo is not None and self.is_world_process_zero():  # type: ignore[attr-defined]
             text = model_card.section(self.journal, self.args.described(), self.zo.step_number)
             model_card.add(Path(self.args.output_dir, "README.md"), text)
+
+
+def _of_user(trainer: type, method: str) -> type | None:
+    """The class that overrides a method of the Trainer, where it is neither ours nor of transformers or TRL."""
+    first = next(kind for kind in trainer.__mro__ if method in vars(kind) and kind is not _ZerothOrder)
+    return None if first.__module__.partition(".")[0] in ("blockzo", "transformers", "trl") else first
 
 
 @contextmanager
@@ -318,7 +444,7 @@ def zo(kind: T) -> T:
     A Trainer's subclass takes `ZOConfig`, its own arguments as `zo` makes them, or plain ones (then a step is MeZO's).
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is neither, or it overrides what blockzo does in another way (`create_optimizer`, `training_step`).
     """
     if not isinstance(kind, type) or not issubclass(kind, (Trainer, TrainingArguments)):
         raise TypeError(f"zo takes a subclass of transformers.Trainer or TrainingArguments; found {kind!r}")
@@ -326,6 +452,12 @@ def zo(kind: T) -> T:
         return with_settings(kind)
     if issubclass(kind, _ZerothOrder):
         return kind
+    for method in ("create_optimizer", "training_step"):
+        if own := _of_user(kind, method):
+            raise TypeError(
+                f"{own.__name__}.{method} would not be called, as a step is made of evaluations; leave it out, or override it in "
+                f"a subclass of zo({kind.__name__})"
+            )
     names = {"__module__": __name__, "__doc__": f"`{kind.__name__}` with forward passes only."}
     return type(f"ZO{kind.__name__}", (_ZerothOrder, kind), names)  # type: ignore[return-value]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -211,8 +212,8 @@ def test_moves_of_16_bits_are_rounded_as_told(moved: str, tmp_path: Path) -> Non
     bz.replay_(base, journal.records(), journal.layout)
     assert bz.digest(base) == bz.digest(model)
     before = (tmp_path / "journal.bz").read_bytes()
-    with pytest.raises(bz.JournalError, match=f"of a run with moved='{moved}', now moved='auto'"):
-        trainer(tmp_path, models.make("llama").bfloat16(), max_steps=3).train(resume_from_checkpoint=True)
+    with pytest.raises(bz.JournalError, match=f"of a run with moved='{moved}'; found moved='auto'"):
+        trainer(tmp_path, models.make("llama").bfloat16(), max_steps=3, eps=1e-3).train(resume_from_checkpoint=True)
     assert (tmp_path / "journal.bz").read_bytes() == before
     again = trainer(tmp_path, models.make("llama").bfloat16(), **{**given, "max_steps": 3})
     again.train(resume_from_checkpoint=True)
@@ -238,9 +239,77 @@ def test_label_smoothing_and_losses_of_the_user(tmp_path: Path) -> None:
     assert len(set(found)) == 3
 
 
+def test_a_sum_over_the_items_of_the_user_is_the_mean(tmp_path: Path) -> None:
+    """`num_items_in_batch` is that of the micro-batch, whose means are averaged after."""
+
+    def summed(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+        logits, after = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return nn.functional.cross_entropy(logits, after, reduction="sum") / num_items_in_batch
+
+    class Own(transformers.Trainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            return summed(model(input_ids=inputs["input_ids"]), inputs["labels"], num_items_in_batch)
+
+    given = {"max_steps": 1, "gradient_accumulation_steps": 2, "save_strategy": "no"}
+    losses = []
+    for kind, more in ((Seen, {}), (Seen, {"compute_loss_func": summed}), (zo(Own), {})):
+        folder = tmp_path / str(len(losses))
+        rows = trainer(tmp_path / "rows").train_dataset
+        run = kind(models.make("llama"), settings(folder, **given), train_dataset=rows, **more)
+        run.train()
+        losses.append(bz.Journal.open(folder / "journal.bz").records()[0].losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+class Rates(transformers.TrainerCallback):
+    """Sets the learning rate at one moment of a step."""
+
+    def __init__(self, moment: str) -> None:
+        setattr(self, moment, self.change)
+
+    def change(self, args: Any, state: Any, control: Any, optimizer: Any = None, **facts: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-5
+
+
+def test_rates_of_a_callback_count_or_are_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", max_steps=1, callbacks=[Rates("on_step_begin")])
+    run.train()
+    assert bz.Journal.open(tmp_path / "a/journal.bz").records()[0].lr == (1e-5,)
+    with pytest.raises(RuntimeError, match=r"changed to \[1e-05\] after the step was estimated with \[0.01\]"):
+        trainer(tmp_path / "b", max_steps=1, callbacks=[Rates("on_pre_optimizer_step")]).train()
+
+
+def test_what_steps_ignore_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="optim=.*sgd.*max_grad_norm=0.5, .*gradient_checkpointing=True: steps ignore"):
+        run = trainer(tmp_path, max_steps=1, optim="sgd", max_grad_norm=0.5, gradient_checkpointing=True)
+    with warnings.catch_warnings():
+        # evaluations run as a batch all the same
+        warnings.simplefilter("error", UserWarning)
+        run.train()
+        trainer(tmp_path / "defaults")
+
+
+def test_smaller_batches_after_too_little_memory(tmp_path: Path) -> None:
+    class Small(Seen):
+        def compute_loss(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+            if len(inputs["input_ids"]) > 2:
+                raise RuntimeError("CUDA out of memory.")
+            return super().compute_loss(model, inputs, *rest, **options)
+
+    run = trainer(tmp_path, max_steps=2, auto_find_batch_size=True, kind=Small)
+    run.create_optimizer_and_scheduler(2)  # as some do before they train
+    run.train()
+    journal = bz.Journal.open(tmp_path / "journal.bz")
+    assert len(journal) == 2 and journal.final_digest == bz.digest(run.model)
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [
+        ({"fp16_full_eval": True}, "would leave the weights in float16"),
         ({"bf16": True}, "dtype=torch.bfloat16"),
         ({"fp16": True}, "dtype=torch.float16"),
         ({"neftune_noise_alpha": 0.1}, "neftune_noise_alpha=0.1 does not go"),
@@ -268,6 +337,15 @@ def test_what_else_is_refused(tmp_path: Path) -> None:
     adam = torch.optim.Adam(models.make("llama").parameters())
     with pytest.raises(ValueError, match="an optimizer was given"):
         ZOTrainer(models.make("llama"), settings(tmp_path), optimizers=(adam, None))
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.5)
+    for given in ((adam, None), (None, schedule)):
+        with pytest.raises(ValueError, match="an optimizer or a schedule was given"):
+            ZOTrainer(models.make("llama"), settings(tmp_path), *[None] * 8, given)
+    with pytest.raises(ValueError, match="bf16=True does not go"):
+        ZOTrainer(models.make("llama"), transformers.TrainingArguments(str(tmp_path), bf16=True, use_cpu=True))
+    for method in ("create_optimizer", "training_step"):
+        with pytest.raises(TypeError, match=f"Own.{method} would not be called"):
+            zo(type("Own", (transformers.Trainer,), {method: lambda self, *given: None, "__module__": "mine"}))
     with pytest.raises(ValueError, match="3 numbers for 2 blocks"):
         trainer(tmp_path, blocks="2", method="spzo", block_rates=[1.0, 1.0, 1.0]).train()
     run = trainer(tmp_path)
