@@ -30,6 +30,7 @@ from blockzo.integrations.epoch_begin import EpochBegin
 from blockzo.integrations.model_notes import TRAINER, described
 from blockzo.integrations.token_counts import counted_once
 from blockzo.integrations.trainer_settings import ZOConfig, converted, refuse, with_settings
+from blockzo.integrations.untouched import Untouched
 from blockzo.journal.file import Journal, JournalError
 from blockzo.journal.record import Record
 from blockzo.methods.auto import Auto
@@ -37,6 +38,7 @@ from blockzo.noise import canonical_name
 from blockzo.optim.cutting import default_blocks, fine_blocks
 from blockzo.optim.distributed import DistributedZO
 from blockzo.optim.micro_batches import MicroBatches, loss_terms
+from blockzo.optim.step import StepResult
 from blockzo.optim.zo import ZO
 
 __all__ = ["ZOConfig", "ZOTrainer", "zo"]
@@ -108,6 +110,7 @@ class _ZerothOrder:
             )
             args.without_recomputing()
         self._left: Place | None = None
+        self._untouched = Untouched()
         self._again: Record | None = None
         super().__init__(model, args, *rest, **options)  # type: ignore[call-arg]
         self._check_process()
@@ -140,6 +143,7 @@ class _ZerothOrder:
         # losses that tell training from evaluation look at the root
         model.train()
         assert self.zo is not None
+        self._check_untouched()
         with counted_once(self, batches):
             result = self.zo.estimate(batches[0] if len(batches) == 1 else MicroBatches(batches))
         if self._again is not None:
@@ -196,6 +200,7 @@ class _ZerothOrder:
             self._check_left(left)
         try:
             result = super().train(resume_from_checkpoint, trial, *rest, **options)  # type: ignore[misc]
+            self._check_untouched()
             if self.journal is not None:
                 self._left = self._here()
                 self.journal.finish(self._left.digest)
@@ -243,13 +248,28 @@ class _ZerothOrder:
             self._told = self._settings()
         else:
             place = self._here()
-        self._rates = BlockRates(blocks, rates, self.zo.commit)
+            if self.journal is not None and self._checkpoint is None and self.journal.next_step != place.step:
+                raise JournalError(
+                    f"the last train() was stopped while it applied step {place.step}, which {self.journal.path} holds: the "
+                    "weights may be those before it, after it, or neither; resume from a checkpoint"
+                )
+        self._rates = BlockRates(blocks, rates, self._commit)
         self.zo.lr = self._rates.rates
         if self._checkpoint is not None:
             place = self._checked(self._checkpoint)
         self._begin(place)
+        self._untouched.note(self.model)
         self.optimizer = self._rates
         return self._rates
+
+    def _commit(self, result: StepResult) -> None:
+        assert self.zo is not None
+        self.zo.commit(result)
+        self._untouched.note(self.model)
+
+    def _check_untouched(self) -> None:
+        if self.args.journal is not None:
+            self._untouched.check(self.model)
 
     def _checked(self, folder: str) -> Place:
         """The place of a checkpoint, whose weights the model has."""
@@ -354,6 +374,7 @@ class _ZerothOrder:
         return Place(self.zo.step_number, ops.digest(self.model), self._deciding())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_untouched()
         self._place = self._here()
         try:
             if self.journal is not None and len(self.journal) and self.journal.records()[-1].digest is None:
@@ -394,6 +415,7 @@ class _ZerothOrder:
                 "journal holds all steps; load the best weights yourself"
             )
         self.zo.step_number = place.step
+        self._untouched.note(self.model)
         if self.journal is not None:
             self.journal.truncate(place.step)
 

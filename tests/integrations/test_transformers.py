@@ -282,6 +282,44 @@ def test_rates_of_a_callback_count_or_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path / "b", max_steps=1, callbacks=[Rates("on_pre_optimizer_step")]).train()
 
 
+class Written(transformers.TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **facts: Any) -> None:
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(0.9)
+
+
+@pytest.mark.parametrize(
+    "given", [{"max_steps": 2}, {"max_steps": 1}, {"max_steps": 1, "save_strategy": "no"}], ids=str
+)
+def test_weights_that_a_callback_writes_are_in_no_record(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(bz.JournalError, match="embed_tokens.weight was written since the last step"):
+        trainer(tmp_path / "a", callbacks=[Written()], **given).train()
+    trainer(tmp_path / "b", callbacks=[Written()], journal=None, **given).train()
+
+
+def test_an_update_that_was_interrupted_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(tmp_path, max_steps=3, save_steps=1)
+    real, steps = bz.ops.replay_, []
+
+    def interrupted(model: Any, records: Any, layout: Any) -> None:
+        real(model, records, layout)
+        steps.extend(records)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("blockzo.ops.replay_", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+    with pytest.raises(bz.JournalError, match="stopped while it applied step 1, .* resume from a checkpoint"):
+        run.train()
+    run.train(resume_from_checkpoint=True)
+    again = models.make("llama")
+    journal = bz.Journal.open(tmp_path / "journal.bz")
+    bz.replay_(again, journal.records(), journal.layout)
+    assert bz.digest(again) == bz.digest(run.model) == journal.final_digest
+
+
 def test_what_steps_ignore_is_said(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="optim=.*sgd.*max_grad_norm=0.5, .*gradient_checkpointing=True: steps ignore"):
         run = trainer(tmp_path, max_steps=1, optim="sgd", max_grad_norm=0.5, gradient_checkpointing=True)
