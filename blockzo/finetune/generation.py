@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from blockzo.finetune.data.completions import Completions
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.reward import NAME as REWARD
-from blockzo.finetune.reward import Reward, rewards_of
+from blockzo.finetune.reward import Reward, rewarded
 from blockzo.finetune.text_figures import best
 
 MOST_TOKENS = 32
@@ -68,11 +68,11 @@ class Writer:
     ) -> list[float]:
         """
         Raises:
-            UserError: the reward is not one finite number a row.
+            UserError: the reward fails, or is not one finite number a row.
         """
         assert self.reward is not None
         told = [str(self.tokenizer.decode(prompt)) for prompt in prompts]
-        return rewards_of(self.reward(told, texts, right), len(texts))
+        return rewarded(self.reward, told, texts, right)
 
     @torch.no_grad()
     def write(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[str]:

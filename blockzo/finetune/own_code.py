@@ -33,7 +33,7 @@ def load_own(option: str, text: str, expected: str) -> Any:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{option}: {path} cannot be run ({type(error).__name__}: {error}); mend it") from error
     if not hasattr(module, name):
         raise UserError(f"{option}: {path} has no {name!r}; expected {expected.replace('NAME', name)}")

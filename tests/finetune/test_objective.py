@@ -16,7 +16,7 @@ from blockzo.finetune.closing import won
 from blockzo.finetune.errors import UserError
 from blockzo.finetune.objective import Objective
 from blockzo.finetune.prepare import Prepared, prepare
-from blockzo.finetune.reward import load_reward, rewards_of
+from blockzo.finetune.reward import load_reward, rewarded, rewards_of
 
 Tiny = Callable[[str], Path]
 Rows = Callable[..., Path]
@@ -103,7 +103,7 @@ def test_an_objective_is_measured_on_held_out_rows(tiny: Tiny, questions: Any, t
         ({"reward": "own.py"}, "expected FILE.py:NAME"),
         ({"reward": "gone.py:long"}, "gone.py does not exist"),
         ({"reward": "own.py:other"}, "has no 'other'; expected def other"),
-        ({"reward": "own.py:none"}, "the function returned None .*expected 2 numbers, one a row"),
+        ({"reward": "own.py:none"}, "the function returned None .*expected 2 finite numbers, one a row"),
     ],
 )
 def test_what_is_no_objective_is_refused(
@@ -127,6 +127,47 @@ def test_code_that_does_not_run_and_numbers_that_are_none(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="bad.py cannot be run .ModuleNotFoundError"):
         load_reward(f"{tmp_path / 'bad.py'}:f")
     assert rewards_of(torch.tensor([1.0, 2.0]), 2) == [1.0, 2.0]
-    for found in ([1.0], [1.0, float("nan")], [1.0, "x"], 3):
+    for found in ([1.0], [1.0, float("nan")], [1.0, "x"], 3, [1e39, 0], [10**400, 0], [1j, 0]):
         with pytest.raises(UserError, match="expected 2 "):
             rewards_of(found, 2)
+    # all of these can be gone through, and give numbers that are no rewards of rows
+    for found in ("12", b"12", {0: 0.5, 1: 0.25}, {1.0, 2.0}, {1: "a", 2: "b"}.keys()):
+        with pytest.raises(UserError, match="the function returned .*, a (str|bytes|dict|set|dict_keys); expected 2 "):
+            rewards_of(found, 2)
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(UserError, match="ends.py cannot be run .SystemExit"):
+        load_reward(f"{tmp_path / 'ends.py'}:f")
+
+
+def test_functions_that_fail_print_or_change_what_they_are_given(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "own.py").write_text(
+        """print("hello")
+def raises(prompts, answers, right):
+    return [{}["score"] for _ in answers]
+def later(prompts, answers, right):
+    for _ in answers:
+        yield 1.0 / 0
+def ends(prompts, answers, right):
+    raise SystemExit
+def two(prompts, answers):
+    return [0.0 for _ in answers]
+def takes(prompts, answers, right):
+    print("looked at", answers)
+    found = [float(len(own)) for own in right]
+    prompts.clear(), answers.clear(), [own.clear() for own in right], right.clear()
+    return found
+"""
+    )
+    given = ["a", "b"], ["c", "d"], [["x"], ["y", "z"]]
+    for name, told in (
+        ("raises", "KeyError: 'score'. at own.py, line 3"),
+        ("later", "ZeroDivisionError: .* at own.py, line 6"),
+        ("ends", "SystemExit: . at own.py, line 8"),
+        ("two", "TypeError: two.. takes 2 positional"),
+    ):
+        with pytest.raises(UserError, match=f"--reward: the function failed .{told}.*; mend it. Expected def NAME"):
+            rewarded(load_reward(f"{tmp_path / 'own.py'}:{name}"), *given)
+    assert rewarded(load_reward(f"{tmp_path / 'own.py'}:takes"), *given) == [1.0, 2.0]
+    assert given == (["a", "b"], ["c", "d"], [["x"], ["y", "z"]]), "the data of the run"
+    out, err = capsys.readouterr()
+    assert out == "" and "hello" in err and "looked at ['c', 'd']" in err, "stdout is for --json"
