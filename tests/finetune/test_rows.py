@@ -272,3 +272,20 @@ def test_a_column_that_a_parquet_file_has_twice(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_arrays(columns, ["text", "text", "label"]), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="a.parquet has the column 'text' twice"):
         list(read_rows(tmp_path / "a.parquet"))
+
+
+def test_what_a_parquet_file_has_in_other_rows_alone_is_null_and_no_other_column_stands_for_it(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path, task = tmp_path / "a.parquet", find_task("custom", "{text} {label}", "0=bad,1=good")
+    table = {"text": ["x", None], "sentence": ["y", "z"], "label": [1.0, float("nan")], "score": [None, 1]}
+    parquet.write_table(pyarrow.table({**table, "label": [1, 0]}), path)
+    with pytest.raises(UserError, match="line 2: text is null; expected a text"):
+        read_examples(path, task)
+    with pytest.raises(UserError, match="line 1: score is null; expected a text"):
+        read_examples(path, task, mapping={"text": "score"})
+    assert [e.columns["text"] for e in read_examples(path, task, mapping={"text": "sentence"})] == ["y", "z"]
+    parquet.write_table(pyarrow.table({**table, "text": ["x", "y"]}), path)
+    with pytest.raises(UserError, match="line 2: label is null"):
+        read_examples(path, find_task("custom", "{text} {label}", "1.0=bad,0.0=good"))

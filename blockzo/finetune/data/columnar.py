@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from blockzo.finetune.data.values import Number, flat
+from blockzo.finetune.data.values import Number, Sparse, flat
 from blockzo.finetune.errors import UserError
 
 HUB = "hub:"
@@ -84,7 +84,10 @@ def hub_rows(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    return flat({name: _value(value) for name, value in row.items() if value is not None})
+    values = {name: _value(value) for name, value in row.items()}
+    found = Sparse(flat({name: value for name, value in values.items() if value is not None}))
+    found.nulls = frozenset(name for name, value in values.items() if value is None)
+    return found
 
 
 def _value(value: Any) -> Any:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from blockzo.finetune.data.rows import shown_name
+from blockzo.finetune.data.rows import NULL, shown_name
+from blockzo.finetune.data.values import Sparse
 from blockzo.finetune.errors import UserError
 
 
@@ -22,13 +23,18 @@ def renamed(
         UserError: there is no such column.
     """
     for number, row in rows:
+        nulls: frozenset[str] = getattr(row, "nulls", frozenset())
         for source in mapping.values():
+            if source in nulls:
+                raise UserError(f"{path}, line {number}: {shown_name(source)} is null; {NULL}")
             if source not in row:
                 raise UserError(
                     f"{path}, line {number}: no column {source!r} (columns here: {', '.join(map(shown_name, row))}); look "
                     "at --columns"
                 )
-        yield number, {**row, **{name: row[source] for name, source in mapping.items()}}
+        found = Sparse({**row, **{name: row[source] for name, source in mapping.items()}})
+        found.nulls = nulls - set(mapping)
+        yield number, found
 
 
 def parse_columns(text: str | None) -> dict[str, str]:

@@ -26,6 +26,7 @@ LINE_END = re.compile(r"\r\n|\r|\n")
 LARGEST_CELL = 1 << 30
 """Characters; csv's own limit of 131,072 is less than a long document."""
 INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")
+NULL = "expected a text in quotes (or leave the row out)"
 Row = Mapping[str, Any]
 
 
@@ -249,6 +250,8 @@ def column(row: Row, name: str, place: str, others: tuple[str, ...] = (), advice
     Raises:
         UserError: there is no such column, there are several of the others, or its value is no text.
     """
+    if name in getattr(row, "nulls", ()):
+        raise UserError(f"{place}: {shown_name(name)} is null; {NULL}")
     there = [name] if name in row else [other for other in others if other in row]
     if len(there) == 1:
         return cell(row[there[0]], there[0], place)
@@ -272,7 +275,7 @@ def cell(value: Any, name: str, place: str) -> str:
         return "true" if value else "false"
     if not isinstance(value, str):
         found = {list: "a list", dict: "an object", type(None): "null"}.get(type(value), type(value).__name__)
-        raise UserError(f"{place}: {shown_name(name)} is {found}; expected a text in quotes (or leave the row out)")
+        raise UserError(f"{place}: {shown_name(name)} is {found}; {NULL}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -19,3 +19,9 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name}.{key} is there twice, once inside {name!r}; give every name once")
             found[f"{name}.{key}"] = held
     return found
+
+
+class Sparse(dict[str, Any]):
+    """A row of a table whose every row has all columns; `nulls` have nothing in this one, and are left out of it."""
+
+    nulls: frozenset[str] = frozenset()
