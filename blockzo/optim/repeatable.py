@@ -97,9 +97,9 @@ def check_repeatable(
         if depends_on(read, lambda: float(evaluate_leaf()), loss):
             raise NotRepeatable(
                 f"the loss reads values that an earlier evaluation made of trainable weights ({told(model, read)}): a cache, "
-                "which would stay as it is while the weights move, so that a step's losses would lack what goes through it. Make "
-                "them anew in every evaluation, or, where they shall stay as they are, before training and outside of the loss "
-                "function; or freeze the weights they are made of with requires_grad_(False). The step was not applied"
+                "or a mean of earlier ones, which would not move as the weights do, so that a step's losses would lack what goes "
+                "through it. Make them anew in every evaluation, or, where they shall stay as they are in a step, outside of the "
+                "loss function; or freeze the weights they are made of with requires_grad_(False). The step was not applied"
             )
     return count
 

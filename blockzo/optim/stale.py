@@ -25,6 +25,11 @@ LIKE = frozenset({*_FORMS, "new_zeros", "new_ones", "new_empty", "new_full", "ne
 """Of the first argument they take the form alone, as masks and positions do that are made once."""
 AS = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as"})
 """Of the others."""
+ADDS = frozenset(
+    "add sub mul div pow lerp addcmul addcdiv addmm addmv addbmm baddbmm addr multiply subtract divide true_divide iadd isub "
+    "imul itruediv ipow index_add scatter_add index_reduce scatter_reduce".split()
+)
+"""In place these go on from what was there, as a running mean or a teacher that follows does."""
 
 
 class Watch(TorchFunctionMode):
@@ -65,8 +70,11 @@ class Watch(TorchFunctionMode):
         kind = kind_of(func)
         written = tree_leaves(written_by(func, kind, args, kwargs))
         written = [leaf for leaf in written if isinstance(leaf, Tensor)]
+        goes_on = "out" not in kwargs and _plain(func) in ADDS
         for tensor in written:
             self._check(func, kwargs, tensor)
+            if goes_on and self._is(self.old, tensor):
+                self.read.append(tensor)
             self._forget(tensor)
         stale = [tensor for tensor in given if self._is(self.old, tensor)] if self.old else []
         of_weights = any(
@@ -116,6 +124,11 @@ def _sources(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     name = getattr(func, "__name__", "")
     read: Any = args[:1] if name in AS else (args[1:] if name in LIKE else args, kwargs)
     return [leaf for leaf in tree_leaves(read) if isinstance(leaf, Tensor)]
+
+
+def _plain(func: Any) -> str:
+    """`mul` of `mul_`, `__imul__` is `imul`."""
+    return str(getattr(func, "__name__", "")).strip("_").removeprefix("foreach_")
 
 
 def _memory(tensor: Tensor) -> int | None:
