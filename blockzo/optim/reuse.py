@@ -25,6 +25,7 @@ from blockzo.perturb.forms import form_of
 from blockzo.perturb.left import Left
 from blockzo.perturb.losses import as_tensor
 from blockzo.perturb.passes import ROUNDED, Kept, Path, PathChanged
+from blockzo.perturb.standing import Standing
 from blockzo.perturb.unknown import Unknown
 
 ROUNDING = 2e-6
@@ -101,20 +102,25 @@ class Reuse:
         return not self.paths or another or self.steps % AGAIN == 0
 
     def check(self, trial: Trial) -> None:
-        """Tries every cut; costs two forwards of the model, one more in parts, and for every cut the blocks after it, once.
+        """Tries every cut; costs three forwards of the model, one more in parts, and for every cut the blocks after it, once.
 
         Raises:
             Exception: whatever the loss function raises on the whole model.
         """
         expected, path = trial.whole(1)
+        opposite = trial.whole(-1)[0]
+        bounds = _bounds(expected, opposite)
         kept: Any = None
-        bounds: list[float] = []
         try:
             for block in range(1, len(self.blocks)):
-                kept = trial.keep(block - 1, kept)
-                if block == 1:
-                    # other moves between: what a model remembers of its last call must not help
-                    bounds = _bounds(expected, trial.whole(-1)[0])
+                kept = self._left(trial, block - 1, kept)
+                # other moves between: what a model remembers of its last call must not help
+                if block == 1 and not _close(trial.whole(-1)[0], opposite, bounds) and self.blocks.leaves:
+                    # code that comes after the call, and was not come to, set something back
+                    self.blocks.leaves = False
+                    trial.whole(-1)
+                    kept = trial.keep(0, None)
+                    trial.whole(-1)
                 found, drift, went = trial.rest(block, kept)
                 if drift > EXACTLY:
                     raise PathChanged(DEPENDS)
@@ -132,6 +138,18 @@ class Reuse:
             self.give_up(error)
             return
         self.paths |= path
+
+    def _left(self, trial: Trial, block: int, kept: Any) -> Any:
+        """What block `block` leaves. Where the model stands otherwise once its forward was left, it is not left again."""
+        standing = Standing(self.blocks.model)
+        try:
+            found = trial.keep(block, kept)
+        finally:
+            changed = standing.put_back()
+        if not changed or not self.blocks.leaves:
+            return found
+        self.blocks.leaves = False
+        return trial.keep(block, kept)
 
     def kept(self, run: Callable[[Left, Unknown | None], Kept], mode: PerturbedForward) -> Kept:
         """What the part of a model left that `run` runs under the mode.

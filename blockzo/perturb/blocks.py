@@ -51,6 +51,8 @@ class Blocks:
         self._configs = _configs_with_cache(model)
         self.calls: dict[int, int] = {}
         """Block -> how often the loss calls the layer before it, as last seen; the forward is left after that call."""
+        self.leaves = True
+        """Whether it may be left there: some code changes the model for a call and back after it (`standing.py`)."""
         every = named_tensors(model, trainable_only=False)
         self.places = self._assign(every, example) if len(self.starts) > 1 else dict.fromkeys(every, 0)
         self.layout = {name: self.places[name] for name in named_tensors(model)}
@@ -113,7 +115,8 @@ class Blocks:
         if stop == len(self):
             return self.run_to_loss(forward, first, kept, unknown)[0]
         begin, end = self.starts[first], self.starts[stop]
-        run = Run(self.model, self.layers, begin, end, kept, self.calls.get(stop), beyond, left, unknown)
+        calls = self.calls.get(stop) if self.leaves else None
+        run = Run(self.model, self.layers, begin, end, kept, calls, beyond, left, unknown)
         with self._without_cache():
             found = run.to_end(forward)
         self.calls.setdefault(stop, len(found.outputs))

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from blockzo.perturb import PerturbedForward, batched
 from blockzo.perturb.activations import Activations
 from blockzo.perturb.causes import Cause, cause_of, found_in, is_left_over
 from blockzo.perturb.mode import Outgrown, Parted
+from blockzo.perturb.standing import Standing
 
 AUTO_ROWS = 64
 """With more rows (tokens) a forward, one keeps the cores busy, and `max_group="auto"` is 1: measured on OPT-125M, two cores with
@@ -144,11 +145,13 @@ class Grouping:
             count = 1 if alone else self._count(size, waiting)
             part = items[done : done + count]
             parted: Parted | None = None
+            look = count > 1 and kind not in self.known.looked
+            # what is left by an error did not come to what sets the model back
+            standing = Standing(self.model) if look and isinstance(self.model, nn.Module) else None
             try:
                 if count > 1 and isinstance(self.max_group, str) and size.rows is None:
                     size.learn(run(part[:1], (AUTO_ROWS, sys.maxsize), True)[1])
                     continue
-                look = count > 1 and kind not in self.known.looked
                 result, mode = run(part, self._limits(size, count), look if count > 1 else passing)
                 if look:
                     self.known.looked.add(kind)
@@ -165,11 +168,15 @@ class Grouping:
                         continue
                     self.known.checked = True
             except Outgrown as found:
+                if standing is not None:
+                    standing.put_back()
                 if found.linear and found.rows > AUTO_ROWS:
                     self.busy.add(kind)
                 size.rows = None
                 continue
             except Exception as error:
+                if standing is not None:
+                    standing.put_back()
                 parted = found_in(error, Parted)
                 if parted is None:
                     cause = cause_of(error)
