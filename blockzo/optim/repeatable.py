@@ -9,12 +9,14 @@ import random
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from blockzo.optim.draws import Draws, uses_draws
 from blockzo.optim.stale import Watch, depends_on, told
 from blockzo.perturb.kinds import TouchesWeights
 
@@ -39,8 +41,9 @@ def check_repeatable(
 ) -> int:
     """Evaluates one leaf of the tree again and again and compares the losses.
 
-    Two evaluations; where the loss draws random numbers, four, since a rare draw may not change the first two; one more where it
-    reads what an earlier one made of weights (`stale.py`). Their cost is that many losses, once: call it at the first step alone.
+    Two evaluations; where the loss draws random numbers, four, and two with extreme ones (`draws.py`), since a rare draw may not
+    change the first two; one more where it reads what an earlier one made of weights (`stale.py`). Their cost is that many
+    losses, once: call it at the first step alone.
 
     Args:
         evaluate_leaf: the loss of one and the same leaf, the model whole or from kept activations, made anew at every call (no
@@ -63,19 +66,21 @@ def check_repeatable(
     before, versions, given = _generators(), _versions(model), _written(batch)
     watch = None if model is None else Watch(model, writes)
 
-    def evaluate() -> float:
-        if watch is None:
-            return float(evaluate_leaf())
-        watch.again()
-        with watch:
-            return float(evaluate_leaf())
+    def evaluate(draws: Draws | None = None) -> float:
+        with draws or nullcontext():
+            if watch is None:
+                return float(evaluate_leaf())
+            watch.again()
+            with watch:
+                return float(evaluate_leaf())
 
-    first = evaluate()
+    draws = [Draws(), Draws()]
+    first = evaluate(draws[0])
     drawn: set[str] = set()
     count = 1
     while count < (WHERE_DRAWN if drawn else EVALUATIONS):
         try:
-            loss = evaluate()
+            loss = evaluate(draws[1] if count == 1 else None)
         except (torch.OutOfMemoryError, MemoryError, TouchesWeights):
             raise
         except Exception as error:
@@ -91,8 +96,18 @@ def check_repeatable(
         if not _alike(first, loss, bound):
             changed = sorted(name for name, version in _versions(model).items() if versions.get(name) != version)
             raise NotRepeatable(_told(first, loss, drawn, changed, _written(batch) != given))
-    if watch is not None and model is not None and watch.read and math.isfinite(loss):
-        read = watch.read
+    read = [] if watch is None else watch.read
+    if draws[0].drawn != draws[1].drawn:
+        count += 2
+        if uses_draws(evaluate, draws[0], draws[1], lambda other: _alike(first, other, bound)):
+            raise NotRepeatable(
+                "the loss is not repeatable: it draws random numbers, other ones in every evaluation, and others than those that "
+                f"were drawn in {count - 2} evaluations of the same weights would give another loss (a layer that is left out, "
+                "noise above a threshold); expected equal losses, since a step takes their differences. Switch it off where "
+                "model.training is False, draw once a batch and put the numbers into it, or set a seed in the loss. The step was "
+                "not applied"
+            )
+    if model is not None and read and math.isfinite(loss):
         count += 1
         if depends_on(read, lambda: float(evaluate_leaf()), loss):
             raise NotRepeatable(

@@ -85,7 +85,7 @@ def test_harmless_ones_pass() -> None:
     assert check_repeatable(_loss(lambda x: 1.0)) == 2
     # drawn and not used, as some models do with layer dropout
     drawn = _loss(lambda x: 1.0 if torch.rand(()) < 2 else 0.0)
-    assert check_repeatable(drawn) == 4
+    assert check_repeatable(drawn) == 6
     # the last bits of kernels that sum in any order
     values = iter([0.7, 0.7 * (1 + 2.0**-23)])
     assert check_repeatable(lambda: next(values)) == 2
