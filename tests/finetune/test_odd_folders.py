@@ -174,3 +174,31 @@ def test_indices_and_pickles_that_transformers_would_stumble_over(tiny: Tiny, tm
     torch.save(dict(state), tmp_path / "m" / "pytorch_model.bin")
     with pytest.raises(UserError, match="'model.norm.weight' as a torch.sparse_coo tensor; expected dense ones"):
         load(str(tmp_path / "m"), "float32")
+
+
+def test_parts_of_another_kind_of_configuration_are_told_in_words(folder: Path) -> None:
+    rewrite(folder / "config.json", text_config={"hidden_size": 99})
+    with pytest.raises(UserError, match="cannot be loaded .a folder."):
+        load(str(folder), "float32")
+
+
+def test_a_class_of_another_type_is_said(folder: Path) -> None:
+    rewrite(folder / "config.json", architectures=["MistralForCausalLM"])
+    (note,) = load(str(folder), "float32").notes
+    assert (
+        "has the model_type 'llama' and names MistralForCausalLM, a class of 'mistral': it is read as 'llama'" in note
+    )
+
+
+def test_a_tokenizer_of_a_much_smaller_model_is_said(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    small = Tokenizer(models.BPE())
+    small.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    small.train_from_iterator(["it was a good film"], trainers.BpeTrainer(vocab_size=40, special_tokens=["</s>"]))
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    PreTrainedTokenizerFast(tokenizer_object=small, eos_token="</s>").save_pretrained(folder)
+    (note,) = load(str(folder), "float32").notes
+    assert f"has {len(small.get_vocab())} tokens and the embedding" in note and "another model's" in note

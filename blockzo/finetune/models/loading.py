@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,9 @@ def load(
         entries = weight_entries(Path(source), _raw_config(Path(source))) if Path(source).is_dir() else {}
         trust = {"trust_remote_code": trust_remote_code}
         config = attempt(source, lambda: transformers.AutoConfig.from_pretrained(source, **trust))
-        check_sizes(source, config, entries)
-        check_epsilons(source, config)
+        # a configuration may hold what only its own kind of model makes sense of
+        attempt(source, partial(check_sizes, source, config, entries))
+        attempt(source, partial(check_epsilons, source, config))
         kind = _kind(config, source, head)
         if (task == "lm" or find_written_task(task) is not None) and kind != "causal":
             raise UserError(f"{source} is not a causal model; --task {task} needs one that predicts the next token")
@@ -141,9 +143,10 @@ def load(
                 f"{source} names a masked model and holds its encoder alone: mean pooling and a linear layer",
                 *notes,
             ]
-        notes = [*unread_shards(Path(source)), *notes]
+        notes = [*unread_shards(Path(source)), *_another_class(transformers, source, config), *notes]
     limit = _limit(source, model, tokenizer)
     _check_tokenizer(source, model, tokenizer)
+    notes += _much_smaller(source, model, tokenizer)
     if kind == "head":
         model = _with_head(model, source, classes, seed)
     elif kind == "classifier":
@@ -279,6 +282,37 @@ def _check_tokenizer(source: str, model: Any, tokenizer: Any) -> None:
             "another model, or tokens were added to it. Give the model's own tokenizer, or resize the model first "
             "(model.resize_token_embeddings(len(tokenizer)))"
         )
+
+
+SMALLER = 0.5
+"""Share of the rows of an embedding that a tokenizer of its own has at least; tables are padded, by a few rows in a hundred."""
+
+
+def _much_smaller(source: str, model: Any, tokenizer: Any) -> list[str]:
+    rows = getattr(getattr(model.get_input_embeddings(), "weight", None), "shape", (0,))[0]
+    try:
+        count = len(tokenizer)
+    except Exception:  # one of remote code
+        return []
+    if not 0 < count < SMALLER * rows:
+        return []
+    return [
+        f"the tokenizer of {source} has {count} tokens and the embedding {rows} rows: is it another model's? Figures of text "
+        "that is taken apart in another way mean nothing"
+    ]
+
+
+def _another_class(transformers: Any, source: str, config: Any) -> list[str]:
+    """A configuration that names a class of another type of model, of which transformers takes no notice."""
+    name = (getattr(config, "architectures", None) or [""])[0]
+    named = getattr(getattr(transformers, str(name), None), "config_class", None)
+    other = getattr(named, "model_type", None)
+    if not isinstance(named, type) or not other or other == config.model_type or isinstance(config, named):
+        return []
+    return [
+        f"config.json of {source} has the model_type {config.model_type!r} and names {name}, a class of {other!r}: it is read as "
+        f"{config.model_type!r}; correct the file if the weights are of the other"
+    ]
 
 
 def _limit(source: str, model: Any, tokenizer: Any) -> int:
