@@ -28,7 +28,6 @@ from blockzo.perturb.grouping import Grouping, Limits, MaxGroup
 from blockzo.perturb.groups import run_groups
 from blockzo.perturb.losses import evaluation_mode
 from blockzo.perturb.passes import ROUNDED, Path, PathChanged, kept_bytes, no_drift
-from blockzo.perturb.unknown import Unknown
 
 Forward = Callable[[Sequence[int], PerturbedForward], Any]
 """(a leaf below each group that runs together, the mode) -> what the loss function gives on what those groups see."""
@@ -231,7 +230,7 @@ class PerturbedExecutor:
             call = partial(forward, [place.leaf for _, place in part], mode)
             if paths is None:
                 return self.blocks.run_whole(call), no_drift()
-            mode.unknown = Unknown() if first else None
+            mode.unknown = self.reuse.unknown() if first else None
             if stop == len(self.blocks):
                 value, drift, path = self.blocks.run_to_loss(call, first, before, mode.unknown)
                 paths.add(path)

@@ -26,7 +26,6 @@ from blockzo.perturb.activations import Activations, group_losses, read_together
 from blockzo.perturb.blocks import Blocks
 from blockzo.perturb.losses import evaluation_mode
 from blockzo.perturb.passes import ROUNDED, Path, PathChanged, no_drift
-from blockzo.perturb.unknown import Unknown
 
 
 class InPlaceExecutor:
@@ -98,7 +97,7 @@ class InPlaceExecutor:
                 self.move(block, place.path[block])
             drift, output = no_drift(), None
             with PerturbedForward() as mode:
-                mode.unknown = Unknown() if keeps and node.first else None
+                mode.unknown = self.reuse.unknown() if keeps and node.first else None
                 if not keeps:
                     output = self.blocks.run_whole(forward)
                 elif node.children:

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -75,6 +75,8 @@ class Reuse:
         self.paths: set[tuple[Any, ...]] = set()
         self.steps = self.failures = 0
         self._batches: set[Any] = set()
+        self._places: dict[int, ref[Tensor]] = {}
+        """Whole numbers that parts left."""
         self._another = False
 
     def tree(self, tree: EvaluationTree) -> EvaluationTree:
@@ -164,8 +166,14 @@ class Reuse:
             finally:
                 mode.left = None
             if not left.anything(found.outputs):
+                self._places = {number: held for number, held in self._places.items() if held() is not None}
+                self._places |= {id(place): ref(place) for place in left.places(found.outputs)}
                 return found
         raise PathChanged(LEAVES)
+
+    def unknown(self) -> Unknown:
+        """Of an evaluation that continues."""
+        return Unknown(self._places)
 
     def accepts(self, path: Path) -> bool:
         """Whether an evaluation went a way that was tried."""

@@ -33,6 +33,7 @@ class Left:
         self.inside = self.numbers = False
         self._made: dict[int, tuple[ref[Tensor], bool]] = {}
         self._written: list[ref[Tensor]] = []
+        self._places: dict[int, ref[Tensor]] = {}
 
     def note(
         self, func: Callable[..., Any], kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -45,14 +46,22 @@ class Left:
             for target in tree_leaves(written):
                 if self.inside and isinstance(target, Tensor) and not self._is_made(target):
                     self._written.append(ref(target))
+                    self._note_place(target, args)
         elif isinstance(result, Tensor):
             # some functions give what they are given
             if result is not first:
                 self._made[id(result)] = ref(result), self.inside
+                self._note_place(result, args)
         elif isinstance(result, (tuple, list)):
             for one in result:
                 if isinstance(one, Tensor):
                     self._made[id(one)] = ref(one), self.inside
+                    self._note_place(one, args)
+
+    def places(self, outputs: Any) -> list[Tensor]:
+        """Whole numbers made of activations that are there when the part has run (routes, masks, orders), but for `outputs`."""
+        kept = {id(leaf) for leaf in tree_leaves(outputs)}
+        return [held for one in self._places.values() if (held := one()) is not None and id(held) not in kept]
 
     def anything(self, outputs: Any) -> bool:
         """Is there more than these outputs, when the part has run?"""
@@ -71,11 +80,22 @@ class Left:
                 _counts(held()) for held in self._written
             )
 
+    def _note_place(self, made: Tensor, args: tuple[Any, ...]) -> None:
+        if self.inside and not _counts(made) and any(map(self._leads_to_a_place, args)):
+            self._places[id(made)] = ref(made)
+
+    def _leads_to_a_place(self, value: Any) -> bool:
+        """Tables and counts of what is there are made of neither."""
+        if not isinstance(value, Tensor):
+            return False
+        held = self._places.get(id(value))
+        return _counts(value) or (held is not None and held() is value)
+
     def _is_made(self, tensor: Tensor) -> bool:
         held = self._made.get(id(tensor))
         return held is not None and held[0]() is tensor
 
 
 def _counts(tensor: Tensor | None) -> bool:
-    """Whole numbers are places and counts, of which no loss has a slope."""
+    """Whole numbers are places and counts, of which no loss has a slope; `places` tells of them."""
     return tensor is not None and (tensor.is_floating_point() or tensor.is_complex())

@@ -24,10 +24,15 @@ HIDES = frozenset(
 
 
 class Unknown:
-    """Tensors that stand for what was not kept, and those that were made of them; none is held."""
+    """Tensors that stand for what was not kept, and those that were made of them; none is held.
 
-    def __init__(self) -> None:
+    Args:
+        places: whole numbers that bypassed layers left, of which nobody can say whose evaluation they are.
+    """
+
+    def __init__(self, places: dict[int, ref[Tensor]] | None = None) -> None:
         self._known: dict[int, ref[Tensor]] = {}
+        self._places = places or {}
 
     def add(self, value: Any) -> None:
         for leaf in tree_leaves(value):
@@ -42,6 +47,11 @@ class Unknown:
         Raises:
             PathChanged: it hides that it was given such a tensor.
         """
+        if self._places and any(map(self._is_place, (*args, *kwargs.values()))) and kind is not Kind.WRITES:
+            raise PathChanged(
+                f"{getattr(func, '__name__', func)!r} reads whole numbers that bypassed layers left (routes, masks, orders), "
+                "which are not those of this evaluation"
+            )
         if not any(map(self._is, args)) and not (kwargs and any(map(self._is, kwargs.values()))):
             return
         found = tree_leaves(result)
@@ -56,6 +66,12 @@ class Unknown:
         self.add(found)
         if kind is Kind.WRITES:
             self.add(args[0])
+
+    def _is_place(self, value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            return any(map(self._is_place, value))
+        held = self._places.get(id(value))
+        return held is not None and held() is value
 
     def _is(self, value: Any) -> bool:
         if isinstance(value, (list, tuple)):

@@ -137,6 +137,36 @@ def counted(layer: Layer, x: Tensor) -> None:
     layer.places = x.argmax(-1)
 
 
+def ordered(layer: Layer, x: Tensor) -> None:
+    layer.places = x.argsort(-1)
+
+
+def masked(layer: Layer, x: Tensor) -> None:
+    layer.places = ~(x > 0.05)
+
+
+def masked_buffer(layer: Layer, x: Tensor) -> None:
+    layer.__dict__.setdefault("places", torch.zeros(x.shape, dtype=torch.bool)).copy_(x > 0.05)
+
+
+def read_later(model: Net, x: Tensor) -> Tensor:
+    loss = model(x)
+    return loss + (x * model.layers[0].places).mean() if torch.equal(x, SECOND) else loss
+
+
+@pytest.mark.parametrize("store", [counted, ordered, masked, masked_buffer])
+def test_places_that_layers_leave_and_that_are_read_from_some_step_on(store: Any) -> None:
+    """Which are of another evaluation; whether they differ in it may show once in many steps."""
+    zo, said = steps(Net(store), read_later if store is not counted else argmax_later, bz.SPZO(1, 2), [2], 1)
+    told = ("reads whole numbers that bypassed layers left", "it uses more of the layers than the output of the last")
+    assert len(said) == 1 and any(one in said[0] for one in told) and zo.reuse.reason is not None
+
+
+def argmax_later(model: Net, x: Tensor) -> Tensor:
+    loss = model(x)
+    return loss * (1 + model.layers[0].places.sum()) if torch.equal(x, SECOND) else loss
+
+
 @pytest.mark.parametrize("store", [nothing, table, in_place, counted])
 def test_what_no_loss_can_read_is_no_reason(store: Any) -> None:
     for method, cut, max_group in (ALONE, TOGETHER):
