@@ -98,10 +98,10 @@ def lacks(folder: str | os.PathLike[str]) -> str | None:
     names = {file.name for file in Path(folder).iterdir()} if Path(folder).is_dir() else set()
     if not names:
         return "it is no folder with files"
-    if STATE not in names:
-        return f"it has no {STATE}, so no zeroth-order Trainer saved it"
     if LAST not in names:
         return f"it has no {LAST}, which is written last: its save was stopped"
+    if STATE not in names:
+        return f"it has no {STATE}, so no zeroth-order Trainer saved it"
     if missing := [name for name in ("optimizer.pt", "scheduler.pt") if name not in names]:
         return f"it has no {' and '.join(missing)} (save_only_model=True leaves them out), so rates would begin anew"
     for name in sorted(names):

@@ -152,6 +152,12 @@ class _ZerothOrder:
         self._flops = result.flops / self.args.world_size
         return torch.tensor(result.loss, device=self.args.device)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """None where all steps are done: the Trainer looks only after one, and did one more from a last checkpoint."""
+        if self.state.global_step >= self.state.max_steps > 0:  # type: ignore[attr-defined]
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+
     def _loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The mean loss of one micro-batch, as the Trainer computes it."""
         if hasattr(self, "_metrics"):

@@ -80,6 +80,15 @@ def test_other_rows_are_said(stopped: Path) -> None:
         gone_on(stopped, data=rows()[::-1])
 
 
+@pytest.mark.parametrize("given", [{"max_steps": 4}, {"max_steps": 6}], ids=["within an epoch", "at its end"])
+def test_a_run_that_was_over_does_no_further_step(given: dict[str, Any], tmp_path: Path) -> None:
+    given |= {"lr_scheduler_type": "constant", "save_steps": 2}
+    run = trainer(tmp_path, **given)
+    run.train()
+    assert gone_on(tmp_path, **given) == bz.digest(run.model)
+    assert len(bz.Journal.open(tmp_path / "journal.bz")) == given["max_steps"]
+
+
 def cut(name: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         data = (folder / name).read_bytes()
@@ -94,6 +103,7 @@ def lost(*names: str) -> Callable[[Path], None]:
 
 STOPPED_SAVES: dict[str, tuple[Callable[[Path], None], str]] = {
     "before its last file": (lost("trainer_state.json"), "no trainer_state.json, which is written last"),
+    "in its weights already": (lost("zo.json", "trainer_state.json", "rng_state.pth"), "its save was stopped"),
     "in the state": (cut("trainer_state.json"), "trainer_state.json is damaged"),
     "in the weights": (cut("model.safetensors"), "model.safetensors is damaged"),
     "in the schedule": (cut("scheduler.pt"), "scheduler.pt is damaged"),
