@@ -18,7 +18,14 @@ def as_tensor(value: Any) -> Any:
 
     Such a loss cannot come from a batched evaluation: none lets its numbers out to Python. So its evaluations run one after the
     other, each with the model as it is.
+
+    Raises:
+        ValueError: it is a tensor of complex numbers, or of truths.
     """
+    if isinstance(value, Tensor) and (value.is_complex() or value.dtype is torch.bool):
+        raise ValueError(
+            f"loss_fn returned a tensor of {value.dtype}; expected real numbers, such as its .real or .float()"
+        )
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.tensor(value, dtype=torch.float64)
     if not isinstance(value, Tensor) and hasattr(value, "__array__"):

@@ -176,6 +176,11 @@ def test_bad_losses_and_models() -> None:
         bz.ZO(model, lambda m, b: m(**b).logits).step(batch)
     with pytest.raises(ValueError, match="a str"):
         bz.ZO(model, lambda m, b: "1.0").step(batch)
+    for own in (False, True):
+        with pytest.raises(ValueError, match=r"complex64; expected real numbers"):
+            bz.ZO(model, lambda m, b: m(**b).logits.mean((1, 2)) * 1j, per_example=own).step(batch)
+    with pytest.raises(ValueError, match=r"bool; expected real numbers"):
+        bz.ZO(model, lambda m, b: m(**b).loss > 0).step(batch)
     with pytest.raises(ValueError, match="float64"):
         bz.ZO(copy.deepcopy(model).double())
     with pytest.raises(ValueError, match="another model"):
