@@ -19,7 +19,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from blockzo import ops
 from blockzo.integrations import checkpoints, model_card
@@ -27,6 +27,7 @@ from blockzo.integrations.adapter_notes import note_of
 from blockzo.integrations.block_rates import BlockRates
 from blockzo.integrations.checkpoints import Place
 from blockzo.integrations.epoch_begin import EpochBegin
+from blockzo.integrations.going_on import GoesOn
 from blockzo.integrations.model_notes import TRAINER, described
 from blockzo.integrations.token_counts import counted_once
 from blockzo.integrations.trainer_settings import ZOConfig, converted, refuse, with_settings
@@ -74,7 +75,7 @@ def check_hooks(trainer: type) -> None:
 check_hooks(Trainer)
 
 
-class _ZerothOrder:
+class _ZerothOrder(GoesOn):
     """What `zo` puts before a Trainer.
 
     Attributes:
@@ -194,13 +195,7 @@ class _ZerothOrder:
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, *rest: Any, **options: Any) -> Any:
         self._trial, self._micro_batches = trial, []
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = checkpoints.last(self.args.output_dir)
-        elif resume_from_checkpoint and (reason := checkpoints.lacks(resume_from_checkpoint)):
-            raise JournalError(
-                f"{resume_from_checkpoint} cannot be gone on from: {reason}. Resume from another checkpoint, or load its weights "
-                "as the model and train anew in another output_dir"
-            )
+        resume_from_checkpoint = self._whole(resume_from_checkpoint)
         left, self._left = self._left, None
         if left is not None and self.journal is not None and resume_from_checkpoint in (None, False):
             self._check_left(left)
@@ -215,25 +210,6 @@ class _ZerothOrder:
             if self.journal is not None:
                 self.journal.close()
         return result
-
-    def _check_left(self, left: Place) -> None:
-        """Before `train` once more with the journal of the last."""
-        assert self.zo is not None
-        if self.zo.model is self.model and ops.digest(self.model) != left.digest:
-            raise JournalError(
-                f"the weights are not those that the last train() left, to which {self.journal.path} leads; pass another "  # type: ignore[union-attr]
-                "journal= or output_dir=, for a run that begins at them"
-            )
-
-    def _compare(self, before: Record, now: Record) -> None:
-        """Of the first step after a checkpoint, where the journal had it already."""
-        self._again = None
-        if before.step == now.step and before.losses != now.losses:
-            warnings.warn(
-                f"step {now.step} was done before the run was stopped, with other losses ({before.losses[0]:.6g}, now "
-                f"{now.losses[0]:.6g}): the data, their order, or the machine are others; the journal goes on with the new steps",
-                stacklevel=2,
-            )
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         self._checkpoint = resume_from_checkpoint
@@ -276,36 +252,6 @@ class _ZerothOrder:
     def _check_untouched(self) -> None:
         if self.args.journal is not None:
             self._untouched.check(self.model)
-
-    def _checked(self, folder: str) -> Place:
-        """The place of a checkpoint, whose weights the model has."""
-        place = Place.read(folder)
-        assert place is not None
-        place.check(folder, self._deciding())
-        data, passed = self.train_dataset, int(self.state.epoch or 0)  # type: ignore[attr-defined]
-        if passed and not has_length(data) and not self.args.ignore_data_skip:
-            raise JournalError(
-                f"{folder} lies in pass {passed + 1} over a train_dataset without a length, where the Trainer cannot find the "
-                "row to go on with; expected a length (__len__), an iterator that does not end, or ignore_data_skip=True, which "
-                "begins at the first row again"
-            )
-        if (found := ops.digest(self.model)) != place.digest:
-            raise JournalError(
-                f"{folder} was saved with weights {place.digest}, this model has {found} from it; resume from another "
-                "checkpoint, with the model (and the adapters) that the run began with"
-            )
-        return place
-
-    def _deciding(self) -> dict[str, Any]:
-        """What the steps of the run depend on."""
-        data = self.train_dataset  # type: ignore[attr-defined]
-        return {
-            **self.args.deciding(),
-            # ranks and micro-batches are the same to a step
-            "accumulated": self.args.gradient_accumulation_steps * self.args.world_size,
-            "rows of train_dataset": len(data) if has_length(data) else None,
-            checkpoints.STEPS: self.state.max_steps,  # type: ignore[attr-defined]
-        }
 
     def _blocks(self) -> Any:
         if self.zo is not None and self.zo.model is self.model and self._told == self._settings():
@@ -373,11 +319,6 @@ class _ZerothOrder:
             zo.attach(self.journal, None if place is None else place.step)
 
     # what is saved
-
-    def _here(self) -> Place:
-        """Where the run stands."""
-        assert self.zo is not None
-        return Place(self.zo.step_number, ops.digest(self.model), self._deciding())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_untouched()

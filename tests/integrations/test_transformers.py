@@ -81,7 +81,6 @@ def test_a_step_is_that_of_a_plain_loop_to_the_bit(name: str, tmp_path: Path) ->
 
 def test_a_run_that_is_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
     given = {"method": "auto", "learning_rate": 1.0}
-    # costs of blocks are measured, and decide; so the whole run is gone on with too
     stopped = trainer(tmp_path / "a", callbacks=[Stop(5)], **given)
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
