@@ -67,7 +67,9 @@ def build(compiler: str, folder: Path, *options: str, kernels: Sequence[Path] = 
 
 def kernels_of_the_checkout(folder: Path) -> list[Path]:
     """The objects that the extension is linked from, brought up to date and copied; none where it was not built in place."""
-    made, ninja = ROOT / "build" / "native", shutil.which("ninja")
+    # that of the environment, as scripts/setup.sh: another version may not read its log, and would compile all again
+    own = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    made, ninja = ROOT / "build" / "native", shutil.which("ninja", path=own)
     if ninja is None or not (made / "build.ninja").is_file():
         return []
     names = [f"csrc-cpu-{source.name}.o" for source in sources()]
