@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,9 +32,9 @@ class Missing(Exception):
     """A tool or the built extension is not there."""
 
 
-def run(command: Sequence[str | Path], cwd: Path) -> str:
+def run(command: Sequence[str | Path], cwd: Path, env: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [str(part) for part in command], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode:
         raise RuntimeError(f"`{' '.join(map(str, command))}` ended with {done.returncode}\n{done.stdout[-4000:]}")
@@ -91,8 +91,10 @@ def counted(program: Path, folder: Path, *sets: str, only: str = "") -> dict[str
     """What callgrind counts in each case whose name begins with `only`."""
     for old in folder.glob("callgrind.out*"):
         old.unlink()
-    tool = ["valgrind", "--tool=callgrind", "--collect-atstart=no", f"--callgrind-out-file={folder}/callgrind.out"]
-    text = run([*tool, *CACHES, program, f"--only={only}", *sets], folder)
+    tool = ["--tool=callgrind", "--collect-atstart=no", f"--callgrind-out-file={folder}/callgrind.out"]
+    # the environment and the program's name lie on its stack, and would move what shares lines of the caches with the weights
+    valgrind = shutil.which("valgrind") or "valgrind"
+    text = run([valgrind, *tool, *CACHES, f"./{program.name}", f"--only={only}", *sets], program.parent, {})
     own = {}
     for line in text.splitlines():
         if "\t" in line:
