@@ -4,18 +4,17 @@ counted by callgrind (`csrc/tests/counts.cpp`).
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.packaging.builds import extension_objects
+
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-NATIVE = ROOT / "build" / "native"
 SETS = ("avx2", "baseline")
 """Those that valgrind knows."""
 WEIGHTS = 128 * 512
@@ -43,19 +42,14 @@ def run(command: Sequence[str | Path], cwd: Path, env: Mapping[str, str] | None 
 
 def objects() -> list[Path]:
     """Those that the extension is linked of, brought up to date."""
-    if not (NATIVE / "build.ninja").is_file():
-        raise Missing(f"{NATIVE.relative_to(ROOT)} holds no build of the extension: scripts/setup.sh")
     if platform.machine() != "x86_64":
         raise Missing(f"the sets that are counted are those of x86_64, and this is {platform.machine()}")
-    # beside the interpreter, whose environment need not be activated
-    ninja = shutil.which("ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-    if ninja is None:
-        raise Missing("ninja, which built the extension, was not found: scripts/setup.sh")
     if shutil.which("valgrind") is None or not Path("/usr/include/valgrind/callgrind.h").is_file():
         raise Missing("valgrind and its headers are not installed; .ci/run lists the packages")
-    # nothing to do after a build; nothing that is in use is written
-    run([ninja, "-f", NATIVE / "build.ninja"], ROOT)
-    return sorted(path for path in NATIVE.glob("csrc-cpu-*.o"))
+    found = extension_objects()
+    if not found:
+        raise Missing("build/native holds no build of the extension, or ninja was not found: scripts/setup.sh")
+    return found
 
 
 def compiler_of(path: Path) -> str:

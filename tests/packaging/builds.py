@@ -48,6 +48,20 @@ def execute(command: Sequence[str | Path], cwd: Path, **changes: str | None) -> 
     )
 
 
+def extension_objects() -> list[Path]:
+    """Those of the kernels that the extension is linked of, brought up to date; none without a build in place or ninja."""
+    made = ROOT / "build" / "native"
+    # beside the interpreter: another version may not read the log of that which built, and would compile all again
+    ninja = shutil.which("ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if ninja is None or not (made / "build.ninja").is_file():
+        return []
+    # nothing to do after a build; nothing that is in use is written
+    done = execute([ninja, "-f", made / "build.ninja"], ROOT)
+    if done.returncode:
+        raise RuntimeError(done.stdout[-4000:])
+    return sorted(made.glob("csrc-cpu-*.o"))
+
+
 def pip_wheel(source: Path, out: Path, isolated: bool = False, **changes: str | None) -> Result:
     options = [] if isolated else ["--no-build-isolation"]
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-cache-dir", "-v", *options, "-w", out, source]
