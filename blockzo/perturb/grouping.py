@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,6 +76,10 @@ class Known:
         self.sizes: dict[Any, Size] = {}
         self.alone: dict[Any, Alone] = {}
         self.checked = False
+        self.busy: set[Any] = set()
+        """Kinds whose rows kept the cores busy in the last batch."""
+        self.clean: set[Any] = set()
+        """Kinds of which one that was stopped changes nothing for the next."""
         self.looked: set[Any] = set()
         """Kinds of which a group has run, so that it is known whether something of it is kept."""
         self.beside = max(FLOOR, int(SHARE * _held(getattr(owner, "model", owner))))
@@ -136,6 +139,7 @@ class Grouping:
         """
         failure: _Failure | None = None
         size = self.known.sizes.setdefault(kind, Size())
+        stopped = False
         done = 0
         while done < len(items):
             waiting = len(items) - done
@@ -149,11 +153,27 @@ class Grouping:
             # what is left by an error did not come to what sets the model back
             standing = Standing(self.model) if look and isinstance(self.model, nn.Module) else None
             try:
+                if stopped and kind not in self.known.clean:
+                    # an evaluation to its end sets back what one that was stopped left beside the model
+                    next_one, after = (run(part[:1], None, False)[0] for _ in range(2))
+                    if _equal(next_one, after):
+                        self.known.clean.add(kind)
+                stopped = False
                 if count > 1 and isinstance(self.max_group, str) and size.rows is None:
-                    size.learn(run(part[:1], (AUTO_ROWS, sys.maxsize), True)[1])
-                    continue
-                result, mode = run(part, self._limits(size, count), look if count > 1 else passing)
-                if look:
+                    known = kind in self.known.busy
+                    result, mode = run(part[:1], None, not known)
+                    if mode.rows <= AUTO_ROWS:
+                        self.known.busy.discard(kind)
+                        if not known:
+                            size.learn(mode)
+                        continue
+                    self.busy.add(kind)
+                    self.known.busy.add(kind)
+                    # not stopped: it is the first of those that run alone
+                    part, count = part[:1], 1
+                else:
+                    result, mode = run(part, self._limits(size, count), look if count > 1 else passing)
+                if look and count > 1:
                     self.known.looked.add(kind)
                     place = _held_on(self.model)
                     if not place and mode.outlived is not None and mode.outlived.any():
@@ -172,7 +192,7 @@ class Grouping:
                     standing.put_back()
                 if found.linear and found.rows > AUTO_ROWS:
                     self.busy.add(kind)
-                size.rows = None
+                size.rows, stopped = None, True
                 continue
             except Exception as error:
                 if standing is not None:
@@ -192,6 +212,7 @@ class Grouping:
                         size.largest = max(2, count // 2)
                     else:
                         failure = _Failure(f"{type(error).__name__}: {error}", cause is Cause.BATCHING)
+                    stopped = True
                     continue
             if parted is not None:
                 # out here, lest an error among these is taken for one that came of parting them
@@ -249,6 +270,11 @@ class Grouping:
                 "shape"
             )
         warnings.warn(f"{text}, with the same results", stacklevel=6)
+
+
+def _equal(one: Activations, other: Activations) -> bool:
+    pairs = zip(one.leaves, other.leaves, strict=True)
+    return all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor))
 
 
 def _difference(group: Activations, alone: Activations) -> str:

@@ -82,7 +82,16 @@ def beside_the_model(m: Any, x: Tensor) -> Tensor:
     return policy + (policy - other).pow(2)
 
 
-LOSSES = (reference, tied_for_a_call, another_layer, hooked, beside_the_model)
+def read_before_it_is_set_back(m: Any, x: Tensor) -> Tensor:
+    """The first thing that an evaluation reads is what one that was left has changed."""
+    scale = MODE["scale"]
+    MODE["scale"] = 0.5
+    loss = scale * m(x)
+    MODE["scale"] = 1.0
+    return loss
+
+
+LOSSES = (reference, tied_for_a_call, another_layer, hooked, beside_the_model, read_before_it_is_set_back)
 
 
 @pytest.mark.parametrize("max_group", [1, "auto"])
@@ -98,11 +107,34 @@ def test_losses_are_those_of_moved_copies_and_the_model_is_as_it_was(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = zo.step(batch)
-        assert MODE["scale"] == 1.0
+        assert MODE["scale"] == 1.0 and zo.reuse.reason is None
         assert result.losses == pytest.approx(expected_losses(before, zo, result, loss, batch), rel=1e-5)
         assert parameters == {name: id(p) for name, p in model.named_parameters()}
         assert parts == [(name, id(part)) for name, part in model.named_modules()]
         assert not any(part._forward_hooks or getattr(part, "off", False) for part in model.modules())
+
+
+def alone(m: Any, x: Tensor) -> Tensor:
+    """In a group it fails in the midst of its call."""
+    scale = MODE["scale"]
+    MODE["scale"] = 0.5
+    loss = scale * m(x)
+    loss = loss + 0 * len(torch.unique(loss.detach()).tolist())
+    MODE["scale"] = 1.0
+    return loss
+
+
+@pytest.mark.parametrize("loss", [read_before_it_is_set_back, alone], ids=lambda f: f.__name__)
+def test_a_group_that_is_stopped_leaves_nothing_to_the_next(loss: Callable[..., Tensor]) -> None:
+    """Batches grow out of what was measured, and past the rows that are worth a group."""
+    model = Net()
+    zo = bz.ZO(model, loss, bz.SPSA(3), lr=1e-3, eps=1e-2, seed=5)
+    for rows in (3, 3, 20, 50, 80, 80, 3):
+        batch, before = torch.randn(rows, 6, generator=torch.Generator().manual_seed(rows)), copy.deepcopy(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = zo.step(batch)
+        assert result.losses == pytest.approx(expected_losses(before, zo, result, loss, batch), rel=1e-5)
 
 
 def test_what_comes_and_goes_is_no_switch() -> None:
